@@ -1,0 +1,118 @@
+"""The words everything else is written in: rows, pool, graph, coreset, budget.
+
+Numbers only. Nothing here, and nothing that only needs these types, imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Rows = NDArray[np.int64]  # (m,) positions in the pool, distinct
+
+#: The only door to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
+#: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
+Measure = Callable[[Rows], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class NeighborGraph:
+    """Directed k-NN lists over the pool; row i is never its own neighbour.
+
+    neighbors   (n, k) int32    nearest first; -1 where fewer than k exist
+    similarity  (n, k) float32  cosine, taken when the list was made; 0 beside a -1
+    built_from  (n, d) float32  the unit embedding each row had when its list was made
+    """
+
+    neighbors: Array
+    similarity: Array
+    built_from: Array
+
+    @property
+    def n(self) -> int:
+        return int(self.neighbors.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.neighbors.shape[1])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is known of every example, without text, tokens or model.
+
+    features     name -> (n, ...)   row i describes example i; the names are those of the signals
+    cost         (n,) int64         tokens an example adds to training
+    measured_at  (n,) int32         round of the last exact look, -1 = never
+    usable       (n,) bool          False = may never be chosen (its signals were not finite)
+    graph        NeighborGraph | None
+    """
+
+    features: Mapping[str, Array]
+    cost: Array
+    measured_at: Array
+    usable: Array
+    graph: NeighborGraph | None = None
+
+    @property
+    def n(self) -> int:
+        return int(self.cost.shape[0])
+
+    def feature(self, name: str) -> Array:
+        """The feature of that name; KeyError names what the pool does hold."""
+        if name not in self.features:
+            raise KeyError(f"the pool has no feature {name!r}; it has {sorted(self.features)}")
+        return self.features[name]
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """The rows to train on.
+
+    indices  (K,) int64    distinct pool rows, in the order chosen
+    weights  (K,) float64  >= 0, mean 1
+    gains    (K,) float64  what each pick was worth when it was picked
+    reasons  name -> (n,)  the components of that worth for EVERY pool row, for the audit
+    """
+
+    indices: Rows
+    weights: Array
+    gains: Array
+    reasons: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may be chosen: rows or tokens, already resolved against a pool (see `budget.py`)."""
+
+    amount: int
+    unit: str = "rows"  # "rows" | "tokens"
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Pool -> Coreset. A frozen dataclass whose fields are its settings."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the signals it reads from `pool.features`."""
+        ...
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset: ...
+
+
+@runtime_checkable
+class Refresh(Protocol):
+    """Whom to measure again, and what that tells about the others."""
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows: ...
+
+    def absorb(self, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool: ...
