@@ -1,0 +1,50 @@
+"""Fine-tune a language model on a small, changing coreset of its instruction data.
+
+Every public name is imported when it is first used: `import coretune` loads neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from coretune.ledger import Ledger
+    from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
+
+_MODULE_OF = {
+    "Budget": "coretune.types",
+    "Coreset": "coretune.types",
+    "Ledger": "coretune.ledger",
+    "Measure": "coretune.types",
+    "NeighborGraph": "coretune.types",
+    "Pool": "coretune.types",
+    "Refresh": "coretune.types",
+    "Rows": "coretune.types",
+    "Selector": "coretune.types",
+}
+
+__all__ = [
+    "Budget",
+    "Coreset",
+    "Ledger",
+    "Measure",
+    "NeighborGraph",
+    "Pool",
+    "Refresh",
+    "Rows",
+    "Selector",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"coretune has no {name!r}; it has {', '.join(sorted(_MODULE_OF))}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,32 @@
+# Needs Python >= 3.10 with its venv module, and nothing else. Another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+READY := .venv/.ready
+
+.PHONY: demo test lint format clean
+
+demo: $(READY)
+	.venv/bin/python -m coretune demo
+
+test: lint
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest --quiet -n 2
+
+lint: $(READY)
+	.venv/bin/ruff check --quiet .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+format: $(READY)
+	.venv/bin/ruff check --quiet --fix .
+	.venv/bin/ruff format --quiet .
+
+clean:
+	rm -rf .venv
+
+# Touched last, so that an installation which was cut short is taken up again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 10) and "coretune needs Python >= 3.10 and $(PYTHON) is %s: run make PYTHON=python3.11" % v)'
+	@echo "installing into .venv (about 2 GB, a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
