@@ -116,3 +116,10 @@ class Refresh(Protocol):
     def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows: ...
 
     def absorb(self, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool: ...
+
+
+@runtime_checkable
+class Valued(Protocol):
+    """A selector that maximises a set function can say what a coreset is worth under a pool."""
+
+    def value(self, pool: Pool, coreset: Coreset) -> float: ...
