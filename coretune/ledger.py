@@ -252,7 +252,8 @@ def training_flops(
     6·P·ΣT; attention has two products forward and four backward: 12·L·d·ΣT².
     LoRA with A adapter parameters: frozen weights need no gradient, 4·P·ΣT; the adapters need all three,
     6·A·ΣT; attention as before.
-    Gradient checkpointing runs the blocks forward once more: 2·(P_b + A)·ΣT + 4·L·d·ΣT².
+    Gradient checkpointing runs the blocks forward once more: 2·(P_b + A)·ΣT + 4·L·d·ΣT². (PyTorch stops each
+    block short of its last product, a few per cent of the step, which is not taken off here.)
 
     adapter_parameters  A; None = full fine-tuning
     """
