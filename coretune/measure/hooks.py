@@ -1,0 +1,144 @@
+"""Per-example gradients from a layer's inputs x_s and output gradients g_s: one rule a layer type.
+
+A rule turns what hooks see of a layer into the gradient of each of its parameters, in one of the three forms
+of `forms.py`. Weight gradients are never formed by autograd: the parameters are frozen while hooks listen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from coretune.measure.forms import Form, Lookup, Outer, Vector
+
+#: (layer, inputs x (B, T, in), output gradients g (B, T, out)) -> {parameter's name in the layer: gradients}
+Rule = Callable[[Any, Tensor, Tensor], dict[str, Form]]
+
+
+def linear(layer: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """y = W x + b: ∂/∂W = Σ_s g_s x_sᵀ, ∂/∂b = Σ_s g_s."""
+    return {"weight": Outer(g, x.float()), "bias": Vector(g.sum(1))}
+
+
+def conv1d(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """GPT-2's layer, a linear one whose weight is stored (in, out): ∂/∂W = Σ_s x_s g_sᵀ."""
+    return {"weight": Outer(x.float(), g), "bias": Vector(g.sum(1))}
+
+
+def embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """y = W[x]: ∂/∂W = Σ_s e_{x_s} g_sᵀ; the padding index learns nothing."""
+    if layer.padding_idx is not None:
+        g = g * (x != layer.padding_idx)[..., None]
+    return {"weight": Lookup(x, g, layer.num_embeddings)}
+
+
+def layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """y = w ⊙ x̂ + b: ∂/∂w = Σ_s g_s ⊙ x̂_s, ∂/∂b = Σ_s g_s."""
+    normal = functional.layer_norm(x.float(), layer.normalized_shape, eps=layer.eps)
+    return {"weight": Vector((g * normal).sum(1)), "bias": Vector(g.sum(1))}
+
+
+def _root_mean_square(x: Tensor, g: Tensor, eps: float) -> dict[str, Form]:
+    """y = w ⊙ x̂ with x̂ = x / √(mean(x²) + ε): ∂/∂w = Σ_s g_s ⊙ x̂_s."""
+    x = x.float()
+    return {"weight": Vector((g * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps))).sum(1))}
+
+
+def rms_norm(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """The norm of Llama and its relatives in transformers."""
+    return _root_mean_square(x, g, layer.variance_epsilon)
+
+
+#: By class name, for some of these classes are transformers' own. A subclass with a name of its own is
+#: another layer: it may compute something else.
+RULES: dict[str, Rule] = {
+    "Linear": linear,
+    "Conv1D": conv1d,
+    "Embedding": embedding,
+    "LayerNorm": layer_norm,
+    "LlamaRMSNorm": rms_norm,
+    "MistralRMSNorm": rms_norm,
+    "Phi3RMSNorm": rms_norm,
+    "Qwen2RMSNorm": rms_norm,
+    "Qwen3RMSNorm": rms_norm,
+}
+
+
+def rule_for(name: str, layer: nn.Module) -> Rule:
+    """The rule of a layer; ValueError names the layer that has none."""
+    kind = type(layer).__name__
+    if kind not in RULES:
+        raise ValueError(
+            f"no per-example gradient for layer {name!r} of type {kind}; known types are {sorted(RULES)}"
+        )
+    return RULES[kind]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A layer some of whose parameters count.
+
+    name         in the model
+    parameters   name in the layer ("weight", "bias") -> name in the model
+    """
+
+    name: str
+    layer: nn.Module
+    rule: Rule
+    parameters: dict[str, str]
+
+
+#: What is told of each chosen parameter of a batch: (name in the model, its per-example gradients).
+Reader = Callable[[str, Form], None]
+
+
+@contextmanager
+def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[set[str]]:
+    """While inside, a backward pass tells every reader the gradients of the chosen parameters.
+
+    Yields the set of the names of the layers that took part in the forward pass. The model's parameters must
+    be frozen: then the graph begins at the output of the first chosen layer, and backward stops there.
+    """
+    seen: set[str] = set()
+
+    def listen(item: Chosen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def forward_hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            if item.name in seen:
+                raise ValueError(
+                    f"layer {item.name!r} is used twice in one forward pass; this is not supported"
+                )
+            seen.add(item.name)
+            x, tokenwise = inputs[0].detach(), 2 if type(layer) is nn.Embedding else 3
+            if x.dim() != tokenwise or x.shape[0] not in (1, batch_size):
+                raise ValueError(
+                    f"layer {item.name!r} sees an input of shape {tuple(x.shape)}, not one row an example "
+                    f"(batch of {batch_size}); layers that mix examples, such as experts, are not supported"
+                )
+            # Position embeddings are looked up once for all rows; their gradient would arrive as one sum.
+            x, output = x.expand(batch_size, *x.shape[1:]), output.expand(batch_size, *output.shape[1:])
+            if not output.requires_grad:
+                output.requires_grad_()
+            output.register_hook(lambda g: tell(layer, x, g))
+            return output
+
+        def tell(layer: nn.Module, x: Tensor, g: Tensor) -> None:
+            with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
+                forms = item.rule(layer, x, g.float())
+                for local, name in item.parameters.items():
+                    for read in readers:
+                        read(name, forms[local])
+
+        return forward_hook
+
+    handles = [item.layer.register_forward_hook(listen(item)) for item in chosen]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,217 @@
+"""The loop over batches: which work the asked signals need, and their values written row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coretune.measure import passes
+from coretune.measure.batches import Batch, collate, pack
+from coretune.measure.head import HeadResult
+from coretune.measure.hooks import Chosen
+from coretune.measure.parameters import choose
+from coretune.measure.project import MatrixProjection, Sketch, generator
+from coretune.measure.readers import Inner, Projected, SquareNorm, Total
+from coretune.measure.settings import MeasureSettings
+from coretune.types import Array
+
+NEED_HEAD = frozenset({"loss", "head_gradient"})
+NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
+PROJECTED = frozenset({"gradient", "target_cosine"})
+
+
+@dataclass(frozen=True)
+class References:
+    """What gradients are compared with.
+
+    gradient    parameter -> float32, mean gradient over the reference rows; for `alignment`
+    direction   (projection_dim,) float32, mean unit projected gradient of the target; for `target_cosine`
+    """
+
+    gradient: dict[str, Tensor] | None = None
+    direction: Tensor | None = None
+
+
+class Meter:
+    """A model, the parameters that count, and their projections; to be used inside `passes.untouched`."""
+
+    def __init__(
+        self, model: Any, settings: MeasureSettings, names: frozenset[str], pad_token_id: int
+    ) -> None:
+        self.model, self.settings, self.pad_token_id = model, settings, pad_token_id
+        self.device: torch.device = model.get_output_embeddings().weight.device
+        self.chosen: list[Chosen] = choose(model, settings.last_blocks) if names & NEED_BACKWARD else []
+        self.projections = self._projections() if names & PROJECTED else {}
+        self.head_projection = self._head_projection() if "head_gradient" in names else None
+        self._head_checked = False
+
+    def signals(
+        self,
+        tokens: Sequence[Array],
+        prompt_length: Array,
+        names: frozenset[str],
+        references: References,
+        progress: Callable[[int], None] | None,
+    ) -> dict[str, Array]:
+        """Name -> (m, ...) float32, row r describes tokens[r]; `unconditional_loss` is left to the caller."""
+        found: dict[str, Array] = {
+            name: np.full((len(tokens), *self._shape(name)), np.nan, dtype=np.float32)
+            for name in sorted(names - {"unconditional_loss"})
+        }
+        for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
+            for name, value in self._measure(batch, names, references).items():
+                found[name][batch.where] = value.cpu().numpy()
+            if progress is not None:
+                progress(batch.size)
+        return found
+
+    def mean_gradient(self, tokens: Sequence[Array], prompt_length: Array) -> dict[str, Tensor]:
+        """Mean over rows of the gradient of their token-mean loss, by parameter, float32.
+
+        Rows without a finite gradient are left out; ValueError when none is left.
+        """
+        mean: dict[str, Tensor] = {}
+        counted = 0
+        for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
+            total, norm = Total(), SquareNorm(batch.size, self.device)
+            _, response = passes.forward_backward(self.model, batch, self.chosen, [total, norm])
+            good = (norm.value + response.loss).isfinite()
+            if not bool(good.all()):
+                # One row that is not finite has spoilt the batch's total: once more without it.
+                if not bool(good.any()):
+                    continue
+                total = Total()
+                passes.forward_backward(self.model, batch.keep(good), self.chosen, [total])
+            counted += int(good.sum())
+            for name, value in total.value.items():
+                mean[name] = mean[name] + value if name in mean else value
+        if not counted:
+            raise ValueError(
+                f"none of the {len(tokens)} reference rows has a finite gradient; check the data and weights"
+            )
+        return {name: value / counted for name, value in mean.items()}
+
+    def check_head(self, tokens: Sequence[Array]) -> None:
+        """Refuses a model whose logits are not its head's. Once is enough: it depends on no weight."""
+        if not self._head_checked and len(tokens) and len(tokens[0]):
+            few = collate([tokens[0][:8]], np.zeros(1), np.zeros(1, dtype=np.int64), self.pad_token_id)
+            passes.check_head(self.model, few.to(self.device))
+            self._head_checked = True
+
+    def _batches(self, tokens: Sequence[Array], prompt_length: Array, batch_tokens: int) -> Iterator[Batch]:
+        lengths = np.array([len(row) for row in tokens], dtype=np.int64)
+        for where in pack(lengths, batch_tokens):
+            yield collate(tokens, prompt_length, where, self.pad_token_id).to(self.device)
+
+    def _measure(self, batch: Batch, names: frozenset[str], references: References) -> dict[str, Tensor]:
+        """Name -> (B, ...) of one batch."""
+        projection = self.head_projection if "head_gradient" in names else None
+        value: dict[str, Tensor] = {}
+        response: HeadResult | None
+        if names & NEED_BACKWARD:
+            readers = self._readers(batch.size, names, references)
+            hidden, response = passes.forward_backward(
+                self.model, batch, self.chosen, list(readers.values()), projection=projection
+            )
+            value = _gradient_signals(readers, references)
+        else:
+            hidden, response = passes.forward_only(
+                self.model, batch, head=bool(names & NEED_HEAD), projection=projection
+            )
+        if response is not None:
+            # A row without a response has a gradient of zero by arithmetic, but no gradient by meaning.
+            value["loss"] = response.loss
+            if response.feature is not None:
+                value["head_gradient"] = response.feature
+            value = {name: _where(response.loss.isfinite(), signal) for name, signal in value.items()}
+        if "response_embedding" in names:
+            value["response_embedding"] = _response_embedding(hidden, batch)
+        if "prompt_embedding" in names:
+            value["prompt_embedding"] = _prompt_embedding(hidden, batch)
+        return {name: _where(_finite(signal), signal) for name, signal in value.items() if name in names}
+
+    def _readers(
+        self, rows: int, names: frozenset[str], references: References
+    ) -> dict[str, SquareNorm | Inner | Projected]:
+        readers: dict[str, SquareNorm | Inner | Projected] = {}
+        if "gradient_norm" in names:
+            readers["gradient_norm"] = SquareNorm(rows, self.device)
+        if "alignment" in names:
+            assert references.gradient is not None
+            readers["alignment"] = Inner(rows, references.gradient, self.device)
+        if names & PROJECTED:
+            readers["gradient"] = Projected(rows, self.settings.projection_dim, self.projections, self.device)
+        return readers
+
+    def _projections(self) -> dict[str, MatrixProjection | Sketch]:
+        """One for each chosen parameter, independent of each other."""
+        settings = self.settings
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        projections: dict[str, MatrixProjection | Sketch] = {}
+        for name in (name for item in self.chosen for name in item.parameters.values()):
+            shape = shapes[name]
+            if len(shape) == 1:
+                draw = generator(settings.seed, name)
+                projections[name] = Sketch.make(shape[0], settings.projection_dim, draw, self.device)
+            else:
+                projections[name] = self._matrix_projection(name, (shape[0], shape[1]))
+        return projections
+
+    def _matrix_projection(self, name: str, shape: tuple[int, int]) -> MatrixProjection:
+        settings = self.settings
+        return MatrixProjection.make(
+            name, shape, settings.projection_dim, settings.factor_dim, settings.seed, self.device
+        )
+
+    def _head_projection(self) -> MatrixProjection:
+        vocabulary, width = self.model.get_output_embeddings().weight.shape
+        return self._matrix_projection("head_gradient", (vocabulary, width))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of one row of that signal."""
+        if name in ("response_embedding", "prompt_embedding"):
+            return (int(self.model.get_output_embeddings().weight.shape[1]),)
+        return (self.settings.projection_dim,) if name in ("gradient", "head_gradient") else ()
+
+
+def _gradient_signals(
+    readers: dict[str, SquareNorm | Inner | Projected], references: References
+) -> dict[str, Tensor]:
+    value = {name: reader.value for name, reader in readers.items()}
+    if "gradient_norm" in value:
+        value["gradient_norm"] = value["gradient_norm"].clamp_min(0.0).sqrt()
+    if references.direction is not None and "gradient" in value:
+        value["target_cosine"] = functional.normalize(value["gradient"], dim=1) @ references.direction
+    return value
+
+
+def _response_embedding(hidden: Tensor, batch: Batch) -> Tensor:
+    """(B, d) float32 unit: mean of the last hidden states over the response tokens."""
+    weight = batch.response_mask().float()
+    weight = weight / weight.sum(1, keepdim=True)
+    # Not hidden * weight: a padded position that is not finite would spoil the row (0 · NaN).
+    mean = torch.where(weight[..., None] > 0, hidden.float(), 0.0).mul_(weight[..., None]).sum(1)
+    return functional.normalize(mean, dim=1)
+
+
+def _prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
+    """(B, d) float32 unit: the last hidden state at the last prompt token; NaN where the row ends before."""
+    last = (batch.start - 1).clamp_max(hidden.shape[1] - 1)
+    state = hidden[torch.arange(batch.size, device=hidden.device), last].float()
+    return _where(batch.start <= batch.length, functional.normalize(state, dim=1))
+
+
+def _finite(signal: Tensor) -> Tensor:
+    """(B,) bool: every entry of the row is finite."""
+    return signal.isfinite().flatten(1).all(1) if signal.dim() > 1 else signal.isfinite()
+
+
+def _where(good: Tensor, signal: Tensor) -> Tensor:
+    """`signal`, NaN in the rows that are not good."""
+    return torch.where(good.view(-1, *[1] * (signal.dim() - 1)), signal, torch.nan)

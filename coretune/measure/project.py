@@ -1,0 +1,100 @@
+"""Seeded random projections in plain PyTorch: the Rademacher matrix and the sparse sketch.
+
+Both keep inner products without bias: E⟨Pu, Pv⟩ = ⟨u, v⟩.
+The same seed gives the same projection on every machine: the numbers are drawn on the CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, *names: str) -> torch.Generator:
+    """A generator that depends on the seed and the names alone, not on the order of calls."""
+    digest = hashlib.sha256("\0".join((str(seed), *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def rademacher(size: int, dim: int, draw: torch.Generator) -> Tensor:
+    """(size, dim) float32 with entries ±1/√dim, to be applied on the right: u @ R.
+
+    Var⟨Ru, Rv⟩ = (‖u‖²‖v‖² + ⟨u, v⟩² − 2 Σ u_j² v_j²) / dim   [Achlioptas 2003; TRAK, Park et al. 2023]
+    """
+    signs = torch.randint(0, 2, (size, dim), generator=draw, dtype=torch.int8)
+    return (2.0 * signs.float() - 1.0) / dim**0.5
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Sparse Johnson-Lindenstrauss transform, one entry a column: y[h(j)] += σ_j u_j.
+
+    bucket  (size,) int64    h
+    sign    (size,) float32  σ
+
+    Same variance as a dense Rademacher projection to `dim` (fully independent h and σ), at O(size) instead of
+    O(size · dim).   [Charikar et al. 2002; Kane and Nelson 2014; as used by GraSS, Hu et al. 2025]
+    """
+
+    bucket: Tensor
+    sign: Tensor
+    dim: int
+
+    @staticmethod
+    def make(size: int, dim: int, draw: torch.Generator, device: torch.device) -> Sketch:
+        bucket = torch.randint(0, dim, (size,), generator=draw)
+        sign = 2.0 * torch.randint(0, 2, (size,), generator=draw).float() - 1.0
+        return Sketch(bucket.to(device), sign.to(device), dim)
+
+    def add_to(self, total: Tensor, vectors: Tensor) -> None:
+        """Adds the sketch of each of `vectors` (B, size) to `total` (B, dim), in place."""
+        total.index_add_(1, self.bucket, vectors * self.sign)
+
+
+@dataclass(frozen=True)
+class MatrixProjection:
+    """vec(P_o G P_iᵀ) sketched to `dim`, for gradients G (a, b) that are sums of outer products.
+
+    left, right   P_oᵀ (a, a') and P_iᵀ (b, b'), or None for a side that is short enough to stay as it is
+    sketch        of the a'·b' entries
+
+    The sides are projected before the outer product is taken, so G is never built (LoGra, Choe et al. 2024).
+    Then E⟨y_1, y_2⟩ = ⟨G_1, G_2⟩. [choice] A side is cut to `factor_dim`, wider than LoGra's, and the sketch
+    brings a'·b' down to `dim`: two thin sides alone have a relative variance of 2/a' + 2/b' on a rank-one G.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    sketch: Sketch
+
+    @staticmethod
+    def make(
+        name: str, shape: tuple[int, int], dim: int, factor_dim: int, seed: int, device: torch.device
+    ) -> MatrixProjection:
+        """The projection of the parameter `name`; independent of that of every other name."""
+        sides = [
+            rademacher(size, factor_dim, generator(seed, name, side)).to(device)
+            if size > factor_dim
+            else None
+            for size, side in zip(shape, ("left", "right"), strict=True)
+        ]
+        size = min(shape[0], factor_dim) * min(shape[1], factor_dim)
+        return MatrixProjection(
+            sides[0], sides[1], Sketch.make(size, dim, generator(seed, name, "sketch"), device)
+        )
+
+    def add_to(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Adds the projection of Σ_s left_s right_sᵀ of each row to `total` (B, dim), in place.
+
+        left (B, T, a) and right (B, T, b), float32.
+        """
+        self.add_projected(total, left if self.left is None else left @ self.left, right)
+
+    def add_projected(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """As `add_to`, with `left` (B, T, a') projected already."""
+        if self.right is not None:
+            right = right @ self.right
+        self.sketch.add_to(total, (left.mT @ right).flatten(1))

@@ -1,0 +1,55 @@
+"""What is gathered from per-example gradients as a backward pass tells them, one parameter after another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from coretune.measure.forms import Form
+from coretune.measure.project import MatrixProjection, Sketch
+
+
+class SquareNorm:
+    """value (B,): Σ over parameters of ‖G_i‖²."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.value = torch.zeros(rows, device=device)
+
+    def __call__(self, name: str, form: Form) -> None:
+        self.value += form.square_norm()
+
+
+class Inner:
+    """value (B,): Σ over parameters of ⟨G_i, reference⟩."""
+
+    def __init__(self, rows: int, reference: Mapping[str, Tensor], device: torch.device) -> None:
+        self.reference = reference
+        self.value = torch.zeros(rows, device=device)
+
+    def __call__(self, name: str, form: Form) -> None:
+        self.value += form.inner(self.reference[name])
+
+
+class Projected:
+    """value (B, dim): Σ over parameters of their projections, each with signs of its own."""
+
+    def __init__(
+        self, rows: int, dim: int, projections: Mapping[str, MatrixProjection | Sketch], device: torch.device
+    ) -> None:
+        self.projections = projections
+        self.value = torch.zeros(rows, dim, device=device)
+
+    def __call__(self, name: str, form: Form) -> None:
+        form.project(self.projections[name], self.value)
+
+
+class Total:
+    """value: parameter -> Σ_i G_i, float32."""
+
+    def __init__(self) -> None:
+        self.value: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, form: Form) -> None:
+        self.value[name] = form.total()

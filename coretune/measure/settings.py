@@ -1,0 +1,38 @@
+"""The settings of a measurement. Free of torch, so that a configuration can be read without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How signals are measured.
+
+    last_blocks     gradient signals count the parameters of that many last transformer blocks; None = all
+    projection_dim  dimension of `gradient` and of `head_gradient`
+    factor_dim      a side of a weight longer than this is projected to it first (see project.py)
+    batch_tokens    padded tokens in a batch at most
+    reference_rows  pool rows whose mean gradient is the reference of `alignment` when there is no target
+    autocast        name of a dtype ("bfloat16") to run the model in; None: its own, or the caller's autocast
+    seed            of the projections and of the reference rows
+    """
+
+    last_blocks: int | None = 2
+    projection_dim: int = 512
+    factor_dim: int = 128
+    batch_tokens: int = 4096
+    reference_rows: int = 256
+    autocast: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("projection_dim", "factor_dim", "batch_tokens", "reference_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.last_blocks is not None and self.last_blocks < 1:
+            raise ValueError(
+                f"last_blocks is {self.last_blocks}; it must be at least 1, or null for all blocks"
+            )
+        if self.autocast not in (None, "bfloat16", "float16"):
+            raise ValueError(f"autocast is {self.autocast!r}; it must be null, bfloat16 or float16")

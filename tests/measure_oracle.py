@@ -1,0 +1,135 @@
+"""Tiny random models, ragged rows, and the slow obvious measurement: autograd, one example at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCABULARY, PAD, BOS = 53, 0, 1
+
+
+class RaggedRows:
+    """The two members of a corpus that a measurement reads."""
+
+    def __init__(self, token_rows: Sequence[Sequence[int]], prompt_length: Sequence[int]) -> None:
+        self.token_rows = [np.asarray(row, dtype=np.int32) for row in token_rows]
+        self.prompt_length = np.asarray(prompt_length, dtype=np.int64)
+
+    def tokens(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [self.token_rows[i] for i in rows]
+
+
+def random_rows(n: int, seed: int, longest: int = 24) -> RaggedRows:
+    """Rows of 2 to `longest` tokens, each with at least one response token; some without a prompt."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, longest + 1, n)
+    return RaggedRows(
+        [rng.integers(2, VOCABULARY, length) for length in lengths],
+        [int(rng.integers(0, n)) for n in lengths],
+    )
+
+
+def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
+    """llama, llama-lora (A and B random), gpt2 (Conv1D, tied head) or qwen2; three blocks, in train mode."""
+    torch.manual_seed(seed)
+    common = {"vocab_size": VOCABULARY, "attn_implementation": attention}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    model: torch.nn.Module
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=64, **common))
+    elif family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**small, **common))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**small, **common))
+    for parameter in model.parameters():  # random norms and biases too, or their gradients hide mistakes
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    if family == "llama-lora":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = LoraConfig(
+            r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.3, task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+    return model.train()
+
+
+def chosen_names(model: torch.nn.Module, last_blocks: int | None) -> list[str]:
+    """Names of the parameters that count, told apart by hand for the models above."""
+    blocks = range(3) if last_blocks is None else range(3 - last_blocks, 3)
+    adapted = any("lora_" in name for name, _ in model.named_parameters())
+    kinds = ("lora_A", "lora_B") if adapted else ("self_attn.o_proj.weight", "attn.c_proj.weight")
+    return [
+        name
+        for name, _ in model.named_parameters()
+        if any(f".{block}." in name for block in blocks) and any(kind in name for kind in kinds)
+    ]
+
+
+def oracle(
+    model: torch.nn.Module, rows: RaggedRows, last_blocks: int | None
+) -> list[dict[str, torch.Tensor | dict[str, torch.Tensor]]]:
+    """Of each row, alone and by autograd: loss, embeddings, unconditional loss, and the chosen gradients."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    names = chosen_names(model, last_blocks)
+    parameters = [
+        parameter.requires_grad_(True) for name, parameter in model.named_parameters() if name in names
+    ]
+    found = []
+    for tokens, prompt_length in zip(rows.token_rows, rows.prompt_length, strict=True):
+        ids, start = torch.from_numpy(tokens).long()[None], max(int(prompt_length), 1)
+        output = model(input_ids=ids, output_hidden_states=True)
+        loss = functional.cross_entropy(output.logits[0, start - 1 : -1].float(), ids[0, start:])
+        hidden = output.hidden_states[-1][0]
+        alone = torch.cat([torch.tensor([[BOS]]), ids[:, start:]], 1)
+        unconditional = functional.cross_entropy(model(input_ids=alone).logits[0, :-1].float(), alone[0, 1:])
+        gradients = torch.autograd.grad(loss, parameters)
+        found.append(
+            {
+                "loss": loss.detach(),
+                "response_embedding": functional.normalize(hidden[start:].mean(0), dim=0).detach(),
+                "prompt_embedding": functional.normalize(hidden[start - 1], dim=0).detach(),
+                "unconditional_loss": unconditional.detach(),
+                "gradients": dict(zip(names, gradients, strict=True)),
+            }
+        )
+    return found
+
+
+def stacked(found: list[dict], name: str) -> np.ndarray:
+    return torch.stack([row[name] for row in found]).numpy()
+
+
+def flat_gradients(found: list[dict]) -> np.ndarray:
+    """(n, all chosen parameters) float32."""
+    return np.stack([torch.cat([g.flatten() for g in row["gradients"].values()]).numpy() for row in found])
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, bound: float = 1e-4) -> None:
+    """Relative to the expected array's own size, row by row."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    size = np.abs(expected).reshape(len(expected), -1).max(1)
+    gap = np.abs(found - expected).reshape(len(expected), -1).max(1)
+    assert (gap <= bound * size + 1e-7).all(), (gap / size).max()
