@@ -1,0 +1,136 @@
+"""How much a row matters by itself: a small family of scores, one function each.
+
+Every signal is a mean over the response's tokens, so none of them grows with length [choice].
+GRACE [paper] uses gradient-based importance; on a dirty pool the plain norm ranks wrong rows first, hence the
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from coretune.select.ranking import usable_feature
+from coretune.types import Array, Pool
+
+
+@dataclass(frozen=True)
+class Importance:
+    """needs: the signals to be measured for it · score: Pool -> (n,) float64 raw score, anything on unusable
+    rows.
+    """
+
+    needs: tuple[str, ...]
+    score: Callable[[Pool], Array]
+
+
+def gradient_norm(pool: Pool) -> Array:
+    """‖∂ℓ_i/∂φ‖, φ the last blocks' adapter or attention-output weights (STAFF, Zhang et al., ICLR 2025)."""
+    return _signal(pool, "gradient_norm")
+
+
+def alignment(pool: Pool) -> Array:
+    """⟨g_i, ḡ⟩, with ḡ the mean gradient of the pool or of a trusted target set (after LESS, Xia et al., ICML
+    2024).
+    """
+    return _signal(pool, "alignment")
+
+
+def loss(pool: Pool) -> Array:
+    """The response's loss ℓ_i."""
+    return _signal(pool, "loss")
+
+
+def learnability(pool: Pool) -> Array:
+    """ℓ_i one exact look ago − ℓ_i now: high for what is being learnt, low for noise (after RHO, Mindermann
+    et al., 2022).
+
+    0 where there was no look before [choice]: nothing is known of such a row, and in the first round of none.
+    """
+    previous = pool.feature("previous_loss")
+    return np.where(np.isfinite(previous), previous - _signal(pool, "loss"), 0.0)
+
+
+def ifd(pool: Pool) -> Array:
+    """log of the perplexity of the response given its prompt over that of the response alone (Li et al.,
+    NAACL 2024).
+    """
+    return _signal(pool, "loss") - _signal(pool, "unconditional_loss")
+
+
+def neighbour_consistency(pool: Pool) -> Array:
+    """−(ℓ_i − median of the losses of i's graph neighbours): low for a row that its own neighbourhood
+    contradicts.
+
+    [choice] after the observation that wrong responses show as a loss far above that of similar rows.
+    Unusable neighbours do not count; a row without neighbours scores 0.
+    """
+    if pool.graph is None:
+        raise ValueError("neighbour_consistency reads the k-NN graph, but the pool has none: build one first")
+    own, neighbors = _signal(pool, "loss"), pool.graph.neighbors
+    counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
+    around = np.sort(np.where(counted, own[neighbors], np.inf), axis=1)  # those that do not count come last
+    count = counted.sum(axis=1)
+    middle = np.stack([np.maximum(count - 1, 0) // 2, count // 2], axis=1)
+    with np.errstate(invalid="ignore"):  # inf − inf: an unusable row's loss
+        deviation = own - np.take_along_axis(around, middle, axis=1).mean(axis=1)
+    return np.where(count > 0, -deviation, 0.0)
+
+
+def uniform(pool: Pool) -> Array:
+    """0 for all: coverage alone decides."""
+    return np.zeros(pool.n)
+
+
+#: name in the configuration -> score
+IMPORTANCES: dict[str, Importance] = {
+    "gradient_norm": Importance(("gradient_norm",), gradient_norm),
+    "alignment": Importance(("alignment",), alignment),
+    "learnability": Importance(("loss",), learnability),  # previous_loss is kept by the refresh, not measured
+    "ifd": Importance(("loss", "unconditional_loss"), ifd),
+    "loss": Importance(("loss",), loss),
+    "neighbour_consistency": Importance(("loss",), neighbour_consistency),
+    "uniform": Importance((), uniform),
+}
+
+
+def importance(name: str) -> Importance:
+    """The importance of that name; ValueError with the names there are."""
+    if name not in IMPORTANCES:
+        raise ValueError(f"no importance is named {name!r}; there are {', '.join(IMPORTANCES)}")
+    return IMPORTANCES[name]
+
+
+def scaled(raw: Array, usable: Array) -> Array:
+    """(n,) float64 ranks of the usable rows brought to [0, 1]; equal scores share their mean rank, unusable
+    rows get 0.
+
+    By rank [choice], so that one outlier does not flatten all the others. All equal, or only one row: 0.5.
+    """
+    result = np.zeros(len(raw))
+    _, position, count = np.unique(raw[usable], return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(count) - (count + 1) / 2.0  # 0-based
+    last = count.sum() - 1
+    result[usable] = (mean_rank / last)[position] if last > 0 else 0.5
+    return result
+
+
+def cut_off(raw: Array, usable: Array, share: float) -> Array:
+    """(n,) bool: the usable rows without the ⌊share · usable⌋ of highest score, the hard cut-off of CCS.
+
+    Zheng et al., "Coverage-centric Coreset Selection for High Pruning Rates", ICLR 2023. Of equals the higher
+    row goes.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"a cut-off of {share} is no share: give 0 <= cutoff < 1")
+    rows = np.flatnonzero(usable)
+    dropped = rows[np.lexsort((-rows, -raw[rows]))][: int(share * len(rows) + 1e-9)]  # 0.29 · 100 is 28.99…
+    kept = usable.copy()
+    kept[dropped] = False
+    return kept
+
+
+def _signal(pool: Pool, name: str) -> Array:
+    return usable_feature(pool, name).astype(np.float64)

@@ -1,0 +1,36 @@
+"""LESS: rows whose gradient points where the target's does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from coretune.select.ranking import ranked, usable_feature
+from coretune.types import Budget, Coreset, Pool
+
+
+@dataclass(frozen=True)
+class Less:
+    """Rank by the cosine with the target's gradients.
+
+    Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning", ICML 2024,
+    arXiv:2402.04333:
+
+        score_i = max over target groups of  Σ_t η_t cos(∇ℓ̄_target(θ_t), Γ(z_i, θ_t))
+
+    with Γ the Adam update and θ_t the checkpoints of the warm-up. Ours reads the signal `target_cosine`,
+    which is measured at the model as it stands, with the projected gradient itself [choice]: one look, no
+    optimiser state.
+    """
+
+    name: ClassVar[str] = "less"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("target_cosine",)
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        cosine = usable_feature(pool, "target_cosine").astype(np.float64)
+        return ranked(pool, cosine, budget, {"target_cosine": cosine})

@@ -1,0 +1,74 @@
+"""Selection by rank: rows in a given order, as many as the budget holds. And what every selector reads and
+returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from coretune.types import Array, Budget, Coreset, Pool, Rows
+
+
+def usable_feature(pool: Pool, name: str) -> Array:
+    """(n, ...) the feature of that name, finite on every usable row, else ValueError with the first that is
+    not.
+    """
+    feature = pool.feature(name)
+    for start in range(0, pool.n, 65536):  # in parts: the feature may be memory-mapped
+        part = slice(start, start + 65536)
+        finite = np.isfinite(feature[part]).reshape(len(feature[part]), -1).all(axis=1)
+        bad = np.flatnonzero(pool.usable[part] & ~finite)
+        if len(bad):
+            raise ValueError(
+                f"feature {name!r} of usable row {start + bad[0]} is not finite: mark the row unusable"
+            )
+    return feature
+
+
+def ranked(pool: Pool, worth: Array, budget: Budget, reasons: Mapping[str, Array]) -> Coreset:
+    """The usable rows of highest worth (n,), weights 1, gain = worth; the lower row among equals.
+
+    No guarantee is needed: the objective is a plain sum, so the top rows are its maximum (rows; under a token
+    budget each row in turn is taken if it still fits).
+    """
+    rows = np.flatnonzero(pool.usable)
+    indices = take_in_order(rows[np.argsort(-worth[rows], kind="stable")], pool.cost, budget)
+    return coreset(indices, worth[indices], reasons)
+
+
+def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
+    """(K,) int64: the rows of `order`, in that order, that the budget holds; ValueError when it cannot be
+    filled.
+    """
+    if budget.unit == "rows":
+        if budget.amount > len(order):
+            raise ValueError(
+                f"a budget of {budget.amount} rows, but only {len(order)} may be chosen; ask for fewer"
+            )
+        return order[: budget.amount]
+    taken, left, shortest = [], budget.amount, int(cost[order].min(initial=budget.amount + 1))
+    if shortest > left:
+        raise ValueError(f"no row fits a budget of {left} tokens; ask for more")
+    for row, tokens in zip(order.tolist(), cost[order].tolist(), strict=True):
+        if tokens <= left:
+            taken.append(row)
+            left -= tokens
+            if left < shortest:
+                break
+    return np.array(taken, dtype=np.int64)
+
+
+def coreset(
+    indices: Rows, gains: Array, reasons: Mapping[str, Array], weights: Array | None = None
+) -> Coreset:
+    """A Coreset with float64 gains, and weights 1 unless given; given ones are brought to mean 1."""
+    if weights is None:
+        weights = np.ones(len(indices))
+    return Coreset(
+        indices=np.asarray(indices, dtype=np.int64),
+        weights=np.asarray(weights / weights.mean(), dtype=np.float64),
+        gains=np.asarray(gains, dtype=np.float64),
+        reasons=reasons,
+    )

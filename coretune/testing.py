@@ -1,0 +1,200 @@
+"""The exam that every selector sits, ours and yours, and the pools it sits it on.
+
+from coretune.testing import check_selector
+check_selector(MySelector())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
+
+
+def synthetic_pool(
+    n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
+) -> Pool:
+    """A pool with every signal, clustered embeddings and an exact k-NN graph; for tests, since it compares
+    all pairs.
+
+    d         width of the embeddings and of the gradients
+    copies    share of the rows that equal another row in everything
+    unusable  share of the rows, at most n − 1 of them, that are unusable: NaN in every feature, no edge
+    neighbors k of the graph; lists end in -1 where the pool has fewer
+    """
+    rng = np.random.default_rng(seed)
+    source = np.arange(n)
+    copied = rng.choice(n, size=int(copies * n), replace=False)
+    source[copied] = rng.choice(np.setdiff1d(source, copied), size=len(copied)) if len(copied) < n else 0
+    features = {name: value[source] for name, value in _signals(rng, n, d).items()}
+    usable = np.ones(n, dtype=bool)
+    usable[rng.choice(n, size=min(int(unusable * n), n - 1), replace=False)] = False
+    for value in features.values():
+        value[~usable] = np.nan
+    return Pool(
+        features=features,
+        cost=rng.integers(5, 60, size=n)[source],
+        measured_at=np.zeros(n, dtype=np.int32),
+        usable=usable,
+        graph=_exact_graph(features["response_embedding"], usable, neighbors),
+    )
+
+
+def check_selector(selector: Selector, *, seed: int = 0) -> None:
+    """Raises AssertionError naming the case and the promise that is broken.
+
+    Promises: indices distinct, in range, usable; exactly K rows for a budget of K rows, never more tokens
+    than a budget of tokens; weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,); the same
+    coreset for the same seed; the pool left as it was; only features it names in `needs` are read.
+    Cases: budgets from one row to all; copies, all rows equal, unusable rows holding NaN, fewer rows than
+    neighbours.
+    """
+    _require(dataclasses.is_dataclass(selector), f"{type(selector).__name__} is no dataclass")
+    _require(selector.__hash__ is not None, f"{type(selector).__name__} is not frozen")
+    for case, pool in _cases(seed):
+        unknown = set(selector.needs) - set(pool.features)
+        _require(
+            not unknown, f"needs {sorted(unknown)}, which are no signals; there are {sorted(pool.features)}"
+        )
+        visible = _read_only(pool, selector.needs)
+        for budget in _budgets(pool):
+            _examine(selector, visible, budget, seed, f"{case}, {budget.amount} {budget.unit}")
+
+
+def _cases(seed: int) -> Iterator[tuple[str, Pool]]:
+    yield "plain pool of 60", synthetic_pool(60, 8, seed)
+    yield "half the rows copies", synthetic_pool(60, 8, seed, copies=0.5)
+    yield "all rows equal", synthetic_pool(12, 4, seed, copies=1.0)
+    yield "a third of the rows unusable", synthetic_pool(45, 8, seed, copies=0.2, unusable=0.34)
+    yield "3 rows, 5 neighbours", synthetic_pool(3, 4, seed)
+    yield "1 row", synthetic_pool(1, 4, seed)
+
+
+def _budgets(pool: Pool) -> Iterator[Budget]:
+    usable, cost = int(pool.usable.sum()), pool.cost[pool.usable]
+    for rows in sorted({1, (usable + 2) // 3, usable}):
+        yield Budget(rows, "rows")
+    for tokens in sorted({int(cost.min()), int(cost.sum()) // 3 + int(cost.min()), int(cost.sum())}):
+        yield Budget(tokens, "tokens")
+
+
+def _examine(selector: Selector, pool: Pool, budget: Budget, seed: int, case: str) -> None:
+    before = {name: value.copy() for name, value in _arrays(pool).items()}
+    coreset = selector.select(pool, budget, np.random.default_rng([seed, 1]))
+    for name, value in _arrays(pool).items():
+        _require(np.array_equal(value, before[name], equal_nan=True), f"{case}: it changed the pool's {name}")
+    _examine_rows(coreset, pool, budget, case)
+    _examine_worth(coreset, pool, case)
+    again = selector.select(pool, budget, np.random.default_rng([seed, 1]))
+    for name in ("indices", "weights", "gains"):
+        same = np.array_equal(getattr(coreset, name), getattr(again, name))
+        _require(same, f"{case}: two runs of one seed differ in {name}")
+
+
+def _examine_rows(coreset: Coreset, pool: Pool, budget: Budget, case: str) -> None:
+    rows = coreset.indices
+    _require(
+        rows.ndim == 1 and rows.dtype == np.int64,
+        f"{case}: indices are {rows.dtype} {rows.shape}, not int64 (K,)",
+    )
+    _require(len(rows) > 0, f"{case}: nothing was chosen")
+    _require(
+        rows.min() >= 0 and rows.max() < pool.n, f"{case}: rows {rows.min()} to {rows.max()} of {pool.n}"
+    )
+    _require(
+        len(np.unique(rows)) == len(rows),
+        f"{case}: {len(rows)} rows, {len(np.unique(rows))} of them distinct",
+    )
+    _require(bool(pool.usable[rows].all()), f"{case}: {(~pool.usable[rows]).sum()} unusable rows were chosen")
+    if budget.unit == "rows":
+        _require(len(rows) == budget.amount, f"{case}: {len(rows)} rows were chosen")
+    else:
+        tokens = int(pool.cost[rows].sum())
+        _require(tokens <= budget.amount, f"{case}: {tokens} tokens were chosen")
+
+
+def _examine_worth(coreset: Coreset, pool: Pool, case: str) -> None:
+    shape = coreset.indices.shape
+    for name, value in (("weights", coreset.weights), ("gains", coreset.gains)):
+        _require(value.shape == shape, f"{case}: {name} have shape {value.shape}, the indices {shape}")
+        _require(value.dtype == np.float64, f"{case}: {name} are {value.dtype}, not float64")
+        _require(
+            bool(np.isfinite(value).all()), f"{case}: {(~np.isfinite(value)).sum()} {name} are not finite"
+        )
+    _require(coreset.weights.min() >= 0, f"{case}: a weight of {coreset.weights.min()}")
+    _require(abs(coreset.weights.mean() - 1) < 1e-9, f"{case}: mean weight {coreset.weights.mean()}, not 1")
+    for name, value in coreset.reasons.items():
+        _require(
+            value.shape == (pool.n,), f"{case}: reason {name!r} has shape {value.shape}, not ({pool.n},)"
+        )
+
+
+def _require(kept: bool, message: str) -> None:
+    if not kept:
+        raise AssertionError(message)
+
+
+def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
+    """Every signal a measurement can return, and what a refresh keeps beside them."""
+    loss = rng.gamma(2.0, 1.0, size=n).astype(np.float32)
+    return {
+        "loss": loss,
+        "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
+        "previous_loss": np.where(rng.random(n) < 0.2, np.nan, loss + rng.normal(size=n)).astype(np.float32),
+        "response_embedding": _clustered(rng, n, d),
+        "prompt_embedding": _clustered(rng, n, d),
+        "gradient_norm": rng.gamma(2.0, 1.0, size=n).astype(np.float32),
+        "gradient": rng.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(rng, n, d),
+        "head_gradient": rng.normal(size=(n, d)).astype(np.float32),
+        "alignment": rng.normal(size=n).astype(np.float32),
+        "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
+    }
+
+
+def _clustered(rng: np.random.Generator, n: int, d: int) -> Array:
+    """(n, d) float32 unit rows around a few directions."""
+    centers = rng.normal(size=(max(1, n // 10), d))
+    rows = centers[rng.integers(len(centers), size=n)] + 0.5 * rng.normal(size=(n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _exact_graph(embedding: Array, usable: Array, k: int) -> NeighborGraph:
+    n = len(embedding)
+    unit = np.where(usable[:, None], embedding, 0.0).astype(np.float32)
+    cosine = unit @ unit.T
+    cosine[~usable] = -np.inf
+    cosine[:, ~usable] = -np.inf
+    np.fill_diagonal(cosine, -np.inf)
+    neighbors = np.full((n, k), -1, dtype=np.int32)
+    similarity = np.zeros((n, k), dtype=np.float32)
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(cosine, nearest, axis=1)
+    neighbors[:, : nearest.shape[1]] = np.where(np.isfinite(found), nearest, -1)
+    similarity[:, : nearest.shape[1]] = np.where(np.isfinite(found), found, 0.0)
+    return NeighborGraph(neighbors, similarity, unit)
+
+
+def _read_only(pool: Pool, needs: tuple[str, ...]) -> Pool:
+    """The pool as the exam shows it: only what is needed, and nothing that can be written to."""
+    features = {
+        name: pool.features[name] for name in {*needs, "previous_loss"}
+    }  # the refresh always keeps the last
+    shown = dataclasses.replace(pool, features=features)
+    for value in _arrays(shown).values():
+        value.setflags(write=False)
+    return shown
+
+
+def _arrays(pool: Pool) -> dict[str, Array]:
+    assert pool.graph is not None
+    graph = {"graph.neighbors": pool.graph.neighbors, "graph.similarity": pool.graph.similarity}
+    return {
+        **pool.features,
+        "cost": pool.cost,
+        "measured_at": pool.measured_at,
+        "usable": pool.usable,
+        **graph,
+    }
