@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from coretune.raw import CorpusError
 from coretune.types import Array, Rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """n tokenised rows in an order of their own.
 
@@ -53,7 +53,7 @@ class Corpus:
     fingerprint: str
     dataset: datasets.Dataset
     _records: pa.ChunkedArray
-    _home: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    _home: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def build(
@@ -111,6 +111,9 @@ class Corpus:
             _home=home,
         )
 
+    def __repr__(self) -> str:
+        return f"Corpus({len(self)} rows, {self.length.sum()} tokens, {self.fingerprint})"
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -133,9 +136,8 @@ class Corpus:
 
     def labels(self, rows: Rows | Sequence[int]) -> list[Array]:
         """Targets of each of `rows`: its tokens, -100 over the prompt. Position t is predicted from t - 1."""
+        begins = self.prompt_length[np.asarray(rows, dtype=np.int64)]
         return [
-            np.where(np.arange(len(tokens)) < prompt_length, IGNORED, tokens)
-            for tokens, prompt_length in zip(
-                self.tokens(rows), self.prompt_length[np.asarray(rows)], strict=True
-            )
+            np.where(np.arange(len(tokens)) < begin, IGNORED, tokens)
+            for tokens, begin in zip(self.tokens(rows), begins, strict=True)
         ]
