@@ -194,8 +194,7 @@ def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_pr
         (_place(raw[row]), f"id {ids[row]!r} is already that of {_place(raw[first])}")
         for first, row in _twins(ids, kept)
     ]
-    if twins or not skip_bad_rows:
-        refuse(dropped if not skip_bad_rows else [], twins)
+    refuse([] if skip_bad_rows else dropped, twins)
     if not kept:
         raise CorpusError(f"all {len(dropped)} rows are bad, the first: {': '.join(dropped[0])}")
     order = sorted(kept, key=lambda row: (digests[row], ids[row]))
