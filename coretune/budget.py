@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from coretune.types import Budget, Pool
 
 _MULTIPLE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-_WRITTEN = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kmb]?)\s*(%|rows?|tokens?|)", re.IGNORECASE)
+_WRITTEN = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([kmb]?)\s*(%|rows?|tokens?|)", re.IGNORECASE)
 _FORMS = "write rows (600), a share (10%) or tokens (2M tokens)"
 
 
@@ -21,8 +22,7 @@ _FORMS = "write rows (600), a share (10%) or tokens (2M tokens)"
 class BudgetRequest:
     """A budget before the pool is known.
 
-    amount  rows, tokens, or a share in (0, 1]; a share is a fraction, so that 10 % of 30 rows is 3 and not
-            ⌈3.0…4⌉
+    amount  rows, tokens, or a share in (0, 1]: a fraction, so that 10 % of 30 rows is 3 and not ⌈3.0…4⌉
     unit    "rows" | "tokens" | "share"
     """
 
@@ -98,4 +98,4 @@ def _share(share: Fraction, written: str, multiple: str) -> BudgetRequest:
 
 def _plain(number: float) -> str:
     """0.00001 as "0.00001", not "1e-05"."""
-    return f"{number:f}" if "e" in repr(number) else repr(number)
+    return format(Decimal(repr(number)), "f")

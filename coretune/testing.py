@@ -1,8 +1,4 @@
-"""The exam that every selector sits, ours and yours, and the pools it sits it on.
-
-from coretune.testing import check_selector
-check_selector(MySelector())
-"""
+"""The exam every selector sits, ours and yours: `check_selector(MySelector())`; and pools to sit it on."""
 
 from __future__ import annotations
 
@@ -17,13 +13,12 @@ from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 def synthetic_pool(
     n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
 ) -> Pool:
-    """A pool with every signal, clustered embeddings and an exact k-NN graph; for tests, since it compares
-    all pairs.
+    """A pool with every signal, clustered embeddings and an exact k-NN graph. It compares all pairs: n small.
 
-    d         width of the embeddings and of the gradients
-    copies    share of the rows that equal another row in everything
-    unusable  share of the rows, at most n − 1 of them, that are unusable: NaN in every feature, no edge
-    neighbors k of the graph; lists end in -1 where the pool has fewer
+    d          width of the embeddings and of the gradients
+    copies     share of the rows that equal another row in everything
+    unusable   share of the rows, at most n − 1 of them, that are unusable: NaN in every feature, no edge
+    neighbors  k of the graph; lists end in -1 where the pool has fewer rows
     """
     rng = np.random.default_rng(seed)
     source = np.arange(n)

@@ -108,7 +108,9 @@ def better_slow_greedy(problem: Problem, budget: Budget) -> list[int]:
 
 
 def sampled(epsilon: float = 0.1, seed: int = 0) -> Callable[..., Picks]:
-    def engine(objective: Objective, budget: Budget, cost: Array, candidates: Array, start: Array | None = None) -> Picks:
+    def engine(
+        objective: Objective, budget: Budget, cost: Array, candidates: Array, start: Array | None = None
+    ) -> Picks:
         rng = np.random.default_rng(seed)
         return stochastic_greedy(objective, budget, cost, candidates, start, rng=rng, epsilon=epsilon)
 
@@ -166,7 +168,9 @@ def test_a_warm_start_comes_first_and_is_paid_for(problem: Problem, data: st.Dat
 @pytest.mark.parametrize("engine", [naive_greedy, lazy_greedy, sampled()])
 @given(problem=problems())
 @FEW
-def test_picks_are_distinct_candidates_within_the_budget(engine: Callable[..., Picks], problem: Problem) -> None:
+def test_picks_are_distinct_candidates_within_the_budget(
+    engine: Callable[..., Picks], problem: Problem
+) -> None:
     for budget in problem.budgets():
         picks = engine(problem.objective, budget, problem.cost, problem.candidates)
         assert len(np.unique(picks.indices)) == len(picks.indices)
@@ -378,9 +382,9 @@ def test_dense_sources_give_their_formula() -> None:
         chosen = np.array([3, 17, 9, 5, 11])
         top = matrix[:, chosen].max(axis=1)
         assert matrix[np.arange(30), chosen[source.nearest(chosen)]] == pytest.approx(top, abs=1e-4)
-    assert distance_similarity(rows, np.ones(30, dtype=bool)).block(slice(20, 30), np.arange(10)).diagonal() == (
-        pytest.approx(bound, abs=0)
-    )
+    assert distance_similarity(rows, np.ones(30, dtype=bool)).block(
+        slice(20, 30), np.arange(10)
+    ).diagonal() == (pytest.approx(bound, abs=0))
 
 
 def test_rows_without_demand_may_hold_nan() -> None:
@@ -390,7 +394,9 @@ def test_rows_without_demand_may_hold_nan() -> None:
     spoilt = np.where(usable[:, None], rows, np.nan).astype(np.float32)
     for make in (cosine_similarity, lambda features: distance_similarity(features, usable)):
         picks = [
-            lazy_greedy(Objective(make(f), np.zeros(20), 1.0, demand), Budget(6), np.ones(20, dtype=np.int64), usable)
+            lazy_greedy(
+                Objective(make(f), np.zeros(20), 1.0, demand), Budget(6), np.ones(20, dtype=np.int64), usable
+            )
             for f in (rows, spoilt)
         ]
         assert picks[0].indices.tolist() == picks[1].indices.tolist()

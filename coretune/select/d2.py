@@ -16,8 +16,7 @@ from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 @dataclass(frozen=True)
 class D2:
-    """Take the highest score, then lower its neighbours' scores; scores start as those of whole
-    neighbourhoods.
+    """Take the highest score, lower its neighbours' scores, and so on; neighbours first add to a score.
 
     Maharana, Yadav, Bansal, "D2 Pruning: Message Passing for Balancing Diversity and Difficulty in Data
     Pruning", ICLR 2024, arXiv:2310.07931. With d the Euclidean distance of the embeddings, x_i the
@@ -26,8 +25,8 @@ class D2:
         forward   x_i <- x_i + Σ_{j∈N(i)} exp(−γ_f d_ij) x_j
         reverse   after picking s:  x_j <- x_j − exp(−γ_r d_sj) x_s  for j ∈ N(s)
 
-    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph, symmetrised. Difficulty is an importance brought to [0,
-    1] by rank [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
+    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph, symmetrised. Difficulty is an importance, by rank in
+    [0, 1] [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
 
     reasons  difficulty x_i · score, the score when picked, or at the end for a row not picked
     """
@@ -45,9 +44,7 @@ class D2:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         graph = graph_similarity(pool)
         distance = np.sqrt(np.maximum(0.0, 2.0 - 2.0 * graph.similarity.astype(np.float64)))
-        difficulty = scaled(
-            importance(self.difficulty).score(pool), pool.usable
-        )  # 0 on unusable rows: no message
+        difficulty = scaled(importance(self.difficulty).score(pool), pool.usable)  # an unusable row sends 0
         start = np.repeat(np.arange(pool.n), np.diff(graph.indptr))
         message = np.exp(-self.gamma_forward * distance) * difficulty[graph.indices]
         score = difficulty + np.bincount(start, weights=message, minlength=pool.n)
@@ -58,7 +55,7 @@ class D2:
 def _pick(
     score: Array, graph: GraphSimilarity, weight: Array, pool: Pool, budget: Budget
 ) -> tuple[Rows, Array]:
-    """Picks and their scores; lowers `score` (n,) in place. weight (e,) of each edge in the reverse message."""
+    """Picks and their scores; lowers `score` (n,) in place. weight (e,) of each edge's reverse message."""
     if budget.unit == "rows" and budget.amount > pool.usable.sum():
         raise ValueError(
             f"a budget of {budget.amount} rows, but only {pool.usable.sum()} are usable; ask for fewer"

@@ -37,7 +37,7 @@ class FacilityLocation:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         demand = pool.usable.astype(np.float64)
         source = pool_similarity(pool, self.similarity, self.embedding)
-        objective = Objective(source, np.zeros(pool.n), 1.0 / demand.sum(), demand)
+        objective = Objective(source, np.zeros(pool.n), 1.0 / max(1.0, demand.sum()), demand)
         picks = lazy_greedy(objective, budget, pool.cost, pool.usable)
         coverage = coverage_worth(objective, picks, pool.usable)
         return coreset(picks.indices, picks.gains, {"coverage": coverage, "covered": picks.best})

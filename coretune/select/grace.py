@@ -19,8 +19,8 @@ class Grace:
     """A row is worth its importance and the part of the pool that it stands for and none before it did.
 
     Tang, Li, Chen, "GRACE: A Dynamic Coreset Selection Framework for Large Language Model Optimization",
-    arXiv:2604.11810, 2026. [paper] representation diversity is combined with gradient-based importance;
-    [choice] so:
+    arXiv:2604.11810, 2026. [paper] combines representation diversity with gradient-based importance;
+    [choice] does it so:
 
         F(S) = λ Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
 
@@ -35,11 +35,10 @@ class Grace:
     cutoff           share of the usable rows, those of highest importance, that may not be chosen
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
-    reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
-                     max_{j∈S} sim
+    reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain;
+                     covered = max_{j∈S} sim(v, j)
 
-    Raises ValueError for a setting out of range, and when the cut-off leaves fewer rows than the budget asks
-    for.
+    Raises ValueError for a setting out of range, and when the cut-off leaves fewer rows than the budget.
     """
 
     lambda_: float = 0.5
@@ -64,7 +63,7 @@ class Grace:
         objective = Objective(
             similarity=pool_similarity(pool, self.similarity, self.embedding),
             modular=worth,
-            scale=(1.0 - self.lambda_) / pool.usable.sum(),
+            scale=(1.0 - self.lambda_) / max(1, pool.usable.sum()),
             demand=pool.usable.astype(np.float64),
         )
         picks = lazy_greedy(objective, budget, pool.cost, cut_off(raw, pool.usable, self.cutoff))

@@ -14,8 +14,7 @@ Guarantees, for m >= 0:
   Constraint", arXiv:2008.05391), and the run by gain starts with the best single row. This covers the often
   quoted 1 − 1/√e ≈ 0.393, whose older proof had a gap that the same paper closes; what Leskovec et al.
   (KDD 2007) prove for the better of the two is ½(1 − 1/e).
-- a dense source rounds (`Similarity.rounding`): gains within that rounding count as equal, and the factors
-  hold up to it.
+- a dense source rounds: gains equal up to that rounding are draws (DENSE_TIE), and the factors hold up to it.
 """
 
 from __future__ import annotations
@@ -28,6 +27,9 @@ import numpy as np
 from coretune.select.heap import Heap
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
+
+#: Gains of copies differ by a few 1e-7 of themselves when BLAS sums in another order.
+DENSE_TIE = 2e-6
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,13 @@ class Objective:
     demand: Array
 
     @property
-    def tolerance(self) -> float:
-        """Two gains closer than this are equal: no more is known of them."""
-        return float(self.scale * self.demand.sum() * self.similarity.rounding)
+    def tie(self) -> float:
+        """Two gains closer than this share of themselves are equal: no more is known of them."""
+        return DENSE_TIE if self.similarity.rounding > 0.0 else 0.0
 
     def gains(self, best: Array, rows: Rows) -> Array:
         """(m,) float64 F(S ∪ {i}) − F(S) of each row, S known by its coverage `best` (n,) float32."""
-        gains: Array = self.modular[rows] + self.scale * self.similarity.gains(best, self.demand, rows)
-        return gains
+        return self.modular[rows] + self.scale * self.similarity.gains(best, self.demand, rows)
 
     def value(self, chosen: Rows) -> float:
         """F of a set, in any order."""
@@ -63,8 +64,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Picks:
-    """indices (K,) int64 in the order chosen · gains (K,) float64 · best (n,) float32 each row's similarity
-    to S.
+    """S as it was built.
+
+    indices  (K,) int64    in the order chosen
+    gains    (K,) float64  F(S ∪ {i}) − F(S) of each when it was picked
+    best     (n,) float32  each row's similarity to its nearest pick
     """
 
     indices: Rows
@@ -73,8 +77,7 @@ class Picks:
 
 
 def coverage_worth(objective: Objective, picks: Picks, usable: Array) -> Array:
-    """(n,) float64 the coverage part of each row's worth: when it was picked, and now for those that were
-    not.
+    """(n,) float64 coverage part of each row's worth: when it was picked, or now if it was not.
 
     0 for unusable rows. One evaluation of every row, for the audit.
     """
@@ -93,7 +96,6 @@ def naive_greedy(
     cost        (n,) int64  tokens of each row, read under a token budget only
     candidates  (n,) bool   rows that may be chosen
     start       (m,) int64  warm start: rows chosen beforehand, in this order, paid from the budget; the
-                factor of the
                             guarantee then holds for what is added to them
     Raises ValueError when the candidates cannot fill a row budget, or no row fits a token budget.
     """
@@ -122,12 +124,11 @@ def stochastic_greedy(
     rng: np.random.Generator,
     epsilon: float = 0.01,
 ) -> Picks:
-    """The best of a random sample for every pick; (n/K) ln(1/ε) candidates a sample, n ln(1/ε) evaluations in
-    all.
+    """The best of a random sample for every pick: n ln(1/ε) evaluations, whatever K is.
 
-    Rows: F(S) >= (1 − 1/e − ε) F(best) in expectation (Mirzasoleiman et al., "Lazier Than Lazy Greedy", AAAI
-    2015, Theorem 1). Tokens: K is taken as the tokens over the candidates' mean cost [choice]; no factor is
-    proven. Arguments and errors as `naive_greedy`.
+    A sample is (n/K) ln(1/ε) candidates. Rows: F(S) >= (1 − 1/e − ε) F(best) in expectation (Mirzasoleiman
+    et al., "Lazier Than Lazy Greedy", AAAI 2015, Theorem 1). Tokens: K is taken as the tokens over the
+    candidates' mean cost [choice]; no factor is proven. Arguments and errors as `naive_greedy`.
     """
 
     def run(chosen: _Chosen, rows: Rows, by_cost: bool) -> None:
@@ -177,9 +178,8 @@ def _within_budget(
     begun = np.empty(0, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
     _check(budget, cost, candidates, begun)
     if budget.unit == "rows":
-        return _one_run(
-            run, objective, np.ones(len(cost), dtype=np.int64), budget.amount, candidates, begun, False
-        )
+        cost = np.ones(len(cost), dtype=np.int64)
+        return _one_run(run, objective, cost, budget.amount, candidates, begun, False)
     by_token = _one_run(run, objective, cost, budget.amount, candidates, begun, True)
     by_gain = _one_run(run, objective, cost, budget.amount, candidates, begun, False)
     return by_token if by_token.gains.sum() >= by_gain.gains.sum() else by_gain
@@ -224,37 +224,37 @@ def _check(budget: Budget, cost: Array, candidates: Array, begun: Rows) -> None:
         )
 
 
-def _winner(rows: Rows, worth: Array, tolerance: float) -> int:
-    """Position of the largest worth; among those within the tolerance of it, of the lowest row."""
-    ties = np.flatnonzero(worth >= worth.max() - tolerance)
-    return int(ties[rows[ties].argmin()])
+def _winner(rows: Rows, worth: Array, tie: float) -> int:
+    """Position of the largest worth; among those equal to it, of the lowest row."""
+    best = worth.max()
+    equal = np.flatnonzero(worth >= best - tie * abs(best))
+    return int(equal[rows[equal].argmin()])
 
 
 def _naive(chosen: _Chosen, rows: Rows, by_cost: bool) -> None:
-    tolerance = _tolerance(chosen, rows, by_cost)
     while len(rows):
-        winner = _winner(rows, chosen.worth(rows, by_cost), tolerance)
+        winner = _winner(rows, chosen.worth(rows, by_cost), chosen.objective.tie)
         chosen.take(rows[winner])
         rows = chosen.fitting(np.delete(rows, winner))
 
 
 def _lazy(chosen: _Chosen, rows: Rows, by_cost: bool) -> None:
-    tolerance = _tolerance(chosen, rows, by_cost)
+    tie = chosen.objective.tie
     heap = Heap(rows, chosen.worth(rows, by_cost))
     while chosen.left > 0 and heap.size:
-        fresh, worth = _evaluate_top(chosen, heap, by_cost, tolerance)
+        fresh, worth = _evaluate_top(chosen, heap, by_cost, tie)
         if not len(fresh):
             return
-        winner = _winner(fresh, worth, tolerance)
+        winner = _winner(fresh, worth, tie)
         chosen.take(fresh[winner])
         heap.put(np.delete(fresh, winner), np.delete(worth, winner))
 
 
-def _evaluate_top(chosen: _Chosen, heap: Heap, by_cost: bool, tolerance: float) -> tuple[Rows, Array]:
+def _evaluate_top(chosen: _Chosen, heap: Heap, by_cost: bool, tie: float) -> tuple[Rows, Array]:
     """Take rows off the heap until none that is left can win; (m,) rows and their worth now."""
     fresh, worth = np.empty(0, dtype=np.int64), np.empty(0)
     count = chosen.objective.similarity.width
-    while heap.size and not (len(fresh) and _cannot_win(heap.top, fresh, worth, tolerance)):
+    while heap.size and not (len(fresh) and _cannot_win(heap.top, fresh, worth, tie)):
         rows = chosen.fitting(heap.take(count))  # what does not fit now never will
         fresh = np.concatenate([fresh, rows])
         worth = np.concatenate([worth, chosen.worth(rows, by_cost)])
@@ -262,17 +262,16 @@ def _evaluate_top(chosen: _Chosen, heap: Heap, by_cost: bool, tolerance: float) 
     return fresh, worth
 
 
-def _cannot_win(top: tuple[float, int], fresh: Rows, worth: Array, tolerance: float) -> bool:
+def _cannot_win(top: tuple[float, int], fresh: Rows, worth: Array, tie: float) -> bool:
     """Whether the heap's first, and so all behind it, lose to the best fresh one."""
     bound, row = top
     best = worth.max()
-    if tolerance == 0.0 and bound == best:
+    if tie == 0.0 and bound == best:
         return bool(row > fresh[worth == best].min())
-    return bool(bound < best - 2.0 * tolerance)  # the bound may be off as well
+    return bool(bound < best - 2.0 * tie * abs(best))  # the bound may be off as well
 
 
 def _stochastic(chosen: _Chosen, rows: Rows, by_cost: bool, sample: int, rng: np.random.Generator) -> None:
-    tolerance = _tolerance(chosen, rows, by_cost)
     left, size = rows.copy(), len(rows)
     while size:
         drawn = np.arange(size) if sample >= size else np.unique(rng.integers(size, size=sample))
@@ -281,13 +280,9 @@ def _stochastic(chosen: _Chosen, rows: Rows, by_cost: bool, sample: int, rng: np
             kept = chosen.fitting(left[:size])
             left, size = kept, len(kept)
             continue
-        winner = fits[_winner(left[fits], chosen.worth(left[fits], by_cost), tolerance)]
+        winner = fits[_winner(left[fits], chosen.worth(left[fits], by_cost), chosen.objective.tie)]
         chosen.take(left[winner])
         size -= 1
         left[winner] = left[size]
         if chosen.left <= 0:
             return
-
-
-def _tolerance(chosen: _Chosen, rows: Rows, by_cost: bool) -> float:
-    return chosen.objective.tolerance / (int(chosen.cost[rows].min()) if by_cost else 1)

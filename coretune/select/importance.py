@@ -18,8 +18,10 @@ from coretune.types import Array, Pool
 
 @dataclass(frozen=True)
 class Importance:
-    """needs: the signals to be measured for it · score: Pool -> (n,) float64 raw score, anything on unusable
-    rows.
+    """A score and what must be measured for it.
+
+    needs  names of signals
+    score  Pool -> (n,) float64, the raw score; anything on unusable rows
     """
 
     needs: tuple[str, ...]
@@ -32,9 +34,7 @@ def gradient_norm(pool: Pool) -> Array:
 
 
 def alignment(pool: Pool) -> Array:
-    """⟨g_i, ḡ⟩, with ḡ the mean gradient of the pool or of a trusted target set (after LESS, Xia et al., ICML
-    2024).
-    """
+    """⟨g_i, ḡ⟩, ḡ the mean gradient of the pool or a trusted target (after LESS, Xia et al., ICML 2024)."""
     return _signal(pool, "alignment")
 
 
@@ -44,9 +44,9 @@ def loss(pool: Pool) -> Array:
 
 
 def learnability(pool: Pool) -> Array:
-    """ℓ_i one exact look ago − ℓ_i now: high for what is being learnt, low for noise (after RHO, Mindermann
-    et al., 2022).
+    """ℓ_i one exact look ago − ℓ_i now: high for what is being learnt, low for noise.
 
+    After the reducible holdout loss of Mindermann et al., ICML 2022, where the reference is another model.
     0 where there was no look before [choice]: nothing is known of such a row, and in the first round of none.
     """
     previous = pool.feature("previous_loss")
@@ -54,15 +54,12 @@ def learnability(pool: Pool) -> Array:
 
 
 def ifd(pool: Pool) -> Array:
-    """log of the perplexity of the response given its prompt over that of the response alone (Li et al.,
-    NAACL 2024).
-    """
+    """log [ppl(y_i | x_i) / ppl(y_i)], how little the prompt helps (Li et al., NAACL 2024)."""
     return _signal(pool, "loss") - _signal(pool, "unconditional_loss")
 
 
 def neighbour_consistency(pool: Pool) -> Array:
-    """−(ℓ_i − median of the losses of i's graph neighbours): low for a row that its own neighbourhood
-    contradicts.
+    """−(ℓ_i − median loss of i's graph neighbours): low for a row that its neighbourhood contradicts.
 
     [choice] after the observation that wrong responses show as a loss far above that of similar rows.
     Unusable neighbours do not count; a row without neighbours scores 0.
@@ -104,10 +101,10 @@ def importance(name: str) -> Importance:
 
 
 def scaled(raw: Array, usable: Array) -> Array:
-    """(n,) float64 ranks of the usable rows brought to [0, 1]; equal scores share their mean rank, unusable
-    rows get 0.
+    """(n,) float64 ranks of the usable rows brought to [0, 1]; equal scores share their mean rank.
 
-    By rank [choice], so that one outlier does not flatten all the others. All equal, or only one row: 0.5.
+    Unusable rows get 0. By rank [choice], so that one outlier does not flatten all the others. All equal, or
+    only one row: 0.5.
     """
     result = np.zeros(len(raw))
     _, position, count = np.unique(raw[usable], return_inverse=True, return_counts=True)

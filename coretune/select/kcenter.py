@@ -18,9 +18,8 @@ class KCenter:
     """Farthest-first traversal over Euclidean distances of the embedding.
 
     Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018,
-    Algorithm 1:  u = argmax_v min_{j∈S} ‖z_v − z_j‖. Within twice the best radius for a row budget. The first
-                  row is
-    drawn at random among those that fit. O(K N d).
+    Algorithm 1:  u = argmax_v min_{j∈S} ‖z_v − z_j‖. Within twice the best radius for a row budget. The
+    first row is drawn at random among those that fit. O(K N d).
 
     embedding  name of an (n, d) feature
     reasons    distance (n,): of each pick to those before it, of each other row to the nearest pick

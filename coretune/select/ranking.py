@@ -1,6 +1,4 @@
-"""Selection by rank: rows in a given order, as many as the budget holds. And what every selector reads and
-returns.
-"""
+"""Selection by rank: rows in a given order, as many as the budget holds; and what every selector returns."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 
 def usable_feature(pool: Pool, name: str) -> Array:
-    """(n, ...) the feature of that name, finite on every usable row, else ValueError with the first that is
-    not.
-    """
+    """The feature (n, ...) of that name; ValueError naming the first usable row where it is not finite."""
     feature = pool.feature(name)
     for start in range(0, pool.n, 65536):  # in parts: the feature may be memory-mapped
         part = slice(start, start + 65536)
@@ -39,9 +35,7 @@ def ranked(pool: Pool, worth: Array, budget: Budget, reasons: Mapping[str, Array
 
 
 def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
-    """(K,) int64: the rows of `order`, in that order, that the budget holds; ValueError when it cannot be
-    filled.
-    """
+    """(K,) int64 rows of `order`, in that order, that the budget holds; ValueError when they fall short."""
     if budget.unit == "rows":
         if budget.amount > len(order):
             raise ValueError(

@@ -36,7 +36,7 @@ class Similarity(Protocol):
 
     @property
     def rounding(self) -> float:
-        """How far a similarity may be off from one call to the next; 0 = the same bits always."""
+        """How far two copies' similarities may be apart; a gain below it is none. 0 = exact."""
         ...
 
     def gains(self, best: Array, demand: Array, rows: Rows) -> Array:
@@ -52,10 +52,9 @@ class Similarity(Protocol):
         ...
 
     def nearest(self, chosen: Rows) -> Array:
-        """(n,) int64 position in `chosen` of each row's most similar pick, the first of equals; -1 where all
-        are 0.
+        """(n,) int64 position in `chosen` of each row's most similar pick; -1 where all are 0.
 
-        A pick is its own nearest, even where a copy of it was picked earlier.
+        The first of equals, but a pick is its own nearest even where a copy of it was picked earlier.
         """
         ...
 
@@ -101,8 +100,7 @@ class DenseSimilarity:
 
     n         pool rows
     block     (part of the pool, candidates) -> (b, m) float32 similarities; a negative one counts as 0
-    rounding  BLAS sums in another order in another block shape, so two copies' similarities may differ by
-              this much
+    rounding  what BLAS, which sums in another order at another place of a block, makes of equal rows
     """
 
     n: int
@@ -118,13 +116,15 @@ class DenseSimilarity:
         for first in range(0, len(rows), DENSE_COLUMNS):
             columns = slice(first, first + DENSE_COLUMNS)
             for part in _parts(self.n):
-                _add_gains(self.block(part, rows[columns]), best[part], demand[part], gains[columns])
+                similarity = self.block(part, rows[columns])
+                _add_gains(similarity, best[part], demand[part], self.rounding, gains[columns])
         return gains
 
     def cover(self, best: Array, demand: Array, row: int) -> float:
         gain = 0.0
         for part in _parts(self.n):
-            gain += _cover(self.block(part, np.array([row]))[:, 0], best[part], demand[part])
+            column = self.block(part, np.array([row]))[:, 0]
+            gain += _cover(column, best[part], demand[part], self.rounding)
         return gain
 
     def nearest(self, chosen: Rows) -> Array:
@@ -143,9 +143,7 @@ class DenseSimilarity:
 
 
 def pool_similarity(pool: Pool, kind: str, embedding: str) -> Similarity:
-    """Cosines of the pool: kind "graph" along its k-NN graph, "dense" of all pairs of the embedding of that
-    name.
-    """
+    """Cosines of the pool: "graph" along its k-NN graph, "dense" between all rows of the named embedding."""
     if kind == "graph":
         return graph_similarity(pool)
     if kind == "dense":
@@ -172,19 +170,16 @@ def cosine_similarity(features: Array) -> DenseSimilarity:
 
 
 def distance_similarity(features: Array, usable: Array) -> DenseSimilarity:
-    """c − ‖g_v − g_j‖ of features (n, p), with c = 2 max ‖g‖ >= every distance between rows of `usable` (n,)
-    bool.
+    """c − ‖g_v − g_j‖ of features (n, p), with c = 2 max ‖g‖ over the usable rows, (n,) bool.
 
+    c is no smaller than any distance between usable rows, so the similarity of two of them is >= 0.
     The distance is sqrt(‖g_v‖² + ‖g_j‖² − 2⟨g_v, g_j⟩) in float32, which below about 2e-3 ‖g‖ is rounding
     only and is taken as 0: a copy is at distance 0.
     """
-    norm = np.concatenate(
-        [
-            np.linalg.norm(np.asarray(features[part], dtype=np.float32), axis=1)
-            for part in _parts(len(features))
-        ]
-    )
-    bound = np.float32(2.0 * norm[usable].max())
+    norm = np.empty(len(features), dtype=np.float32)
+    for part in _parts(len(features)):
+        norm[part] = np.linalg.norm(np.asarray(features[part], dtype=np.float32), axis=1)
+    bound = np.float32(2.0 * norm[usable].max(initial=0.0))
 
     def block(part: slice, rows: Rows) -> Array:
         inner = np.asarray(features[part], dtype=np.float32) @ np.asarray(features[rows], dtype=np.float32).T
@@ -198,21 +193,25 @@ def _parts(n: int) -> list[slice]:
 
 
 @numba.njit(cache=True)
-def _add_gains(similarity: Array, best: Array, demand: Array, gains: Array) -> None:
+def _add_gains(similarity: Array, best: Array, demand: Array, rounding: float, gains: Array) -> None:
+    least = np.float32(rounding)
     for v in range(similarity.shape[0]):
         weight = demand[v]
         if weight == 0.0:
             continue
         for j in range(similarity.shape[1]):
-            gains[j] += weight * max(np.float32(0.0), similarity[v, j] - best[v])
+            improvement = similarity[v, j] - best[v]
+            gains[j] += weight * (improvement if improvement > least else np.float32(0.0))
 
 
 @numba.njit(cache=True)
-def _cover(similarity: Array, best: Array, demand: Array) -> float:
+def _cover(similarity: Array, best: Array, demand: Array, rounding: float) -> float:
+    least = np.float32(rounding)
     gain = 0.0
     for v in range(similarity.shape[0]):
-        if similarity[v] > best[v]:  # False for an unusable row's NaN
-            gain += demand[v] * (similarity[v] - best[v])
+        improvement = similarity[v] - best[v]
+        if improvement > least:  # False for an unusable row's NaN
+            gain += demand[v] * improvement
             best[v] = similarity[v]
     return gain
 

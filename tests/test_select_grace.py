@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
+from coretune.select.importance import scaled
+from coretune.testing import synthetic_pool
+from coretune.types import Budget, Coreset, Pool
+
+POOL = synthetic_pool(60, 6, 2, unusable=0.1)
+USABLE = np.flatnonzero(POOL.usable)
+NINE = Budget(9)
+
+
+def selected(method: Grace, pool: Pool = POOL, budget: Budget = NINE) -> Coreset:
+    return method.select(pool, budget, np.random.default_rng(0))
+
+
+def test_lambda_1_takes_the_most_important() -> None:
+    norm = POOL.features["gradient_norm"]
+    coreset = selected(Grace(lambda_=1.0))
+    assert coreset.indices.tolist() == sorted(USABLE.tolist(), key=lambda row: -norm[row])[:9]
+    assert not coreset.reasons["coverage"].any()
+
+
+@pytest.mark.parametrize("similarity", ["graph", "dense"])
+def test_lambda_0_is_facility_location(similarity: str) -> None:
+    coreset = selected(Grace(lambda_=0.0, similarity=similarity))
+    location = FacilityLocation(similarity).select(POOL, Budget(9), np.random.default_rng(0))
+    assert coreset.indices.tolist() == location.indices.tolist()
+    assert coreset.gains == pytest.approx(location.gains)
+
+
+@pytest.mark.parametrize("term", ["sum", "mean"])
+@pytest.mark.parametrize("lambda_", [0.02, 0.5])
+@pytest.mark.parametrize("budget", [Budget(9), Budget(300, "tokens")])
+def test_the_gains_are_the_objective_of_the_formula(term: str, lambda_: float, budget: Budget) -> None:
+    coreset = selected(Grace(lambda_=lambda_, importance_term=term, similarity="dense"), budget=budget)
+    worth = scaled(POOL.features["gradient_norm"], POOL.usable)
+    if term == "mean":
+        worth = worth / (9 if budget.unit == "rows" else 300 / POOL.cost[USABLE].mean())
+    embedding = POOL.features["response_embedding"]
+    cosine = np.maximum(0, embedding[USABLE] @ embedding[coreset.indices].T)
+    for count in range(1, len(coreset.indices) + 1):
+        importance = lambda_ * worth[coreset.indices[:count]].sum()
+        coverage = (1 - lambda_) * cosine[:, :count].max(axis=1).mean()
+        assert coreset.gains[:count].sum() == pytest.approx(importance + coverage, rel=1e-5)
+
+
+def test_the_reasons_add_up_to_the_gains() -> None:
+    coreset = selected(Grace(lambda_=0.02))
+    total = coreset.reasons["importance"] + coreset.reasons["coverage"]
+    assert total[coreset.indices] == pytest.approx(coreset.gains)
+    left_out = np.setdiff1d(USABLE, coreset.indices)
+    assert total[left_out].max() <= coreset.gains.min()  # why they were left out
+    assert coreset.reasons["covered"][coreset.indices].tolist() == [1.0] * 9
+    assert not total[~POOL.usable].any()
+
+
+def test_the_mean_term_brings_coverage_to_the_fore() -> None:
+    covered = [
+        selected(Grace(importance_term=term)).reasons["covered"][USABLE].mean() for term in ("sum", "mean")
+    ]
+    assert covered[1] > covered[0]
+
+
+def test_the_cut_off_keeps_the_top_out_but_they_are_still_covered() -> None:
+    norm = POOL.features["gradient_norm"]
+    top = USABLE[np.argsort(-norm[USABLE])[: int(0.2 * len(USABLE))]]
+    coreset = selected(Grace(cutoff=0.2))
+    assert not np.isin(top, coreset.indices).any()
+    assert np.isin(top, selected(Grace()).indices).any()
+    assert coreset.reasons["covered"][top].any()
+    with pytest.raises(ValueError, match="45 rows, but only 44 candidates"):
+        selected(Grace(cutoff=0.2), budget=Budget(45))
+
+
+def test_the_order_of_the_rows_is_irrelevant() -> None:
+    for method in (Grace(lambda_=0.02), Grace(importance="neighbour_consistency", cutoff=0.1)):
+        rows = selected(method).indices
+        order = np.random.default_rng(1).permutation(POOL.n)
+        assert order[selected(method, reordered(POOL, order)).indices].tolist() == rows.tolist()
+
+
+def reordered(pool: Pool, order: np.ndarray) -> Pool:
+    assert pool.graph is not None
+    listed = pool.graph.neighbors[order]
+    return dataclasses.replace(
+        pool,
+        features={name: value[order] for name, value in pool.features.items()},
+        cost=pool.cost[order],
+        usable=pool.usable[order],
+        graph=dataclasses.replace(
+            pool.graph,
+            neighbors=np.where(listed >= 0, np.argsort(order)[listed], -1).astype(np.int32),
+            similarity=pool.graph.similarity[order],
+        ),
+    )
+
+
+def test_copies_are_not_taken_twice_for_coverage() -> None:
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    embedding = pool.features["response_embedding"]
+    picks = selected(Grace(lambda_=0.0), pool, Budget(20)).indices
+    assert len(np.unique(embedding[picks], axis=0)) == 20
+
+
+def test_needs_names_what_its_settings_read() -> None:
+    assert Grace().needs == ("gradient_norm",)
+    assert Grace(importance="ifd").needs == ("loss", "unconditional_loss")
+    assert Grace(importance="uniform", similarity="dense").needs == ("response_embedding",)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Grace(lambda_=1.5), "lambda 1.5 .*0 <= lambda <= 1"),
+        (Grace(importance="charm"), "'charm'; there are gradient_norm"),
+        (Grace(importance_term="median"), "'median' is unknown; there are sum, mean"),
+        (Grace(similarity="hamming"), "'hamming'; there are graph, dense"),
+        (Grace(cutoff=1.0), "0 <= cutoff < 1"),
+    ],
+)
+def test_a_setting_out_of_range_is_an_error(method: Grace, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        selected(method)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+
+from coretune.select.importance import IMPORTANCES, cut_off, importance, neighbour_consistency, scaled
+from coretune.testing import synthetic_pool
+from coretune.types import Array, Pool
+
+FEW = settings(deadline=None, max_examples=80)
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> tuple[Array, Array]:
+    """(raw, usable), with many equal scores, NaN on unusable rows, at least one usable."""
+    raw = np.array(draw(st.lists(st.integers(-3, 3), min_size=1, max_size=30)), dtype=np.float64)
+    usable = np.array(draw(st.lists(st.booleans(), min_size=len(raw), max_size=len(raw))))
+    usable[draw(st.integers(0, len(raw) - 1))] = True
+    return np.where(usable, raw, np.nan), usable
+
+
+@given(scores())
+@FEW
+def test_scaled_is_the_mean_rank_in_0_to_1(case: tuple[Array, Array]) -> None:
+    raw, usable = case
+    result = scaled(raw, usable)
+    if usable.sum() > 1:
+        assert result[usable] == pytest.approx((rankdata(raw[usable]) - 1) / (usable.sum() - 1))
+    else:
+        assert result[usable].tolist() == [0.5]
+    assert not result[~usable].any()
+
+
+@given(scores())
+@FEW
+def test_scaled_depends_on_the_order_of_the_scores_only(case: tuple[Array, Array]) -> None:
+    raw, usable = case
+    assert scaled(np.exp(raw), usable).tolist() == scaled(raw, usable).tolist()
+
+
+@given(scores(), st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.99]))
+@FEW
+def test_cut_off_drops_the_top_share(case: tuple[Array, Array], share: float) -> None:
+    raw, usable = case
+    kept = cut_off(raw, usable, share)
+    dropped = usable & ~kept
+    assert not kept[~usable].any()
+    assert dropped.sum() == round(share * 100) * usable.sum() // 100
+    if dropped.any():
+        assert raw[kept].max() <= raw[dropped].min()
+        level = np.flatnonzero(usable & (raw == raw[dropped].min()))
+        assert kept[level].tolist() == sorted(kept[level].tolist(), reverse=True)  # lower rows stay
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_cut_off_out_of_range_is_an_error(share: float) -> None:
+    with pytest.raises(ValueError, match="0 <= cutoff < 1"):
+        cut_off(np.arange(3.0), np.ones(3, dtype=bool), share)
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_a_score_reads_what_it_needs_and_is_finite_on_usable_rows(name: str) -> None:
+    pool = synthetic_pool(50, 4, 0, copies=0.2, unusable=0.3)
+    needed = {key: pool.features[key] for key in (*IMPORTANCES[name].needs, "previous_loss")}
+    raw = IMPORTANCES[name].score(dataclasses.replace(pool, features=needed))
+    assert raw.shape == (50,)
+    assert raw.dtype == np.float64
+    assert np.isfinite(raw[pool.usable]).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(IMPORTANCES) - {"uniform"}))
+def test_a_score_follows_its_rows(name: str) -> None:
+    pool = synthetic_pool(40, 4, 0, unusable=0.2)
+    order = np.random.default_rng(0).permutation(40)
+    raw = IMPORTANCES[name].score(pool)
+    assert np.array_equal(IMPORTANCES[name].score(reordered(pool, order)), raw[order], equal_nan=True)
+    assert len(np.unique(raw[pool.usable])) > 10
+
+
+def reordered(pool: Pool, order: Array) -> Pool:
+    assert pool.graph is not None
+    place = np.argsort(order)
+    listed = pool.graph.neighbors[order]
+    graph = dataclasses.replace(
+        pool.graph,
+        neighbors=np.where(listed >= 0, place[listed], -1).astype(np.int32),
+        similarity=pool.graph.similarity[order],
+    )
+    features = {name: value[order] for name, value in pool.features.items()}
+    return dataclasses.replace(
+        pool, features=features, cost=pool.cost[order], usable=pool.usable[order], graph=graph
+    )
+
+
+def test_learnability_is_the_fall_of_the_loss_and_0_where_there_was_no_look() -> None:
+    pool = synthetic_pool(60, 4, 0)
+    raw, previous, loss = (
+        IMPORTANCES["learnability"].score(pool),
+        pool.features["previous_loss"],
+        pool.features["loss"],
+    )
+    for row in range(60):
+        assert raw[row] == pytest.approx(
+            0 if np.isnan(previous[row]) else previous[row] - loss[row], abs=1e-6
+        )
+    assert np.isnan(previous).any()
+
+
+def test_ifd_is_the_log_of_the_ratio_of_perplexities() -> None:
+    pool = synthetic_pool(20, 4, 0)
+    ratio = np.exp(pool.features["loss"]) / np.exp(pool.features["unconditional_loss"])
+    assert np.exp(IMPORTANCES["ifd"].score(pool)) == pytest.approx(ratio, rel=1e-4)
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.floats(0, 0.9), st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_neighbour_consistency_is_minus_the_distance_to_the_median(
+    n: int, k: int, unusable: float, seed: int
+) -> None:
+    pool = synthetic_pool(n, 3, seed, unusable=unusable, neighbors=k)
+    assert pool.graph is not None
+    gone = synthetic_pool(
+        n, 3, seed + 1, unusable=0.3
+    ).usable  # rows that became unusable after the graph was made
+    pool = dataclasses.replace(pool, usable=pool.usable & gone)
+    raw, loss = neighbour_consistency(pool), pool.features["loss"].astype(np.float64)
+    for row in np.flatnonzero(pool.usable):
+        around = [v for v in pool.graph.neighbors[row] if v >= 0 and pool.usable[v]]
+        expected = -(loss[row] - np.median(loss[around])) if around else 0.0
+        assert raw[row] == pytest.approx(expected)
+
+
+def test_a_row_that_its_neighbourhood_contradicts_scores_lowest() -> None:
+    pool = synthetic_pool(60, 4, 0)
+    loss = np.full(60, 1.0, dtype=np.float32)
+    loss[13] = 9.0
+    raw = neighbour_consistency(dataclasses.replace(pool, features={"loss": loss}))
+    assert raw.argmin() == 13
+
+
+def test_neighbour_consistency_without_a_graph_is_an_error() -> None:
+    with pytest.raises(ValueError, match="has none: build one first"):
+        neighbour_consistency(dataclasses.replace(synthetic_pool(9, 3, 0), graph=None))
+
+
+def test_an_unknown_importance_names_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"'charm'.*gradient_norm, alignment"):
+        importance("charm")
