@@ -1,0 +1,306 @@
+"""Which rows to look at again, and how the news spreads along the graph to the rows not looked at.
+
+plan:    priority ► anchors that spread                                     rows to measure
+absorb:  write ► previous_loss ► propagate (Eq. 21 or changes) ► mend the graph      a new Pool
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numba import njit
+from scipy import sparse
+
+from coretune.graph import build, drifted, repair, symmetric_csr
+from coretune.select.importance import scaled
+from coretune.types import Array, NeighborGraph, Pool, Rows
+
+Anchors = Literal["priority", "random", "all", "trained"]
+Propagate = Literal["average", "delta", "none"]
+Repair = Literal["local", "rebuild", "none"]
+Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
+
+UNIT = "_embedding"  # features whose names end so have rows of length 1
+
+
+@dataclass(frozen=True)
+class AnchorRefresh:
+    """Measure a few anchors exactly, spread what they tell along the k-NN graph, mend it where rows drifted.
+
+    Tang, Li, Chen, "GRACE: A Dynamic Coreset Selection Framework for Large Language Model Optimization",
+    arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
+    neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
+
+    anchors         "priority": `priority`, spread by `pick_spread_anchors`; "random"; "all": every usable
+                    row, so with repair "rebuild" the same as measuring anew; "trained": the rows the last
+                    round of training passed through (feature `trained_at` (n,) int32: that round, -1 = never)
+    anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
+    propagate       "average": `eq21_step`; "delta": `spread_delta`; "none"
+    repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
+    beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
+    k               neighbours of a row
+    embedding       the signal whose cosine makes the graph
+    scores          further signals to measure
+    priority_score  the signal whose discrepancy counts
+
+    All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
+    """
+
+    anchors: Anchors = "priority"
+    anchor_share: float = 0.05
+    propagate: Propagate = "average"
+    repair: Repair = "local"
+    beta: float = 0.5
+    delta: float = 0.05
+    k: int = 10
+    embedding: str = "response_embedding"
+    scores: tuple[str, ...] = ("loss",)
+    priority_score: str = "loss"
+
+    def __post_init__(self) -> None:
+        words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair}
+        for name, known in words.items():
+            if (value := vars(self)[name]) not in get_args(known):
+                raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
+        if not 0 < self.anchor_share <= 1:
+            raise ValueError(f"anchor_share is {self.anchor_share}: give a share above 0, at most 1")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is {self.beta}: give a number from 0 to 1")
+        if not 0 <= self.delta <= 2:
+            raise ValueError(f"delta is {self.delta}: give a cosine distance from 0 to 2")
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}: give at least 1 neighbour")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.embedding, *self.scores, self.priority_score)))
+
+    def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows:
+        """The rows to measure, rising: all as long as none ever was, then the anchors, usable rows only."""
+        if (pool.measured_at < 0).all():
+            return np.arange(pool.n, dtype=np.int64)
+        usable = np.flatnonzero(pool.usable).astype(np.int64)
+        if self.anchors == "all":
+            return usable
+        if self.anchors == "trained":
+            return _just_trained(pool)
+        count = min(len(usable), math.ceil(self.anchor_share * len(usable)))
+        if self.anchors == "random":
+            return np.sort(rng.choice(usable, count, replace=False))
+        edges = _edges(pool)
+        alpha = propagation_weights(edges, np.arange(pool.n), pool.usable)
+        score = pool.feature(self.priority_score)
+        worth = priority(score, round - pool.measured_at, alpha, pool.usable, self.beta)
+        return pick_spread_anchors(worth, edges, usable, count)
+
+    def absorb(self, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool:
+        """The pool after `rows` were measured: {signal: (m, ...)}, row r of it describes rows[r]. A new Pool.
+
+        A row with any value that is not finite becomes unusable for good, and nothing of it is written: its
+        features stay as they were, or are 0 where it was never measured, and then it has no edge either.
+        Unusable rows neither give nor take in the propagation. `measured_at` changes for the rows measured
+        well and for no other; their `previous_loss` becomes the loss the pool held of them until now (NaN
+        where they were never measured). The first call builds the graph.
+
+        ValueError when arrays do not fit the rows, when a signal is new but not every usable row was
+        measured, when no usable row is left; and what `graph.build` raises.
+        """
+        if len(rows) == 0:
+            return pool
+        rows = np.asarray(rows, np.int64)
+        good = _finite_rows(rows, fresh)
+        usable = pool.usable.copy()
+        usable[rows[~good]] = False
+        if not usable.any():
+            raise ValueError(
+                f"none of the {pool.n} rows has finite signals: the model is broken, lower the learning rate"
+            )
+        anchors, measured_at = rows[good], pool.measured_at.copy()
+        measured_at[anchors] = round
+        written = {name: _written(pool, name, rows, good, usable, value) for name, value in fresh.items()}
+        if pool.graph is not None and self.propagate != "none":
+            self._propagate(pool, written, usable, anchors)
+        features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
+        graph = self._mended(pool.graph, features[self.embedding], round)
+        return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
+
+    def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> None:
+        """Move, in place, every usable row beside an anchor; the anchors stay as measured."""
+        edges = _edges(pool)
+        rows = rows_beside(edges, anchors, usable)
+        alpha = propagation_weights(edges, rows, usable)
+        if len(rows) == 0:  # a whole fresh feature is not ours to write into
+            return
+        for name, values in written.items():
+            if self.propagate == "average":
+                moved = eq21_step(values, alpha, rows)
+            else:
+                change = values[anchors] - pool.feature(name)[anchors]
+                moved = spread_delta(values, alpha, rows, anchors, change)
+            values[rows] = _unit(moved, values[rows]) if name.endswith(UNIT) else moved
+
+    def _mended(self, graph: NeighborGraph | None, embedding: Array, round: int) -> NeighborGraph:
+        if graph is None or self.repair == "rebuild":
+            return build(embedding, self.k, seed=round)
+        if self.repair == "none":
+            return graph
+        return repair(graph, embedding, drifted(graph, embedding, self.delta), seed=round)
+
+
+def propagation_weights(edges: Csr, rows: Rows, usable: Array) -> sparse.csr_matrix:
+    """(m, n) float32 α of `rows`: α_ij = max(cos_ij, 0) / Σ_j max(cos_ij, 0) over usable neighbours j.
+
+    A row without such a neighbour is empty. Work is proportional to the edges of `rows`.
+    """
+    indptr, indices, similarity = edges
+    n = len(indptr) - 1
+    weight = sparse.csr_matrix((similarity, indices, indptr), shape=(n, n))[rows]
+    weight.data = np.where(usable[weight.indices], weight.data, np.float32(0))
+    weight.eliminate_zeros()
+    total = np.asarray(weight.sum(axis=1)).ravel()
+    weight.data /= np.repeat(total, np.diff(weight.indptr))
+    return weight
+
+
+def eq21_step(values: Array, weights: sparse.csr_matrix, rows: Rows) -> Array:
+    """One synchronous step of `rows`: the z that minimises E(z) = ½(z − z_old)² + ½ Σ_j w_j (z − z_j)².
+
+    z ← (z_old + Σ_j w_j z_j) / (1 + Σ_j w_j). [paper, Eq. 21] states z ← ½ z_old + ½ Σ_j α_ij z_j, which is
+    this minimiser when Σ_j w_j = 1; [choice] so we take w := α. A row without neighbours stays where it is.
+
+    values  (n,) or (n, d)  before the step      weights  (m, n) sparse, row r holds the w of rows[r]
+    returns (m,) or (m, d)  after it
+    """
+    total = np.asarray(weights.sum(axis=1)).ravel().astype(np.float32)
+    moved = weights @ values
+    moved += values[rows]
+    moved /= (1 + total).reshape(-1, *[1] * (values.ndim - 1))
+    return moved
+
+
+def spread_delta(values: Array, alpha: sparse.csr_matrix, rows: Rows, anchors: Rows, change: Array) -> Array:
+    """`rows` after the anchors' changes have spread: z_i + Σ_{j ∈ anchors} α_ij (z_j − z_j before).
+
+    [choice] Averaging values smooths extremes away round after round; spreading changes does not.
+
+    values (n,) or (n, d); alpha (m, n) of `rows` over all their neighbours; change (a,) or (a, d) of anchors
+    """
+    return values[rows] + alpha[:, anchors] @ change
+
+
+def rows_beside(edges: Csr, anchors: Rows, usable: Array) -> Rows:
+    """Usable rows, no anchors themselves, with at least one anchor among their neighbours; rising."""
+    indptr, indices, similarity = edges
+    n = len(indptr) - 1
+    beside = np.zeros(n, bool)
+    beside[sparse.csr_matrix((similarity, indices, indptr), shape=(n, n))[anchors].indices] = True
+    beside[anchors] = False
+    return np.flatnonzero(beside & usable)
+
+
+def priority(score: Array, staleness: Array, alpha: sparse.csr_matrix, usable: Array, beta: float) -> Array:
+    """(n,) float64 in [0, 1]: p_i = β·staleness_i + (1−β)·|g_i − Σ_j α_ij g_j| [paper]; 0 for unusable rows.
+
+    Both parts are brought to [0, 1] [choice]: staleness, in rounds since the last exact look, by its maximum;
+    the discrepancy by rank, since one outlier would press all the others towards 0. A row without neighbours
+    disagrees with nobody.
+    """
+    g = score.astype(np.float64)
+    discrepancy = np.abs(g - alpha.astype(np.float64) @ g)
+    discrepancy[np.diff(alpha.indptr) == 0] = 0
+    stale = staleness / max(1, int(staleness[usable].max()))
+    return np.where(usable, beta * stale + (1 - beta) * scaled(discrepancy, usable), 0)
+
+
+def pick_spread_anchors(priority: Array, edges: Csr, candidates: Rows, count: int) -> Rows:
+    """`count` candidates, rising: greedily by priority, a pick's neighbours damped so that the picks spread.
+
+    [choice] p_j ← p_j · (1 − cos_ij) for the neighbours j of a pick i: what i's fresh values leave unsaid of
+    j. Copies of a pick come last. Of equals the lowest row is taken.
+    """
+    return np.sort(_greedy_spread(priority.astype(np.float64), *edges, candidates, count))
+
+
+@njit(cache=True)
+def _greedy_spread(
+    priority: Array, indptr: Array, indices: Array, similarity: Array, candidates: Rows, count: int
+) -> Rows:
+    now = priority.copy()
+    heap = [(-now[row], row) for row in candidates]
+    heapq.heapify(heap)
+    picked = np.empty(count, np.int64)
+    size = 0
+    while size < count:
+        bound, row = heapq.heappop(heap)
+        if -bound > now[row]:  # damped since it was pushed: back with what it is worth now
+            heapq.heappush(heap, (-now[row], row))
+            continue
+        picked[size] = row
+        size += 1
+        for e in range(indptr[row], indptr[row + 1]):
+            now[indices[e]] *= 1.0 - similarity[e]
+    return picked
+
+
+def _edges(pool: Pool) -> Csr:
+    if pool.graph is None:
+        raise ValueError("the pool has no graph to spread along: absorb a first measurement of all its rows")
+    return symmetric_csr(pool.graph)
+
+
+def _just_trained(pool: Pool) -> Rows:
+    trained_at = pool.feature("trained_at")
+    if (trained_at < 0).all():
+        raise ValueError(
+            "anchors is trained, but no row was trained on yet: train a round first, or use priority"
+        )
+    return np.flatnonzero((trained_at == trained_at.max()) & pool.usable).astype(np.int64)
+
+
+def _finite_rows(rows: Rows, fresh: Mapping[str, Array]) -> Array:
+    """(m,) bool: rows of which every signal is finite."""
+    good = np.ones(len(rows), bool)
+    for name, value in fresh.items():
+        if len(value) != len(rows):
+            raise ValueError(f"{len(rows)} rows were measured, {name} has {len(value)}: return one for each")
+        good &= np.isfinite(value).all(axis=tuple(range(1, np.ndim(value))))
+    return good
+
+
+def _written(pool: Pool, name: str, rows: Rows, good: Array, usable: Array, value: Array) -> Array:
+    """(n, ...) float32: the feature with the good rows' fresh values; never the old array itself."""
+    if good.all() and np.array_equal(rows, np.arange(pool.n)):
+        return np.asarray(value, np.float32)  # a whole fresh feature is not copied: it may be memory-mapped
+    if name in pool.features:
+        written = np.array(pool.features[name], np.float32)
+    else:
+        known = np.isin(np.flatnonzero(usable), rows)
+        if not known.all():
+            raise ValueError(
+                f"{name} is new, and {(~known).sum()} of {len(known)} usable rows have none: measure all rows"
+            )
+        written = np.zeros((pool.n, *np.shape(value)[1:]), np.float32)
+    written[rows[good]] = value[good]
+    written[~usable] = np.nan_to_num(written[~usable], nan=0, posinf=0, neginf=0)
+    return written
+
+
+def _previous_loss(pool: Pool, written: Mapping[str, Array], anchors: Rows) -> dict[str, Array]:
+    if "loss" not in written:
+        return {}
+    previous = pool.features.get("previous_loss", np.full(pool.n, np.nan, np.float32)).copy()
+    seen = anchors[pool.measured_at[anchors] >= 0]
+    if "loss" in pool.features:
+        previous[seen] = pool.features["loss"][seen]
+    return {"previous_loss": previous}
+
+
+def _unit(moved: Array, before: Array) -> Array:
+    """Rows brought to length 1; one that came to nothing stays where it was."""
+    length = np.sqrt(np.einsum("ij,ij->i", moved, moved))[:, None]
+    return np.where(length > 1e-6, moved / np.maximum(length, 1e-6), before)
