@@ -14,7 +14,7 @@ lint: $(READY)
 	.venv/bin/ruff check --quiet .
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
-	.venv/bin/lint-imports --no-cache
+	.venv/bin/lint-imports --no-logo
 
 format: $(READY)
 	.venv/bin/ruff check --quiet --fix .
