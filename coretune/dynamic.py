@@ -1,10 +1,10 @@
-"""One round of a run: plan → measure → absorb → select. Pure functions over a `State` that saves and loads itself.
+"""One round of a run: plan → measure → absorb → select. Pure functions over a state that can be saved.
 
     rounds    0        1        2        3        4
               warm-up  select   ·        refresh  ·          (a refresh every two rounds)
 
-A round is a fixed number of optimiser steps, one epoch of the Trainer. The warm-up fills the first rounds with
-random rows, so that gradients mean something; then a coreset is chosen, and chosen again when a refresh is due.
+A round is a fixed number of optimiser steps, one epoch of the Trainer. The warm-up fills the first rounds
+with random rows, so that gradients mean something; then a coreset is chosen, and again when a refresh is due.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,11 +57,15 @@ class CoresetConfig:
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):
             if self.refresh_every not in ("never", "adaptive"):
-                raise ValueError(f"refresh_every is {self.refresh_every!r}: give a number of steps, never or adaptive")
+                raise ValueError(
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, never or adaptive"
+                )
         elif self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1")
+            raise ValueError(
+                f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1"
+            )
         if self.check_every < 1:
             raise ValueError(f"check_every is {self.check_every}: give at least 1 step")
 
@@ -150,7 +153,7 @@ def empty_pool(cost: Array) -> Pool:
 
 
 def start(config: CoresetConfig, pool: Pool, clock: Clock, meter: Meter | None, ledger: Ledger) -> State:
-    """Round 0: the warm-up's random rows, or the first selection where there is no warm-up."""
+    """Round 0: the warm-up's random rows, or the first selection where there is none."""
     config.budget.resolve(pool)  # a budget that cannot be filled is an error now, not after the warm-up
     if clock.warmup_rounds:
         return State(0, NO_SELECTION, 0, pool, _warmup_rows(config, pool, clock))
@@ -171,7 +174,7 @@ def advance(config: CoresetConfig, state: State, clock: Clock, meter: Meter | No
 
 
 def round_rows(state: State, clock: Clock, seed: int) -> Rows:
-    """(clock.rows,) the rows of this round in training order: shuffled passes over the coreset, the last one cut.
+    """(clock.rows,) this round's rows in training order: shuffled passes over the coreset, the last one cut.
 
     Drawn from [seed, round] alone, so a resumed run finds the same order.
     """
@@ -206,7 +209,7 @@ def _stamp(state: State, clock: Clock, seed: int) -> Array:
 
 
 def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:
-    """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says it can wait."""
+    """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool, rows = state.pool, np.zeros(0, np.int64)
     if config.needs:
@@ -257,7 +260,9 @@ def _audit(
     with ledger.phase("other"):
         oracle = replace(config.refresh, anchors="all", repair="rebuild")
         everyone = np.flatnonzero(state.pool.usable)
-        exact = oracle.absorb(state.pool, everyone, _look(meter, pool, everyone, ledger, "other"), state.round)
+        exact = oracle.absorb(
+            state.pool, everyone, _look(meter, pool, everyone, ledger, "other"), state.round
+        )
         rng = np.random.default_rng([config.seed, state.round, 4])
         wanted = config.selector.select(exact, config.budget.resolve(exact), rng)
         value = config.selector.value if isinstance(config.selector, Valued) else None
@@ -277,7 +282,9 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     arrays |= {f"reason/{name}": value for name, value in state.coreset.reasons.items()}
     if state.pool.graph is not None:
         graph = state.pool.graph
-        arrays |= {f"graph/{name}": getattr(graph, name) for name in ("neighbors", "similarity", "built_from")}
+        arrays |= {
+            f"graph/{name}": getattr(graph, name) for name in ("neighbors", "similarity", "built_from")
+        }
     np.savez(Path(folder) / "coreset_state.npz", **arrays)  # type: ignore[arg-type]
     numbers = {"round": state.round, "selected_in": state.selected_in, "selections": state.selections}
     (Path(folder) / "coreset_state.json").write_text(json.dumps(numbers), encoding="utf-8")
@@ -286,7 +293,9 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
 def load(folder: str | os.PathLike[str]) -> State:
     """Read what `save` wrote; FileNotFoundError when the folder holds no coreset state."""
     numbers = json.loads((Path(folder) / "coreset_state.json").read_text(encoding="utf-8"))
-    groups: dict[str, dict[str, Array]] = {name: {} for name in ("feature", "pool", "coreset", "reason", "graph")}
+    groups: dict[str, dict[str, Array]] = {
+        name: {} for name in ("feature", "pool", "coreset", "reason", "graph")
+    }
     with np.load(Path(folder) / "coreset_state.npz") as arrays:
         for key in arrays.files:
             group, name = key.split("/", 1)

@@ -1,0 +1,5 @@
+"""`python -m coretune` is the command `coretune`."""
+
+from coretune.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""The command: train, select, demo. Heavy packages are imported inside them, so that --help is quick."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a language model on a small, changing coreset, and see what it cost.",
+)
+Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")
+]
+SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and list them.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    skip_bad_rows: SkipBadRows = False,
+    traceback: Traceback = False,
+) -> None:
+    """Fine-tune on a coreset that changes as the model learns."""
+
+    def work() -> None:
+        from coretune import run
+
+        settings = _load(config, overrides, skip_bad_rows)
+        trainer = run.train(settings)
+        _print_table("Cost of this run", run.summary(trainer))
+        _say(f"run directory: {settings.output_dir}")
+
+    _guarded(work, traceback)
+
+
+@app.command()
+def select(
+    config: Config,
+    overrides: Overrides = None,
+    skip_bad_rows: SkipBadRows = False,
+    traceback: Traceback = False,
+) -> None:
+    """Choose the coreset without training on it, and write it as coreset.jsonl for any trainer."""
+
+    def work() -> None:
+        from coretune import run
+
+        settings = _load(config, overrides, skip_bad_rows)
+        path = run.select(settings)
+        _say(f"coreset: {path}")
+
+    _guarded(work, traceback)
+
+
+def main() -> None:
+    """Entry point of the command `coretune`."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("coretune").setLevel(logging.INFO)
+    for noisy in ("httpx", "faiss", "faiss.loader", "datasets", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    app()
+
+
+def _load(path: str, overrides: Sequence[str] | None, skip_bad_rows: bool) -> Any:
+    from coretune.config import load_config
+
+    config = load_config(path, overrides or ())
+    return config.model_copy(update={"skip_bad_rows": True}) if skip_bad_rows else config
+
+
+def _guarded(work: Callable[[], None], traceback: bool) -> None:
+    """Run it; an error the user can mend is one line on stderr and exit code 1."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        if traceback:
+            raise
+        print(f"coretune: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _say(line: str) -> None:
+    print(line)
+
+
+def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The run's config: the one place where strings become objects.
+
+model_name_or_path, train_data, eval_data, target_data, columns, output_dir, seed, skip_bad_rows
+coreset:   method, budget, and the settings of that method, of the refresh and of the measurement, side by side
+training:  the stock trl.SFTConfig, passed through
+peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from coretune.budget import parse_budget
+from coretune.dynamic import CoresetConfig
+from coretune.measure.settings import MeasureSettings
+from coretune.refresh import AnchorRefresh
+from coretune.select import SELECTORS
+
+PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
+_OWN = {"method", "budget"}
+_OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
+_FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
+
+
+class ConfigError(ValueError):
+    """One line: which key, what is wrong, what to do."""
+
+
+class RunConfig(BaseModel):
+    """A checked config file. Sections are kept as written, so that a run's copy replays it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name_or_path: str
+    train_data: str
+    output_dir: str
+    coreset: dict[str, Any]
+    eval_data: str | None = None
+    target_data: str | None = None
+    columns: dict[str, str] | None = None
+    seed: int = 0
+    skip_bad_rows: bool = False
+    resume_from_checkpoint: str | bool | None = None
+    training: dict[str, Any] = {}
+    peft: dict[str, Any] | None = None
+    provenance: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class CoresetSection:
+    """The objects the `coreset` section describes."""
+
+    coreset: CoresetConfig
+    measuring: MeasureSettings
+
+    def spelled_out(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The section with every setting written, defaults included."""
+        written = {"method": given["method"], "budget": given["budget"]}
+        for part in (self.coreset, self.coreset.selector, self.coreset.refresh, self.measuring):
+            keys = {key: name for key, name in _settings(type(part)).items() if key not in _OWN | _OBJECTS}
+            values = {key: getattr(part, name) for key, name in keys.items()}
+            written |= {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return written
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 1e-3 as text, since YAML 1.1 asks for a dot."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `key=value` overrides (`coreset.budget=5%`), check every key.
+
+    Raises ConfigError; an unknown key names the nearest known one.
+    """
+    try:
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path} holds {type(raw).__name__}; a config is `key: value` lines, see the README"
+        )
+    for override in overrides:
+        _override(raw, override)
+    return check_config(raw)
+
+
+def check_config(raw: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig of plain values, every section's keys and values checked."""
+    refuse_unknown("", raw, RunConfig.model_fields)
+    try:
+        config = RunConfig(**raw)
+    except ValidationError as error:
+        raise ConfigError(_first(error)) from None
+    build_coreset(config.coreset, config.seed)
+    return config
+
+
+def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
+    """The objects of a `coreset` section. Raises ConfigError."""
+    method = section.get("method")
+    if method not in SELECTORS:
+        hint = nearest(str(method), SELECTORS)
+        raise ConfigError(f"coreset.method is {method!r}{hint}; there are {', '.join(sorted(SELECTORS))}")
+    if "budget" not in section:
+        raise ConfigError("coreset.budget is missing; give rows (600), a share (10%) or tokens (2M tokens)")
+    parts = {
+        "selector": SELECTORS[method],
+        "refresh": AnchorRefresh,
+        "measuring": MeasureSettings,
+        "coreset": CoresetConfig,
+    }
+    known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
+    known["coreset"] -= {"budget"}
+    refuse_unknown("coreset.", section, _OWN.union(*known.values()))
+    given = {name: {k: v for k, v in section.items() if k in keys} for name, keys in known.items()}
+    build = {name: _build(parts[name], values) for name, values in given.items() if name != "coreset"}
+    try:
+        budget = parse_budget(section["budget"])
+    except ValueError as error:
+        raise ConfigError(f"coreset.budget: {error}") from None
+    coreset = _build(
+        CoresetConfig,
+        {**given["coreset"], "seed": seed},
+        {"selector": build["selector"], "refresh": build["refresh"], "budget": budget},
+    )
+    return CoresetSection(coreset, build["measuring"])
+
+
+def refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """ConfigError for the first key that is not known, naming the nearest one that is."""
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {prefix}{key}{nearest(str(key), known)}; known are {', '.join(known)}"
+            )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ ", did you mean 'x'?" or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _settings(part: type) -> dict[str, str]:
+    """YAML key -> field name of a dataclass; `lambda_` is written lambda."""
+    names = {field.name.rstrip("_"): field.name for field in fields(part) if field.init}
+    return {key: name for key, name in names.items() if key not in _FROM_TRAINING}
+
+
+def _build(part: type, values: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -> Any:
+    names = {field.name.rstrip("_"): field.name for field in fields(part)}
+    checked = {names[key]: _checked(part, names[key], value) for key, value in values.items()}
+    try:
+        return part(**checked, **(objects or {}))
+    except ValueError as error:
+        raise ConfigError(f"coreset: {error}") from None
+
+
+def _checked(part: type, name: str, value: Any) -> Any:
+
+    hint = get_type_hints(part)[name]
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"coreset.{name.rstrip('_')} is {value!r}: {first['msg'].lower()}") from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not an override; write key=value, as in coreset.budget=5%")
+    *sections, last = key.split(".")
+    for section in sections:
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{override!r}: {section} is not a section")
+    raw[last] = yaml.load(value, _Loader)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{key} is missing from the config"
+    return f"{key} is {first['input']!r}: {first['msg'].lower()}"

@@ -1,0 +1,214 @@
+"""One whole job: data and model in, a run directory out.
+
+config ─ corpora ─ trainer ─► train ─► evaluate ─► RUN/config.yaml · selection.parquet · ledger.json · weights
+                           └► select ────────────► RUN/coreset.jsonl · selection.parquet · ledger.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from peft import LoraConfig
+from transformers import AutoConfig, AutoTokenizer
+from trl import SFTConfig
+
+from coretune import __version__
+from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
+from coretune.corpus import Corpus
+from coretune.dynamic import State
+from coretune.ledger import TABLE_HEADER
+from coretune.train import CoresetSFTTrainer
+
+log = logging.getLogger("coretune")
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
+
+
+def train(config: RunConfig) -> CoresetSFTTrainer:
+    """`coretune train`: fine-tune on the coreset, evaluate, save. The trainer holds state and ledger."""
+    trainer = build_trainer(config)
+    _write_config(config, trainer)
+    trainer.train(config.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if config.eval_data:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    return trainer
+
+
+def select(config: RunConfig) -> Path:
+    """`coretune select`: the first selection of the same run, without training after it.
+
+    The warm-up, when the method has one, is trained as in `train`: set coreset.warmup=0 to select with the
+    model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched but for
+    one key more, `coretune`.
+    """
+    training = {**config.training, "save_strategy": "no", "eval_strategy": "no"}
+    trainer = build_trainer(config.model_copy(update={"training": training, "resume_from_checkpoint": None}))
+    _write_config(config, trainer)
+    state = trainer.select()
+    path = Path(config.output_dir) / "coreset.jsonl"
+    _write_coreset(path, trainer.pool_rows, state)
+    trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    return path
+
+
+def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
+    """Corpora, model and trainer of a config, all checked; `stock` goes to SFTTrainer as it is."""
+    _refuse_old_run(config)
+    section = build_coreset(config.coreset, config.seed)
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    args = training_arguments(config)
+    length = _max_length(config.model_name_or_path, args)
+    build = _corpus_builder(config, tokenizer, length)
+    pool = build(config.train_data)
+    held_out = build(config.eval_data) if config.eval_data else None
+    target = build(config.target_data) if config.target_data else None
+    if config.provenance is not None:
+        _compare_fingerprint(config.provenance, pool)
+    for place, reason in pool.dropped:
+        log.warning("left out %s: %s", place, reason)
+    if pool.truncated:
+        log.warning("%d prompts were cut from the left to fit %d tokens", pool.truncated, length)
+    return CoresetSFTTrainer(
+        model=config.model_name_or_path,
+        args=args,
+        train_dataset=pool.dataset,
+        eval_dataset=held_out.dataset if held_out is not None else None,
+        processing_class=tokenizer,
+        peft_config=_lora(config),
+        coreset=section.coreset,
+        rows=pool,
+        measuring=section.measuring,
+        target=target,
+        **stock,
+    )
+
+
+def training_arguments(config: RunConfig) -> SFTConfig:
+    """The stock SFTConfig of the `training` section; output_dir and seed come from the top of the config."""
+    refuse_unknown("training.", config.training, SFTConfig.__dataclass_fields__)
+    given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
+    if not torch.accelerator.is_available():
+        given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
+    kwargs = {**(given.pop("dataset_kwargs", None) or {}), "skip_prepare_dataset": True}
+    try:
+        return SFTConfig(**given, dataset_kwargs=kwargs)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from None
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's tokenizer, with a padding token. ConfigError when there is no such model."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_no_model(name, error)) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def summary(trainer: CoresetSFTTrainer) -> list[tuple[str, ...]]:
+    """The ledger as printable rows, header first."""
+    return [TABLE_HEADER, *trainer.ledger.table()]
+
+
+def _lora(config: RunConfig) -> LoraConfig | None:
+    if config.peft is None:
+        return None
+    refuse_unknown("peft.", config.peft, LoraConfig.__dataclass_fields__)
+    return LoraConfig(**{"task_type": "CAUSAL_LM", **config.peft})
+
+
+def _max_length(model: str, args: SFTConfig) -> int:
+    """What a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
+    positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    return int(positions if args.max_length is None else min(args.max_length, positions))
+
+
+def _corpus_builder(config: RunConfig, tokenizer: Any, length: int) -> Callable[[str], Corpus]:
+    def build(source: str) -> Corpus:
+        return Corpus.build(
+            source, tokenizer, columns=config.columns, max_length=length, skip_bad_rows=config.skip_bad_rows
+        )
+
+    return build
+
+
+def _no_model(name: str, error: Exception) -> str:
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
+    return (
+        f"model_name_or_path is {name}, and no tokenizer can be loaded from it: {str(error).splitlines()[0]}"
+    )
+
+
+def _refuse_old_run(config: RunConfig) -> None:
+    """Two runs never mix in one directory."""
+    if config.resume_from_checkpoint is None and (Path(config.output_dir) / "selection.parquet").exists():
+        raise ConfigError(
+            f"{config.output_dir} holds a run already; give another output_dir, remove it, "
+            "or go on with resume_from_checkpoint=true"
+        )
+
+
+def _compare_fingerprint(provenance: Mapping[str, Any], pool: Corpus) -> None:
+    if provenance.get("train_data") != pool.fingerprint:
+        raise ConfigError(
+            f"train_data has fingerprint {pool.fingerprint[:16]}, the run to replay had "
+            f"{str(provenance.get('train_data'))[:16]}: data, tokenizer or max_length differ; "
+            f"restore them, or remove `{PROVENANCE}` from the config to train on what is there now"
+        )
+    for name, then in provenance.get("versions", {}).items():
+        now = __version__ if name == "coretune" else version(name)
+        if now != then:
+            log.warning("the run to replay used %s %s, here is %s: results may differ", name, then, now)
+
+
+def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
+    """RUN/config.yaml: what was asked for, every coreset setting spelled out, versions and fingerprints."""
+    resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
+    resolved["coreset"] = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
+    resolved[PROVENANCE] = {
+        "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},
+        "train_data": trainer.pool_rows.fingerprint,
+        "rows": len(trainer.pool_rows.ids),
+        "max_steps": trainer.args.max_steps,
+        "round_steps": trainer.clock.steps,
+    }
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
+    """One line a chosen row. The file appears whole or not at all."""
+    coreset = state.coreset
+    beside = path.with_suffix(".part")
+    with beside.open("w", encoding="utf-8") as file:
+        for rank, row in enumerate(coreset.indices):
+            facts = {
+                "id": pool.ids[row],
+                "rank": rank,
+                "weight": float(coreset.weights[rank]),
+                "gain": float(coreset.gains[rank]),
+                "components": {name: _number(values[row]) for name, values in coreset.reasons.items()},
+            }
+            file.write(json.dumps({**pool.record(row), "coretune": facts}, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
