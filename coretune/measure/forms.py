@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coretune.measure.project import MatrixProjection, Sketch
-
-# Entries of dense per-example gradients held at once when norms are taken directly: 256 MiB of float32.
-DENSE_ENTRIES = 1 << 26
+from coretune.measure.project import DENSE_ENTRIES, MatrixProjection, Sketch
 
 
 class Form(Protocol):
@@ -77,7 +74,7 @@ class Outer:
 
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
-        projection.add_to(total, self.left, self.right)
+        projection.add_to(total, projection.cut_left(self.left), self.right)
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Lookup:
             left = functional.one_hot(self.ids, self.entries).float()
         else:
             left = projection.left[self.ids]
-        projection.add_projected(total, left, self.right)
+        projection.add_to(total, left, self.right)
 
 
 @dataclass(frozen=True)

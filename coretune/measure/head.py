@@ -7,9 +7,10 @@ through the head. No autograd graph spans the head: ∂ℓ/∂logits = p − y i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from coretune.measure.batches import Batch
 from coretune.measure.project import MatrixProjection
@@ -33,66 +34,71 @@ class HeadResult:
 
 
 def response_loss(
-    head: nn.Module,
+    head: Any,
     hidden: Tensor,
     batch: Batch,
-    vocabulary: int,
     *,
     gradient: bool = False,
     projection: MatrixProjection | None = None,
 ) -> HeadResult:
-    """Token-mean loss of each row's response, and what else is asked for; hidden is (B, T, d), detached."""
+    """Token-mean loss of each row's response, and what else is asked for.
+
+    hidden (B, T, d), detached; `gradient` and `projection` ask for the other two fields of the result.
+    """
     response = batch.response_mask()
     predicting = response.roll(-1, 1)  # position t predicts token t + 1; token 0 is never in a response
     row = predicting.nonzero()[:, 0]
     target = batch.input_ids[response]
-    state = hidden[predicting]  # (R, d)
     share = 1.0 / response.sum(1).float()  # (B,), inf for an empty response, which no token refers to
+    state = hidden[predicting]  # (R, d)
     loss = torch.zeros(batch.size, device=hidden.device)
-    state_gradient = torch.empty_like(state) if gradient else None
-    left: list[Tensor] | None = [] if projection is not None else None
-    step = max(1, CHUNK_ENTRIES // vocabulary)
+    state_gradient = torch.empty_like(state)
+    left: list[Tensor] = []
+    step = max(1, CHUNK_ENTRIES // head.weight.shape[0])
     for begin in range(0, len(row), step):
         part = slice(begin, begin + step)
         chunk = state[part].detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             logits = head(chunk)
-        error = (
-            logits.detach().float()
-        )  # becomes p − y below, in place where the model is not in float32 already
-        at_target = error.gather(1, target[part, None])[:, 0]
-        normaliser = error.logsumexp(1)
-        loss.index_add_(0, row[part], (normaliser - at_target) * share[row[part]])
-        if state_gradient is None and left is None:
-            continue
-        error = (error - normaliser[:, None]).exp_()
-        error[torch.arange(len(error), device=error.device), target[part]] -= 1.0
-        error *= share[row[part], None]
-        if state_gradient is not None:
+        weight = share[row[part]]
+        nats, error = _softmax_error(logits.detach().float(), target[part], weight)
+        loss.index_add_(0, row[part], nats * weight)
+        if gradient:
             (state_gradient[part],) = torch.autograd.grad(logits, chunk, error.to(logits.dtype))
-        if left is not None:
-            assert projection is not None
+        if projection is not None:
             with torch.autocast(error.device.type, enabled=False):
-                left.append(error if projection.left is None else error @ projection.left)
+                left.append(projection.cut_left(error))
     loss[share.isinf()] = torch.nan
-    hidden_gradient = None
-    if state_gradient is not None:
-        hidden_gradient = torch.zeros_like(hidden)
-        hidden_gradient[predicting] = state_gradient
-    feature = None
-    if left is not None:
-        feature = _feature(torch.cat(left), state, predicting, projection)
-    return HeadResult(loss, hidden_gradient, feature)
+    return HeadResult(
+        loss,
+        _scatter(state_gradient, predicting) if gradient else None,
+        None if projection is None else _feature(left, state, predicting, projection),
+    )
 
 
-def _feature(left: Tensor, state: Tensor, predicting: Tensor, projection: MatrixProjection | None) -> Tensor:
-    """Projected head gradients (B, dim) from left (R, a') = P_o(p − y)/n and state (R, d)."""
-    assert projection is not None
-    padded_left = left.new_zeros(*predicting.shape, left.shape[1])
-    padded_left[predicting] = left
-    padded_state = left.new_zeros(*predicting.shape, state.shape[1])
-    padded_state[predicting] = state.float()
-    feature = left.new_zeros(len(predicting), projection.sketch.dim)
-    with torch.autocast(left.device.type, enabled=False):
-        projection.add_projected(feature, padded_left, padded_state)
+def _softmax_error(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses (C,) and weight · (p − y) (C, vocabulary) of float32 logits, which are overwritten by the latter."""
+    error = logits.sub_(logits.amax(1, keepdim=True))
+    at_target = error.gather(1, target[:, None])[:, 0]
+    total = error.exp_().sum(1)
+    error *= (weight / total)[:, None]
+    error[torch.arange(len(error), device=error.device), target] -= weight
+    return total.log() - at_target, error
+
+
+def _scatter(values: Tensor, where: Tensor) -> Tensor:
+    """(R, d) values back to their places in (B, T, d), zero elsewhere."""
+    whole = values.new_zeros(*where.shape, values.shape[1])
+    whole[where] = values
+    return whole
+
+
+def _feature(left: list[Tensor], state: Tensor, predicting: Tensor, projection: MatrixProjection) -> Tensor:
+    """Projected head gradients (B, dim) from chunks of P_o(p − y)/n (C, a') and all states (R, d)."""
+    feature = torch.zeros(len(predicting), projection.sketch.dim, device=state.device)
+    if left:
+        with torch.autocast(state.device.type, enabled=False):
+            projection.add_to(
+                feature, _scatter(torch.cat(left), predicting), _scatter(state.float(), predicting)
+            )
     return feature

@@ -57,10 +57,7 @@ def forward_only(
         hidden = forward(model, batch)
         if not head:
             return hidden, None
-        vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        return hidden, response_loss(
-            model.get_output_embeddings(), hidden, batch, vocabulary, projection=projection
-        )
+        return hidden, response_loss(model.get_output_embeddings(), hidden, batch, projection=projection)
 
 
 def forward_backward(
@@ -83,15 +80,8 @@ def forward_backward(
                 f"layer {idle[0]!r} took no part in the forward pass (an inactive or merged adapter?); "
                 "activate or remove it"
             )
-        vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        result = response_loss(
-            model.get_output_embeddings(),
-            hidden.detach(),
-            batch,
-            vocabulary,
-            gradient=True,
-            projection=projection,
-        )
+        head = model.get_output_embeddings()
+        result = response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
         torch.autograd.backward(hidden, result.hidden_gradient)
     return hidden.detach(), result
 

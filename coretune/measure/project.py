@@ -28,6 +28,10 @@ def rademacher(size: int, dim: int, draw: torch.Generator) -> Tensor:
     return (2.0 * signs.float() - 1.0) / dim**0.5
 
 
+# Entries of dense per-example matrices held at once: 256 MiB of float32.
+DENSE_ENTRIES = 1 << 26
+
+
 @dataclass(frozen=True)
 class Sketch:
     """Sparse Johnson-Lindenstrauss transform, one entry a column: y[h(j)] += σ_j u_j.
@@ -56,14 +60,15 @@ class Sketch:
 
 @dataclass(frozen=True)
 class MatrixProjection:
-    """vec(P_o G P_iᵀ) sketched to `dim`, for gradients G (a, b) that are sums of outer products.
+    """Projections of gradients G (a, b) that are sums of outer products: vec(P_o G P_iᵀ) sketched to `dim`.
 
-    left, right   P_oᵀ (a, a') and P_iᵀ (b, b'), or None for a side that is short enough to stay as it is
+    left, right   P_oᵀ (a, a') and P_iᵀ (b, b'), or None for a side that stays as it is
     sketch        of the a'·b' entries
 
     The sides are projected before the outer product is taken, so G is never built (LoGra, Choe et al. 2024).
-    Then E⟨y_1, y_2⟩ = ⟨G_1, G_2⟩. [choice] A side is cut to `factor_dim`, wider than LoGra's, and the sketch
-    brings a'·b' down to `dim`: two thin sides alone have a relative variance of 2/a' + 2/b' on a rank-one G.
+    Then E⟨y_1, y_2⟩ = ⟨G_1, G_2⟩. [choice] The sides are cut only where that costs less than building G, to
+    `factor_dim`, and the sketch brings what is left down to `dim`. Two thin sides with a'·b' = dim would need
+    no sketch, but have a relative variance of 2/a' + 2/b' on a G of rank one, against 2/dim of the sketch.
     """
 
     left: Tensor | None
@@ -75,26 +80,31 @@ class MatrixProjection:
         name: str, shape: tuple[int, int], dim: int, factor_dim: int, seed: int, device: torch.device
     ) -> MatrixProjection:
         """The projection of the parameter `name`; independent of that of every other name."""
-        sides = [
-            rademacher(size, factor_dim, generator(seed, name, side)).to(device)
-            if size > factor_dim
-            else None
-            for size, side in zip(shape, ("left", "right"), strict=True)
-        ]
-        size = min(shape[0], factor_dim) * min(shape[1], factor_dim)
-        return MatrixProjection(
-            sides[0], sides[1], Sketch.make(size, dim, generator(seed, name, "sketch"), device)
+        # A token costs a·b multiplications where G is built, and size · factor_dim for each side that is cut.
+        cut = [size > factor_dim for size in shape]
+        if shape[0] * shape[1] <= factor_dim * sum(
+            size for size, is_cut in zip(shape, cut, strict=True) if is_cut
+        ):
+            cut = [False, False]
+        left, right = (
+            rademacher(size, factor_dim, generator(seed, name, side)).to(device) if is_cut else None
+            for size, is_cut, side in zip(shape, cut, ("left", "right"), strict=True)
         )
+        size = (factor_dim if cut[0] else shape[0]) * (factor_dim if cut[1] else shape[1])
+        return MatrixProjection(left, right, Sketch.make(size, dim, generator(seed, name, "sketch"), device))
+
+    def cut_left(self, left: Tensor) -> Tensor:
+        """(..., a) -> (..., a')."""
+        return left if self.left is None else left @ self.left
 
     def add_to(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         """Adds the projection of Σ_s left_s right_sᵀ of each row to `total` (B, dim), in place.
 
-        left (B, T, a) and right (B, T, b), float32.
+        left (B, T, a') cut already, right (B, T, b), float32.
         """
-        self.add_projected(total, left if self.left is None else left @ self.left, right)
-
-    def add_projected(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """As `add_to`, with `left` (B, T, a') projected already."""
         if self.right is not None:
             right = right @ self.right
-        self.sketch.add_to(total, (left.mT @ right).flatten(1))
+        step = max(1, DENSE_ENTRIES // (left.shape[2] * right.shape[2]))
+        for i in range(0, len(total), step):
+            part = slice(i, i + step)
+            self.sketch.add_to(total[part], (left[part].mT @ right[part]).flatten(1))
