@@ -151,6 +151,8 @@ def repair(graph: NeighborGraph, embedding: Array, drifted_rows: Rows, *, seed: 
     )
     for rows, found, cosine in _patches(graph, embedding, moved, drifted_directed, others, seed):
         neighbors[rows], similarity[rows] = _nearest(found, cosine, graph.k)
+    short = directed[neighbors[directed, min(graph.k, len(directed) - 1) - 1] < 0]  # too few two steps away
+    neighbors[short], similarity[short] = _lists(embedding, short, directed, graph.k, seed)
     built_from = np.array(graph.built_from)
     built_from[moved] = embedding[moved]
     return NeighborGraph(neighbors, similarity, built_from)
@@ -169,7 +171,7 @@ def _patches(
     for at in _slices(np.flatnonzero(bereft | gains)):
         kept, cosine = listed[at], _cosines(embedding, others[at], listed[at])
         lost = bereft[at]
-        kept[lost], cosine[lost] = _two_steps(embedding, indptr, indices, moved, others[at[lost]], graph.k)
+        kept[lost], cosine[lost] = _two_steps(embedding, indptr, indices, moved, others[at[lost]], kept[lost])
         yield (
             others[at],
             np.concatenate([kept, newcomer[at]], axis=1),
@@ -179,14 +181,19 @@ def _patches(
 
 @njit(cache=True)
 def _two_steps(
-    embedding: Array, indptr: Array, indices: Array, moved: Array, rows: Rows, k: int
+    embedding: Array, indptr: Array, indices: Array, moved: Array, rows: Rows, listed: Array
 ) -> tuple[Array, Array]:
-    """The k nearest undrifted among neighbours and neighbours' neighbours: (m, k), -1 for none; cosines."""
-    found = np.full((len(rows), k), -1, np.int32)
-    cosine = np.full((len(rows), k), -np.inf, np.float32)
+    """The k nearest undrifted among the (m, k) listed, the neighbours and theirs, -1 for none; cosines."""
+    found = np.full(listed.shape, -1, np.int32)
+    cosine = np.full(listed.shape, -np.inf, np.float32)
     seen_from = np.full(len(embedding), -1, np.int64)
     for i, v in enumerate(rows):
         seen_from[v] = v
+        for w in listed[i]:  # among them those of cosine < 0, which are no edges of the symmetric graph
+            if w >= 0:
+                seen_from[w] = v
+                if not moved[w]:
+                    _insert(found[i], cosine[i], w, _dot(embedding[v], embedding[w]))
         for u in indices[indptr[v] : indptr[v + 1]]:
             for e in range(indptr[u] - 1, indptr[u + 1]):
                 w = u if e < indptr[u] else indices[e]
