@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from coretune.corpus import Corpus
+    from coretune.dynamic import CoresetConfig
     from coretune.ledger import Ledger
+    from coretune.refresh import AnchorRefresh
+    from coretune.select.grace import Grace
+    from coretune.train import CoresetSFTTrainer
     from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
 
 _MODULE_OF = {
+    "AnchorRefresh": "coretune.refresh",
     "Budget": "coretune.types",
     "Coreset": "coretune.types",
+    "CoresetConfig": "coretune.dynamic",
+    "CoresetSFTTrainer": "coretune.train",
+    "Corpus": "coretune.corpus",
+    "Grace": "coretune.select.grace",
     "Ledger": "coretune.ledger",
     "Measure": "coretune.types",
     "NeighborGraph": "coretune.types",
@@ -27,8 +37,13 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "AnchorRefresh",
     "Budget",
     "Coreset",
+    "CoresetConfig",
+    "CoresetSFTTrainer",
+    "Corpus",
+    "Grace",
     "Ledger",
     "Measure",
     "NeighborGraph",
