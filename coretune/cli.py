@@ -62,6 +62,27 @@ def select(
     _guarded(work, traceback)
 
 
+@app.command()
+def demo(
+    output_dir: Annotated[str, typer.Option(help="Where the pool and the runs go.")] = "runs/demo",
+    seed: Annotated[int, typer.Option(help="Of the pool and of the runs.")] = 0,
+    traceback: Traceback = False,
+) -> None:
+    """Three arms on a generated pool: everything, a random coreset, a GRACE coreset. No network, no GPU."""
+
+    def work() -> None:
+        import shutil
+        from pathlib import Path
+
+        from coretune.demo import run_demo
+
+        shutil.rmtree(output_dir, ignore_errors=True)
+        _print_table("Equal steps; seconds include selection", run_demo(Path(output_dir), seed))
+        _say(f"run directory: {output_dir}")
+
+    _guarded(work, traceback)
+
+
 def main() -> None:
     """Entry point of the command `coretune`."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

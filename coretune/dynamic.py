@@ -24,7 +24,8 @@ from coretune.ledger import Ledger, Round, overlap
 from coretune.refresh import AnchorRefresh
 from coretune.types import Array, Coreset, Measure, NeighborGraph, Pool, Rows, Selector, Valued
 
-TRAINED_AT = "trained_at"  # (n,) int32 feature kept here: the last round that trained on a row, -1 = none
+# (n,) int32 feature kept here: number of the coreset that last trained on a row; 0 = warm-up, -1 = none
+TRAINED_AT = "trained_at"
 NO_SELECTION = -1
 
 
@@ -204,7 +205,7 @@ def _nothing() -> Coreset:
 
 def _stamp(state: State, clock: Clock, seed: int) -> Array:
     stamped = state.pool.feature(TRAINED_AT).copy()
-    stamped[round_rows(state, clock, seed)] = state.round
+    stamped[round_rows(state, clock, seed)] = state.selections
     return stamped
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
+from coretune.agreement import neighbour_agreement
 from coretune.graph import build, drifted, repair, symmetric_csr
 from coretune.select.importance import scaled
 from coretune.types import Array, NeighborGraph, Pool, Rows
@@ -38,15 +39,17 @@ class AnchorRefresh:
 
     anchors         "priority": `priority`, spread by `pick_spread_anchors`; "random"; "all": every usable
                     row, so with repair "rebuild" the same as measuring anew; "trained": the rows the last
-                    round of training passed through (feature `trained_at` (n,) int32: that round, -1 = never)
+                    coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
     propagate       "average": `eq21_step`; "delta": `spread_delta`; "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
     beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
     k               neighbours of a row
-    embedding       the signal whose cosine makes the graph
+    embedding       the signal whose cosine makes the graph [choice: prompts, since rows that ask alike should
+                    be answered alike; LOG.md compares it with the responses]
     scores          further signals to measure
     priority_score  the signal whose discrepancy counts
+    memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves standing [choice]
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     """
@@ -58,9 +61,10 @@ class AnchorRefresh:
     beta: float = 0.5
     delta: float = 0.05
     k: int = 10
-    embedding: str = "response_embedding"
+    embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
+    memory: float = 0.6
 
     def __post_init__(self) -> None:
         words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair}
@@ -75,6 +79,8 @@ class AnchorRefresh:
             raise ValueError(f"delta is {self.delta}: give a cosine distance from 0 to 2")
         if self.k < 1:
             raise ValueError(f"k is {self.k}: give at least 1 neighbour")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"memory is {self.memory}: give a share from 0 to below 1")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -127,6 +133,8 @@ class AnchorRefresh:
             self._propagate(pool, written, usable, anchors)
         features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
         graph = self._mended(pool.graph, features[self.embedding], round)
+        if "gradient" in features:
+            features["agreement"] = self._agreement(pool, graph, features["gradient"], usable, anchors)
         return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
 
     def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> None:
@@ -143,6 +151,20 @@ class AnchorRefresh:
                 change = values[anchors] - pool.feature(name)[anchors]
                 moved = spread_delta(values, alpha, rows, anchors, change)
             values[rows] = _unit(moved, values[rows]) if name.endswith(UNIT) else moved
+
+    def _agreement(
+        self, pool: Pool, graph: NeighborGraph, gradient: Array, usable: Array, anchors: Rows
+    ) -> Array:
+        """(n,) float32 agreement with the neighbourhood, a running mean over each row's exact looks.
+
+        Only anchors get a new look: propagation pulls a row's gradient to its neighbours', so the agreement of
+        what was propagated says nothing. 0 for rows never measured well.
+        """
+        found = neighbour_agreement(graph, gradient, usable, anchors)
+        agreement = np.array(pool.features.get("agreement", np.zeros(pool.n)), np.float32)
+        before = np.where(pool.measured_at[anchors] >= 0, agreement[anchors], found)
+        agreement[anchors] = self.memory * before + (1 - self.memory) * found
+        return agreement
 
     def _mended(self, graph: NeighborGraph | None, embedding: Array, round: int) -> NeighborGraph:
         if graph is None or self.repair == "rebuild":

@@ -10,6 +10,10 @@ import numpy as np
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
 
+#: What the engine keeps of its own accord, whatever a selector needs.
+KEPT = ("previous_loss", "agreement", "trained_at")
+
+
 def synthetic_pool(
     n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
 ) -> Pool:
@@ -144,6 +148,8 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "gradient_norm": rng.gamma(2.0, 1.0, size=n).astype(np.float32),
         "gradient": rng.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(rng, n, d),
         "head_gradient": rng.normal(size=(n, d)).astype(np.float32),
+        "agreement": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
+        "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "alignment": rng.normal(size=n).astype(np.float32),
         "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
     }
@@ -174,9 +180,7 @@ def _exact_graph(embedding: Array, usable: Array, k: int) -> NeighborGraph:
 
 def _read_only(pool: Pool, needs: tuple[str, ...]) -> Pool:
     """The pool as the exam shows it: only what is needed, and nothing that can be written to."""
-    features = {
-        name: pool.features[name] for name in {*needs, "previous_loss"}
-    }  # the refresh always keeps the last
+    features = {name: pool.features[name] for name in {*needs, *KEPT}}
     shown = dataclasses.replace(pool, features=features)
     for value in _arrays(shown).values():
         value.setflags(write=False)

@@ -352,10 +352,11 @@ def test_dense_lazy_is_naive_over_many_blocks(kind: str, copies: int) -> None:
 
 
 def test_of_dense_copies_the_lowest_row_is_chosen() -> None:
-    rows = unit_rows(300, 64, 1, copies=150)  # long rows: BLAS sums the copies' products in other orders
-    objective = Objective(cosine_similarity(rows), np.zeros(300), 1 / 300, np.ones(300))
-    picks = lazy_greedy(objective, Budget(150), np.ones(300, dtype=np.int64), np.ones(300, dtype=bool))
-    assert sorted(picks.indices.tolist()) == list(range(150))
+    for seed in range(3):  # 1000 long: BLAS sums the products of copies in other orders
+        rows = unit_rows(301, 1000, seed, copies=150)
+        objective = Objective(cosine_similarity(rows), np.zeros(301), 1 / 301, np.ones(301))
+        picks = lazy_greedy(objective, Budget(151), np.ones(301, dtype=np.int64), np.ones(301, dtype=bool))
+        assert sorted(picks.indices.tolist()) == list(range(151))
 
 
 @pytest.mark.usefixtures("small_blocks")

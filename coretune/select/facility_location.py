@@ -26,7 +26,7 @@ class FacilityLocation:
     """
 
     similarity: str = "graph"
-    embedding: str = "response_embedding"
+    embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "facility_location"
 

@@ -1,4 +1,4 @@
-"""GRACE's selection: importance plus coverage of the pool."""
+"""GRACE's selection: importance plus coverage of the pool, among the rows that can be trusted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from coretune.select.copies import best_of_copies
 from coretune.select.greedy import Objective, coverage_worth, lazy_greedy
-from coretune.select.importance import cut_off, importance, scaled
+from coretune.select.importance import contradicted, cut_off, importance, scaled
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
-from coretune.types import Budget, Coreset, Pool
+from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 
 @dataclass(frozen=True)
@@ -19,64 +20,130 @@ class Grace:
     """A row is worth its importance and the part of the pool that it stands for and none before it did.
 
     Tang, Li, Chen, "GRACE: A Dynamic Coreset Selection Framework for Large Language Model Optimization",
-    arXiv:2604.11810, 2026. [paper] combines representation diversity with gradient-based importance;
-    [choice] does it so:
+    arXiv:2604.11810, 2026. [paper] representation diversity is combined with gradient-based importance;
+    [choice] so:
 
         F(S) = λ Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
 
     over the N usable rows v, by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405 for tokens
-    (`greedy.py`). Weights are 1.
+    (`greedy.py`), best among the candidates below. Weights are 1.
 
     lambda_          in [0, 1]; 0 = coverage alone
     importance       a name of `importance.IMPORTANCES`
     importance_term  "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
                      "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
                      / mean tokens of a row)
-    cutoff           share of the usable rows, those of highest importance, that may not be chosen
+    agreement_below,
+    loss_above       [choice] rows that their neighbourhood contradicts (`importance.contradicted`) may not be
+                     chosen; agreement_below 0 = all may
+    cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
+                     chosen either
+    cutoff_by        a name of `importance.IMPORTANCES`: what an outlier, or a wrong response, is high in
+    copies           [choice] of rows whose responses have at least this cosine and that are neighbours in the
+                     graph, only the least noisy may be chosen: copies look trustworthy, since they are what
+                     the model learns first, and would fill a coreset of trusted rows; above 1 = off
+    rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
+                     coreset changes although the scores hardly do: other rows are worth more than the best
+                     ones again
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
-    reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain;
-                     covered = max_{j∈S} sim(v, j)
+    reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
+                     max_{j∈S} sim; noise = the score cut by; candidate = 1 for a row that could be chosen
 
-    Raises ValueError for a setting out of range, and when the cut-off leaves fewer rows than the budget.
+    Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: the least noisy of those cut,
+    and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
     """
 
     lambda_: float = 0.5
     importance: str = "gradient_norm"
-    importance_term: str = "sum"
+    importance_term: str = "mean"
+    agreement_below: float = 0.7
+    loss_above: float = 1.65
     cutoff: float = 0.0
+    cutoff_by: str = "noise"
+    copies: float = 0.999
+    rest: int = 3
     similarity: str = "graph"
-    embedding: str = "response_embedding"
+    embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "grace"
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        signals = importance(self.importance).needs
-        return (*signals, self.embedding) if self.similarity == "dense" else signals
-
-    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+    def __post_init__(self) -> None:
         if not 0.0 <= self.lambda_ <= 1.0:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
+        if self.rest < 0:
+            raise ValueError(f"rest {self.rest} is no number of coresets: give 0 or more")
+        if self.importance_term not in ("sum", "mean"):
+            raise ValueError(f"importance_term {self.importance_term!r} is unknown; there are sum, mean")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        cutting = importance(self.cutoff_by).needs if self._looks_for_noise else ()
+        copies = ("response_embedding",) if self.copies <= 1 else ()
+        return tuple(dict.fromkeys((*importance(self.importance).needs, *cutting, *copies, self.embedding)))
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        noise, candidates = self._candidates(pool, budget)
+        objective = self._objective(pool, budget)
+        picks = lazy_greedy(objective, budget, pool.cost, candidates)
+        reasons = {
+            "importance": objective.modular,
+            "coverage": coverage_worth(objective, picks, pool.usable),
+            "covered": picks.best,
+            "noise": noise,
+            "candidate": candidates.astype(np.float32),
+        }
+        return coreset(picks.indices, picks.gains, reasons)
+
+    @property
+    def _looks_for_noise(self) -> bool:
+        return bool(self.cutoff or self.agreement_below)
+
+    def value(self, pool: Pool, chosen: Coreset) -> float:
+        """F of a coreset under this pool."""
+        return self._objective(pool, Budget(len(chosen.indices), "rows")).value(chosen.indices)
+
+    def _objective(self, pool: Pool, budget: Budget) -> Objective:
         raw = importance(self.importance).score(pool)
-        worth = self.lambda_ / self._terms(pool, budget) * scaled(raw, pool.usable)
-        objective = Objective(
+        return Objective(
             similarity=pool_similarity(pool, self.similarity, self.embedding),
-            modular=worth,
-            scale=(1.0 - self.lambda_) / max(1, pool.usable.sum()),
+            modular=self.lambda_ / self._terms(pool, budget) * scaled(raw, pool.usable),
+            scale=(1.0 - self.lambda_) / pool.usable.sum(),
             demand=pool.usable.astype(np.float64),
         )
-        picks = lazy_greedy(objective, budget, pool.cost, cut_off(raw, pool.usable, self.cutoff))
-        coverage = coverage_worth(objective, picks, pool.usable)
-        reasons = {"importance": worth, "coverage": coverage, "covered": picks.best}
-        return coreset(picks.indices, picks.gains, reasons)
+
+    def _candidates(self, pool: Pool, budget: Budget) -> tuple[Array, Array]:
+        """(n,) the noise score and (n,) bool who may be chosen."""
+        noise = importance(self.cutoff_by).score(pool) if self._looks_for_noise else np.zeros(pool.n)
+        kept = pool.usable
+        if self.agreement_below:
+            kept = kept & ~contradicted(pool, self.agreement_below, self.loss_above)
+        if self.copies <= 1:
+            kept = kept & best_of_copies(pool, noise, self.copies, "response_embedding")
+        kept = cut_off(noise, kept, self.cutoff)
+        kept = kept | _enough(pool, budget, np.lexsort((noise, ~kept)))
+        trained_at = pool.features.get("trained_at")
+        if not self.rest or trained_at is None:
+            return noise, kept
+        last = trained_at[pool.usable].max()
+        rested = kept & ((trained_at < 0) | (trained_at <= last - self.rest))
+        longest_ago = np.lexsort((noise, np.where(kept, trained_at, np.inf)))
+        return noise, rested | (kept & _enough(pool, budget, longest_ago))
 
     def _terms(self, pool: Pool, budget: Budget) -> float:
         """What the sum of importances is divided by."""
         if self.importance_term == "sum":
             return 1.0
-        if self.importance_term != "mean":
-            raise ValueError(f"importance_term {self.importance_term!r} is unknown; there are sum, mean")
         if budget.unit == "rows":
             return float(budget.amount)
         return max(1.0, budget.amount / float(pool.cost[pool.usable].mean()))
+
+
+def _enough(pool: Pool, budget: Budget, order: Rows) -> Array:
+    """(n,) bool: the first usable rows of `order` that fit the budget and together fill it."""
+    size = pool.cost if budget.unit == "tokens" else np.ones(pool.n, np.int64)
+    order = order[pool.usable[order] & (size[order] <= budget.amount)]
+    filled = np.cumsum(size[order])
+    enough = np.zeros(pool.n, bool)
+    enough[order[: int(np.searchsorted(filled, budget.amount)) + 1]] = True
+    return enough

@@ -66,14 +66,36 @@ def neighbour_consistency(pool: Pool) -> Array:
     """
     if pool.graph is None:
         raise ValueError("neighbour_consistency reads the k-NN graph, but the pool has none: build one first")
-    own, neighbors = _signal(pool, "loss"), pool.graph.neighbors
-    counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
-    around = np.sort(np.where(counted, own[neighbors], np.inf), axis=1)  # those that do not count come last
-    count = counted.sum(axis=1)
-    middle = np.stack([np.maximum(count - 1, 0) // 2, count // 2], axis=1)
-    with np.errstate(invalid="ignore"):  # inf − inf: an unusable row's loss
-        deviation = own - np.take_along_axis(around, middle, axis=1).mean(axis=1)
-    return np.where(count > 0, -deviation, 0.0)
+    own = _signal(pool, "loss")
+    return np.where(pool.usable, _around(pool, own) - own, 0.0)
+
+
+def disagreement(pool: Pool) -> Array:
+    """−a_i: how little the row's gradient points where its neighbours' do (`agreement.py`)."""
+    return -_signal(pool, "agreement")
+
+
+def noise(pool: Pool) -> Array:
+    """Rank of the disagreement + rank of the loss: high for a row that is probably answered wrongly.
+
+    [choice] Disagreement shows a wrong response from the first steps on but not a rare skill's from a rare right
+    one; the loss shows it late and surely. Their ranks together beat either at every refresh (LOG.md).
+    """
+    return scaled(disagreement(pool), pool.usable) + scaled(_signal(pool, "loss"), pool.usable)
+
+
+def contradicted(pool: Pool, agreement_below: float, loss_above: float) -> Array:
+    """(n,) bool: rows against which both clues of a wrong response stand.
+
+        a_i < agreement_below · median of a   and   ℓ_i > loss_above · median of the losses of i's neighbours
+
+    [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
+    right. Either clue alone is met by those too; together they are met by few (LOG.md). The losses are
+    compared with 0.02 nats added, below which a ratio means nothing.
+    """
+    agreement, own = _signal(pool, "agreement"), _signal(pool, "loss")
+    alone = agreement < agreement_below * np.median(agreement[pool.usable])
+    return pool.usable & alone & (own + 0.02 > loss_above * (_around(pool, own) + 0.02))
 
 
 def uniform(pool: Pool) -> Array:
@@ -89,6 +111,8 @@ IMPORTANCES: dict[str, Importance] = {
     "ifd": Importance(("loss", "unconditional_loss"), ifd),
     "loss": Importance(("loss",), loss),
     "neighbour_consistency": Importance(("loss",), neighbour_consistency),
+    "disagreement": Importance(("gradient",), disagreement),  # the refresh makes agreement of gradients
+    "noise": Importance(("gradient", "loss"), noise),
     "uniform": Importance((), uniform),
 }
 
@@ -127,6 +151,18 @@ def cut_off(raw: Array, usable: Array, share: float) -> Array:
     kept = usable.copy()
     kept[dropped] = False
     return kept
+
+
+def _around(pool: Pool, score: Array) -> Array:
+    """(n,) median score of each row's usable graph neighbours; its own where it has none."""
+    assert pool.graph is not None
+    neighbors = pool.graph.neighbors
+    counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
+    around = np.sort(np.where(counted, score[neighbors], np.inf), axis=1)  # those that do not count come last
+    count = counted.sum(axis=1)
+    middle = np.stack([np.maximum(count - 1, 0) // 2, count // 2], axis=1)
+    median = np.take_along_axis(around, np.minimum(middle, around.shape[1] - 1), axis=1).mean(axis=1)
+    return np.where(count > 0, median, score)
 
 
 def _signal(pool: Pool, name: str) -> Array:

@@ -43,7 +43,7 @@ class Similarity(Protocol):
         """(m,) float64 Σ_v demand_v · max(0, sim(v, j) − best_v) for the m candidates j in `rows`.
 
         best    (n,) float32  how well each row is covered already
-        demand  (n,) float64  >= 0; a row of demand 0 is not looked at, its features may be NaN
+        demand  (n,) float64  >= 0; a row of demand 0 does not count, its features may be NaN
         """
         ...
 
@@ -196,12 +196,9 @@ def _parts(n: int) -> list[slice]:
 def _add_gains(similarity: Array, best: Array, demand: Array, rounding: float, gains: Array) -> None:
     least = np.float32(rounding)
     for v in range(similarity.shape[0]):
-        weight = demand[v]
-        if weight == 0.0:
-            continue
         for j in range(similarity.shape[1]):
-            improvement = similarity[v, j] - best[v]
-            gains[j] += weight * (improvement if improvement > least else np.float32(0.0))
+            improvement = similarity[v, j] - best[v]  # of an unusable row NaN, which is not > least
+            gains[j] += demand[v] * (improvement if improvement > least else np.float32(0.0))
 
 
 @numba.njit(cache=True)

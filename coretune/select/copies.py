@@ -1,0 +1,39 @@
+"""Copies: rows that ask the same and answer the same, found along the graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from coretune.graph import near_copies
+from coretune.types import Array, NeighborGraph, Pool
+
+BLOCK = 8192  # rows whose neighbours' embeddings are gathered at once
+
+
+def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -> Array:
+    """(n,) bool: of each group of usable copies the row of least noise, the lowest row among equals.
+
+    Copies are neighbours in the graph whose unit `embedding` has a cosine of at least `threshold`. The graph
+    says which pairs to look at, the embedding whether they are copies: two rows that ask the same and answer
+    differently are neighbours in a graph of prompts and no copies by their responses.
+    """
+    if pool.graph is None:
+        raise ValueError("copies are found along the k-NN graph, but the pool has none: build one first")
+    similarity = _edge_cosines(pool.graph, pool.feature(embedding))
+    group = near_copies(replace(pool.graph, similarity=similarity), threshold)
+    order = np.argsort(np.where(pool.usable, noise, np.inf), kind="stable")
+    _, first = np.unique(group[order], return_index=True)
+    best = np.zeros(pool.n, bool)
+    best[order[first]] = True
+    return best & pool.usable
+
+
+def _edge_cosines(graph: NeighborGraph, embedding: Array) -> Array:
+    """(n, k) float32 cosine of each row and its neighbours under another embedding."""
+    cosines = np.zeros(graph.neighbors.shape, np.float32)
+    for first in range(0, graph.n, BLOCK):
+        rows = slice(first, first + BLOCK)
+        cosines[rows] = np.einsum("nd,nkd->nk", embedding[rows], embedding[graph.neighbors[rows]])
+    return cosines
