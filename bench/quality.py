@@ -23,11 +23,14 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+import coretune
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
 
@@ -48,7 +51,14 @@ class Job:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """Of the job and of the package's code: a result is never taken for that of other code."""
+        return hashlib.sha256(json.dumps([asdict(self), code()], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def code() -> str:
+    files = sorted(Path(coretune.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def coreset_section(job: Job) -> dict[str, Any]:

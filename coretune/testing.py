@@ -148,10 +148,10 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "gradient_norm": rng.gamma(2.0, 1.0, size=n).astype(np.float32),
         "gradient": rng.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(rng, n, d),
         "head_gradient": rng.normal(size=(n, d)).astype(np.float32),
-        "agreement": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
-        "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "alignment": rng.normal(size=n).astype(np.float32),
         "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
+        "agreement": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
+        "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
     }
 
 

@@ -11,6 +11,14 @@ from coretune.select.importance import scaled
 from coretune.testing import synthetic_pool
 from coretune.types import Budget, Coreset, Pool
 
+OBJECTIVE_ALONE = {"agreement_below": 0.0, "copies": 2.0, "rest": 0}  # every usable row is a candidate
+
+
+def plain(**settings: object) -> Grace:
+    """GRACE by its formula, without the choices that keep rows out."""
+    return Grace(**{**OBJECTIVE_ALONE, "importance_term": "sum", **settings})  # type: ignore[arg-type]
+
+
 POOL = synthetic_pool(60, 6, 2, unusable=0.1)
 USABLE = np.flatnonzero(POOL.usable)
 NINE = Budget(9)
@@ -22,14 +30,14 @@ def selected(method: Grace, pool: Pool = POOL, budget: Budget = NINE) -> Coreset
 
 def test_lambda_1_takes_the_most_important() -> None:
     norm = POOL.features["gradient_norm"]
-    coreset = selected(Grace(lambda_=1.0))
+    coreset = selected(plain(lambda_=1.0))
     assert coreset.indices.tolist() == sorted(USABLE.tolist(), key=lambda row: -norm[row])[:9]
     assert not coreset.reasons["coverage"].any()
 
 
 @pytest.mark.parametrize("similarity", ["graph", "dense"])
 def test_lambda_0_is_facility_location(similarity: str) -> None:
-    coreset = selected(Grace(lambda_=0.0, similarity=similarity))
+    coreset = selected(plain(lambda_=0.0, similarity=similarity))
     location = FacilityLocation(similarity).select(POOL, Budget(9), np.random.default_rng(0))
     assert coreset.indices.tolist() == location.indices.tolist()
     assert coreset.gains == pytest.approx(location.gains)
@@ -39,11 +47,11 @@ def test_lambda_0_is_facility_location(similarity: str) -> None:
 @pytest.mark.parametrize("lambda_", [0.02, 0.5])
 @pytest.mark.parametrize("budget", [Budget(9), Budget(300, "tokens")])
 def test_the_gains_are_the_objective_of_the_formula(term: str, lambda_: float, budget: Budget) -> None:
-    coreset = selected(Grace(lambda_=lambda_, importance_term=term, similarity="dense"), budget=budget)
+    coreset = selected(plain(lambda_=lambda_, importance_term=term, similarity="dense"), budget=budget)
     worth = scaled(POOL.features["gradient_norm"], POOL.usable)
     if term == "mean":
         worth = worth / (9 if budget.unit == "rows" else 300 / POOL.cost[USABLE].mean())
-    embedding = POOL.features["response_embedding"]
+    embedding = POOL.features["prompt_embedding"]
     cosine = np.maximum(0, embedding[USABLE] @ embedding[coreset.indices].T)
     for count in range(1, len(coreset.indices) + 1):
         importance = lambda_ * worth[coreset.indices[:count]].sum()
@@ -52,7 +60,7 @@ def test_the_gains_are_the_objective_of_the_formula(term: str, lambda_: float, b
 
 
 def test_the_reasons_add_up_to_the_gains() -> None:
-    coreset = selected(Grace(lambda_=0.02))
+    coreset = selected(plain(lambda_=0.02))
     total = coreset.reasons["importance"] + coreset.reasons["coverage"]
     assert total[coreset.indices] == pytest.approx(coreset.gains)
     left_out = np.setdiff1d(USABLE, coreset.indices)
@@ -63,7 +71,7 @@ def test_the_reasons_add_up_to_the_gains() -> None:
 
 def test_the_mean_term_brings_coverage_to_the_fore() -> None:
     covered = [
-        selected(Grace(importance_term=term)).reasons["covered"][USABLE].mean() for term in ("sum", "mean")
+        selected(plain(importance_term=term)).reasons["covered"][USABLE].mean() for term in ("sum", "mean")
     ]
     assert covered[1] > covered[0]
 
@@ -71,16 +79,14 @@ def test_the_mean_term_brings_coverage_to_the_fore() -> None:
 def test_the_cut_off_keeps_the_top_out_but_they_are_still_covered() -> None:
     norm = POOL.features["gradient_norm"]
     top = USABLE[np.argsort(-norm[USABLE])[: int(0.2 * len(USABLE))]]
-    coreset = selected(Grace(cutoff=0.2))
+    coreset = selected(plain(cutoff=0.2, cutoff_by="gradient_norm"))
     assert not np.isin(top, coreset.indices).any()
-    assert np.isin(top, selected(Grace()).indices).any()
+    assert np.isin(top, selected(plain()).indices).any()
     assert coreset.reasons["covered"][top].any()
-    with pytest.raises(ValueError, match="45 rows, but only 44 candidates"):
-        selected(Grace(cutoff=0.2), budget=Budget(45))
 
 
 def test_the_order_of_the_rows_is_irrelevant() -> None:
-    for method in (Grace(lambda_=0.02), Grace(importance="neighbour_consistency", cutoff=0.1)):
+    for method in (plain(lambda_=0.02), plain(importance="neighbour_consistency", cutoff=0.1)):
         rows = selected(method).indices
         order = np.random.default_rng(1).permutation(POOL.n)
         assert order[selected(method, reordered(POOL, order)).indices].tolist() == rows.tolist()
@@ -105,26 +111,67 @@ def reordered(pool: Pool, order: np.ndarray) -> Pool:
 def test_copies_are_not_taken_twice_for_coverage() -> None:
     pool = synthetic_pool(60, 6, 0, copies=0.5)
     embedding = pool.features["response_embedding"]
-    picks = selected(Grace(lambda_=0.0), pool, Budget(20)).indices
+    picks = selected(plain(lambda_=0.0), pool, Budget(20)).indices
     assert len(np.unique(embedding[picks], axis=0)) == 20
 
 
+def test_what_may_not_be_chosen_gives_way_to_the_budget() -> None:
+    everything = Budget(len(USABLE))
+    assert len(selected(Grace(cutoff=0.9, rest=5), budget=everything).indices) == len(USABLE)
+    tokens = Budget(int(POOL.cost[USABLE].sum()), "tokens")
+    assert len(selected(Grace(cutoff=0.9, rest=5), budget=tokens).indices) == len(USABLE)
+
+
+def test_of_copies_only_the_least_noisy_is_chosen() -> None:
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    answers = pool.features["response_embedding"]
+    coreset = selected(plain(copies=0.999, cutoff_by="loss", cutoff=0.01, lambda_=1.0), pool, Budget(20))
+    assert len(np.unique(answers[coreset.indices], axis=0)) == 20
+    both = selected(plain(lambda_=1.0), pool, Budget(20))
+    assert len(np.unique(answers[both.indices], axis=0)) < 20
+
+
+def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_first() -> None:
+    trained_at = np.full(POOL.n, -1, np.int32)
+    trained_at[USABLE[:20]], trained_at[USABLE[20:40]] = 5, 4
+    pool = dataclasses.replace(POOL, features={**POOL.features, "trained_at": trained_at})
+    rested = set(USABLE[40:].tolist())
+    assert set(selected(plain(rest=2), pool).indices.tolist()) <= rested
+    assert set(selected(plain(rest=1), pool, Budget(20)).indices.tolist()) <= rested | set(
+        USABLE[20:40].tolist()
+    )
+    more = selected(plain(rest=2), pool, Budget(len(rested) + 5)).indices
+    assert not np.isin(more, USABLE[:20]).any()
+
+
+def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
+    assert POOL.graph is not None
+    agreement, loss = np.full(POOL.n, 0.5, np.float32), np.ones(POOL.n, np.float32)
+    alone, costly, wrong = USABLE[3], USABLE[8], USABLE[15]
+    agreement[[alone, wrong]] = 0.1
+    loss[[costly, wrong]] = 3.0
+    pool = dataclasses.replace(POOL, features={**POOL.features, "agreement": agreement, "loss": loss})
+    chosen = selected(plain(agreement_below=0.7), pool, Budget(len(USABLE) - 1)).indices
+    assert set(USABLE) - set(chosen.tolist()) == {wrong}
+
+
 def test_needs_names_what_its_settings_read() -> None:
-    assert Grace().needs == ("gradient_norm",)
-    assert Grace(importance="ifd").needs == ("loss", "unconditional_loss")
-    assert Grace(importance="uniform", similarity="dense").needs == ("response_embedding",)
+    assert plain().needs == ("gradient_norm", "prompt_embedding")
+    assert plain(importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
+    assert set(Grace().needs) >= {"gradient", "loss", "response_embedding", "prompt_embedding"}
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("settings", "message"),
     [
-        (Grace(lambda_=1.5), "lambda 1.5 .*0 <= lambda <= 1"),
-        (Grace(importance="charm"), "'charm'; there are gradient_norm"),
-        (Grace(importance_term="median"), "'median' is unknown; there are sum, mean"),
-        (Grace(similarity="hamming"), "'hamming'; there are graph, dense"),
-        (Grace(cutoff=1.0), "0 <= cutoff < 1"),
+        ({"lambda_": 1.5}, "lambda 1.5 .*0 <= lambda <= 1"),
+        ({"importance": "charm"}, "'charm'; there are gradient_norm"),
+        ({"importance_term": "median"}, "'median' is unknown; there are sum, mean"),
+        ({"similarity": "hamming"}, "'hamming'; there are graph, dense"),
+        ({"cutoff": 1.0}, "0 <= cutoff < 1"),
+        ({"rest": -1}, "rest -1"),
     ],
 )
-def test_a_setting_out_of_range_is_an_error(method: Grace, message: str) -> None:
+def test_a_setting_out_of_range_is_an_error(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        selected(method)
+        selected(plain(**settings))

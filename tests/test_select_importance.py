@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from coretune.select.importance import IMPORTANCES, cut_off, importance, neighbour_consistency, scaled
-from coretune.testing import synthetic_pool
+from coretune.testing import KEPT, synthetic_pool
 from coretune.types import Array, Pool
 
 FEW = settings(deadline=None, max_examples=80)
@@ -66,7 +66,7 @@ def test_a_cut_off_out_of_range_is_an_error(share: float) -> None:
 @pytest.mark.parametrize("name", IMPORTANCES)
 def test_a_score_reads_what_it_needs_and_is_finite_on_usable_rows(name: str) -> None:
     pool = synthetic_pool(50, 4, 0, copies=0.2, unusable=0.3)
-    needed = {key: pool.features[key] for key in (*IMPORTANCES[name].needs, "previous_loss")}
+    needed = {key: pool.features[key] for key in (*IMPORTANCES[name].needs, *KEPT)}
     raw = IMPORTANCES[name].score(dataclasses.replace(pool, features=needed))
     assert raw.shape == (50,)
     assert raw.dtype == np.float64
@@ -144,7 +144,7 @@ def test_a_row_that_its_neighbourhood_contradicts_scores_lowest() -> None:
 
 
 def test_neighbour_consistency_without_a_graph_is_an_error() -> None:
-    with pytest.raises(ValueError, match="has none: build one first"):
+    with pytest.raises(ValueError, match="has none: build the graph first"):
         neighbour_consistency(dataclasses.replace(synthetic_pool(9, 3, 0), graph=None))
 
 

@@ -25,7 +25,7 @@ class D2:
         forward   x_i <- x_i + Σ_{j∈N(i)} exp(−γ_f d_ij) x_j
         reverse   after picking s:  x_j <- x_j − exp(−γ_r d_sj) x_s  for j ∈ N(s)
 
-    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph, symmetrised. Difficulty is an importance, by rank in
+    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph of `embedding`, symmetrised. Difficulty is an importance, by rank in
     [0, 1] [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
 
     reasons  difficulty x_i · score, the score when picked, or at the end for a row not picked
@@ -34,12 +34,13 @@ class D2:
     gamma_forward: float = 1.0
     gamma_reverse: float = 1.0
     difficulty: str = "loss"
+    embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "d2"
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return importance(self.difficulty).needs
+        return (*importance(self.difficulty).needs, self.embedding)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         graph = graph_similarity(pool)

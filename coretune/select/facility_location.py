@@ -32,7 +32,7 @@ class FacilityLocation:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (self.embedding,) if self.similarity == "dense" else ()
+        return (self.embedding,)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         demand = pool.usable.astype(np.float64)

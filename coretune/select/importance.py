@@ -64,8 +64,6 @@ def neighbour_consistency(pool: Pool) -> Array:
     [choice] after the observation that wrong responses show as a loss far above that of similar rows.
     Unusable neighbours do not count; a row without neighbours scores 0.
     """
-    if pool.graph is None:
-        raise ValueError("neighbour_consistency reads the k-NN graph, but the pool has none: build one first")
     own = _signal(pool, "loss")
     return np.where(pool.usable, _around(pool, own) - own, 0.0)
 
@@ -155,7 +153,8 @@ def cut_off(raw: Array, usable: Array, share: float) -> Array:
 
 def _around(pool: Pool, score: Array) -> Array:
     """(n,) median score of each row's usable graph neighbours; its own where it has none."""
-    assert pool.graph is not None
+    if pool.graph is None:
+        raise ValueError("rows are compared along the k-NN graph, but the pool has none: build the graph first")
     neighbors = pool.graph.neighbors
     counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
     around = np.sort(np.where(counted, score[neighbors], np.inf), axis=1)  # those that do not count come last
