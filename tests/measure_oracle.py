@@ -43,7 +43,7 @@ def random_rows(n: int, seed: int, longest: int = 24) -> RaggedRows:
 
 
 def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.Module:
-    """llama, llama-lora (A and B random), gpt2 (Conv1D, tied head) or qwen2; three blocks, in train mode."""
+    """llama, llama-lora (A and B random), gpt2 and qwen2 (tied heads); three blocks, in train mode."""
     torch.manual_seed(seed)
     common = {"vocab_size": VOCABULARY, "attn_implementation": attention}
     small = {
@@ -58,7 +58,7 @@ def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.
     if family == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=64, **common))
     elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**small, **common))
+        model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **small, **common))
     else:
         model = LlamaForCausalLM(LlamaConfig(**small, **common))
     for parameter in model.parameters():  # random norms and biases too, or their gradients hide mistakes
@@ -75,9 +75,12 @@ def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.
     return model.train()
 
 
-def chosen_names(model: torch.nn.Module, last_blocks: int | None) -> list[str]:
+def chosen_names(model: torch.nn.Module, last_blocks: int | None, parameters: str) -> list[str]:
     """Names of the parameters that count, told apart by hand for the models above."""
     blocks = range(3) if last_blocks is None else range(3 - last_blocks, 3)
+    if parameters == "trainable":
+        trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return [n for n in trainable if last_blocks is None or any(f".{block}." in n for block in blocks)]
     adapted = any("lora_" in name for name, _ in model.named_parameters())
     kinds = ("lora_A", "lora_B") if adapted else ("self_attn.o_proj.weight", "attn.c_proj.weight")
     return [
@@ -88,14 +91,15 @@ def chosen_names(model: torch.nn.Module, last_blocks: int | None) -> list[str]:
 
 
 def oracle(
-    model: torch.nn.Module, rows: RaggedRows, last_blocks: int | None
+    model: torch.nn.Module,
+    rows: RaggedRows,
+    last_blocks: int | None,
+    parameters: str = "adapter_or_attention",
 ) -> list[dict[str, torch.Tensor | dict[str, torch.Tensor]]]:
     """Of each row, alone and by autograd: loss, embeddings, unconditional loss, and the chosen gradients."""
+    names = chosen_names(model, last_blocks, parameters)
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    names = chosen_names(model, last_blocks)
-    parameters = [
-        parameter.requires_grad_(True) for name, parameter in model.named_parameters() if name in names
-    ]
+    leaves = [leaf.requires_grad_(True) for name, leaf in model.named_parameters() if name in names]
     found = []
     for tokens, prompt_length in zip(rows.token_rows, rows.prompt_length, strict=True):
         ids, start = torch.from_numpy(tokens).long()[None], max(int(prompt_length), 1)
@@ -104,7 +108,7 @@ def oracle(
         hidden = output.hidden_states[-1][0]
         alone = torch.cat([torch.tensor([[BOS]]), ids[:, start:]], 1)
         unconditional = functional.cross_entropy(model(input_ids=alone).logits[0, :-1].float(), alone[0, 1:])
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, leaves)
         found.append(
             {
                 "loss": loss.detach(),

@@ -137,6 +137,16 @@ def test_the_logits_are_chunked_and_the_chunks_do_not_show(monkeypatch):
         assert_close(chunked[name], whole[name])
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_heads_own_gradient_is_told_in_blocks_of_the_vocabulary(family, monkeypatch):
+    model, rows = tiny_model(family), random_rows(6, seed=4)
+    setting = MeasureSettings(last_blocks=None, parameters="trainable", projection_dim=16, factor_dim=8)
+    whole = measure(model, rows, SIGNALS, setting, target=rows)
+    monkeypatch.setattr("coretune.measure.head_weight.CHUNK_ENTRIES", 500)
+    for name, value in measure(model, rows, SIGNALS, setting, target=rows).items():
+        assert_close(value, whole[name], 2e-4)
+
+
 def test_only_the_asked_work_is_done(monkeypatch):
     model, rows = tiny_model("llama"), random_rows(4, seed=5)
     head_calls = []

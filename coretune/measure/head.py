@@ -71,13 +71,13 @@ def response_loss(
     loss[share.isinf()] = torch.nan
     return HeadResult(
         loss,
-        _scatter(state_gradient, predicting) if gradient else None,
+        scatter(state_gradient, predicting) if gradient else None,
         None if projection is None else _feature(left, state, predicting, projection),
     )
 
 
 def _softmax_error(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (C,) and weight · (p − y) (C, vocabulary) of float32 logits, which are overwritten by the latter."""
+    """Losses (C,) and weight · (p − y) (C, vocabulary) of float32 logits, which the latter overwrites."""
     error = logits.sub_(logits.amax(1, keepdim=True))
     at_target = error.gather(1, target[:, None])[:, 0]
     total = error.exp_().sum(1)
@@ -86,7 +86,7 @@ def _softmax_error(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tens
     return total.log() - at_target, error
 
 
-def _scatter(values: Tensor, where: Tensor) -> Tensor:
+def scatter(values: Tensor, where: Tensor) -> Tensor:
     """(R, d) values back to their places in (B, T, d), zero elsewhere."""
     whole = values.new_zeros(*where.shape, values.shape[1])
     whole[where] = values
@@ -99,6 +99,6 @@ def _feature(left: list[Tensor], state: Tensor, predicting: Tensor, projection: 
     if left:
         with torch.autocast(state.device.type, enabled=False):
             projection.add_to(
-                feature, _scatter(torch.cat(left), predicting), _scatter(state.float(), predicting)
+                feature, scatter(torch.cat(left), predicting), scatter(state.float(), predicting)
             )
     return feature

@@ -14,8 +14,7 @@ from torch.nn import functional
 from coretune.measure import passes
 from coretune.measure.batches import Batch, collate, pack
 from coretune.measure.head import HeadResult
-from coretune.measure.hooks import Chosen
-from coretune.measure.parameters import choose
+from coretune.measure.parameters import Choice, choose
 from coretune.measure.project import MatrixProjection, Sketch, generator
 from coretune.measure.readers import Inner, Projected, SquareNorm, Total
 from coretune.measure.settings import MeasureSettings
@@ -46,7 +45,9 @@ class Meter:
     ) -> None:
         self.model, self.settings, self.pad_token_id = model, settings, pad_token_id
         self.device: torch.device = model.get_output_embeddings().weight.device
-        self.chosen: list[Chosen] = choose(model, settings.last_blocks) if names & NEED_BACKWARD else []
+        self.choice = Choice([])
+        if names & NEED_BACKWARD:
+            self.choice = choose(model, settings.last_blocks, settings.parameters)
         self.projections = self._projections() if names & PROJECTED else {}
         self.head_projection = self._head_projection() if "head_gradient" in names else None
         self._head_checked = False
@@ -80,14 +81,14 @@ class Meter:
         counted = 0
         for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
             total, norm = Total(), SquareNorm(batch.size, self.device)
-            _, response = passes.forward_backward(self.model, batch, self.chosen, [total, norm])
+            _, response = passes.forward_backward(self.model, batch, self.choice, [total, norm])
             good = (norm.value + response.loss).isfinite()
             if not bool(good.all()):
                 # One row that is not finite has spoilt the batch's total: once more without it.
                 if not bool(good.any()):
                     continue
                 total = Total()
-                passes.forward_backward(self.model, batch.keep(good), self.chosen, [total])
+                passes.forward_backward(self.model, batch.keep(good), self.choice, [total])
             counted += int(good.sum())
             for name, value in total.value.items():
                 mean[name] = mean[name] + value if name in mean else value
@@ -117,7 +118,7 @@ class Meter:
         if names & NEED_BACKWARD:
             readers = self._readers(batch.size, names, references)
             hidden, response = passes.forward_backward(
-                self.model, batch, self.chosen, list(readers.values()), projection=projection
+                self.model, batch, self.choice, list(readers.values()), projection=projection
             )
             value = _gradient_signals(readers, references)
         else:
@@ -154,7 +155,7 @@ class Meter:
         settings = self.settings
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         projections: dict[str, MatrixProjection | Sketch] = {}
-        for name in (name for item in self.chosen for name in item.parameters.values()):
+        for name in self.choice.names:
             shape = shapes[name]
             if len(shape) == 1:
                 draw = generator(settings.seed, name)

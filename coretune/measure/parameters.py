@@ -2,12 +2,15 @@
 
 A LoRA model: the adapter's weights, A and B. Otherwise: the weights of the attention output projections.
 [choice, after STAFF, Zhang et al. 2025, and LESS, Xia et al. 2024] Both in the last blocks only, unless all
-are asked for: backward passes through no more than those blocks.
+are asked for: backward passes through no more than those blocks. Or every trainable parameter.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -35,33 +38,80 @@ def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
     return outermost[0]
 
 
-def choose(model: Any, last_blocks: int | None) -> list[Chosen]:
-    """The layers and parameters that count, in the order of the forward pass's blocks.
+@dataclass(frozen=True)
+class Choice:
+    """What counts.
 
-    ValueError: more blocks asked for than there are; no such parameter; a layer without a rule (named).
+    layers   seen by hooks, all but the two below
+    head     the output head, whose gradient is taken from p − y, without hooks; its rule is not used
+    tied     the embedding that shares the head's weight: their two gradients are one
+    """
+
+    layers: list[Chosen]
+    head: Chosen | None = None
+    tied: Chosen | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters in the model, each once."""
+        items = [*self.layers, *([self.head] if self.head is not None else [])]
+        return [name for item in items for name in item.parameters.values()]
+
+
+def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
+    """The layers and parameters that count.
+
+    ValueError: more blocks asked for than there are; no such parameter; a layer without a rule, by its name.
     """
     _, blocks = decoder_blocks(model.get_decoder())
     if last_blocks is not None and last_blocks > len(blocks):
         raise ValueError(
             f"last_blocks is {last_blocks} but the model has {len(blocks)} blocks; ask for fewer or None"
         )
-    first = 0 if last_blocks is None else len(blocks) - last_blocks
+    _refuse_magnitudes(blocks)
+    last = list(blocks)[0 if last_blocks is None else len(blocks) - last_blocks :]
+    if kind == "trainable":
+        return _trainable(model, None if last_blocks is None else last)
     names = {module: name for name, module in model.named_modules()}
     adapted = any(ADAPTER.search(name) for name, _ in blocks.named_parameters())
     pattern = ADAPTER if adapted else ATTENTION_OUTPUT
     chosen = []
-    for block in list(blocks)[first:]:
-        for name, layer in block.named_modules():
-            if pattern.search(name) and "weight" in dict(layer.named_parameters(recurse=False)):
-                full = names[layer]
-                chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
-    _refuse_magnitudes(blocks)
+    for name, layer in (pair for block in last for pair in block.named_modules()):
+        if pattern.search(name) and "weight" in dict(layer.named_parameters(recurse=False)):
+            full = names[layer]
+            chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
     if not chosen:
         raise ValueError(
             "the last blocks have neither LoRA weights nor an attention output projection (o_proj, c_proj, "
             "out_proj or dense); gradient signals are not available for this model"
         )
-    return chosen
+    return Choice(chosen)
+
+
+def _trainable(model: Any, blocks: Sequence[nn.Module] | None) -> Choice:
+    """Every parameter that requires a gradient, in those blocks or, with None, in the whole model."""
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    inside = None if blocks is None else {module for block in blocks for module in block.modules()}
+    chosen: dict[nn.Module, Chosen] = {}
+    for name, layer in model.named_modules():
+        if inside is None or layer in inside:
+            own = {local: p for local, p in layer.named_parameters(recurse=False) if p in names}
+            if own:
+                parameters = {local: names[p] for local, p in own.items()}
+                chosen[layer] = Chosen(name, layer, rule_for(name, layer), parameters)
+    if not chosen:
+        raise ValueError("no parameter that counts requires a gradient; unfreeze some or choose otherwise")
+    head = chosen.pop(model.get_output_embeddings(), None)
+    tied = None
+    if head is not None and model.get_input_embeddings() in chosen:
+        embedding = chosen[model.get_input_embeddings()]
+        if embedding.parameters["weight"] == head.parameters["weight"]:
+            tied = chosen.pop(model.get_input_embeddings())
+    choice = Choice(list(chosen.values()), head, tied)
+    shared = sorted(name for name, count in Counter(choice.names).items() if count > 1)
+    if shared:
+        raise ValueError(f"parameter {shared[0]!r} is shared between layers; this is not supported")
+    return choice
 
 
 def _refuse_magnitudes(blocks: nn.ModuleList) -> None:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from coretune.measure.batches import Batch
+from coretune.measure.forms import Form
 from coretune.measure.head import HeadResult, response_loss
+from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader, listening
+from coretune.measure.parameters import Choice
 from coretune.measure.project import MatrixProjection
 
 
@@ -63,7 +66,7 @@ def forward_only(
 def forward_backward(
     model: Any,
     batch: Batch,
-    chosen: Sequence[Chosen],
+    choice: Choice,
     readers: Sequence[Reader],
     *,
     projection: MatrixProjection | None = None,
@@ -72,18 +75,32 @@ def forward_backward(
 
     Losses are summed over rows, so that no row's gradient is scaled by the size of the batch.
     """
-    with torch.enable_grad(), listening(chosen, batch.size, readers) as seen:
+    tied: dict[str, Form] = {}
+    hooked = [*choice.layers, *([choice.tied] if choice.tied is not None else [])]
+    with (
+        torch.enable_grad(),
+        listening(choice.layers, batch.size, readers) as seen,
+        listening(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as seen_tied,
+    ):
         hidden = forward(model, batch)
-        idle = [item.name for item in chosen if item.name not in seen]
-        if idle:
-            raise ValueError(
-                f"layer {idle[0]!r} took no part in the forward pass (an inactive or merged adapter?); "
-                "activate or remove it"
-            )
+        _refuse_idle(hooked, seen | seen_tied)
         head = model.get_output_embeddings()
         result = response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
-        torch.autograd.backward(hidden, result.hidden_gradient)
+        if hidden.requires_grad:  # it does not where nothing but the head counts
+            torch.autograd.backward(hidden, result.hidden_gradient)
+    if choice.head is not None:
+        tell_head(choice.head, hidden.detach(), batch, tied, readers)
     return hidden.detach(), result
+
+
+def _refuse_idle(chosen: Sequence[Chosen], seen: set[str]) -> None:
+    """ValueError names a layer that counts but took no part: hooks would take its gradient for zero."""
+    idle = [item.name for item in chosen if item.name not in seen]
+    if idle:
+        raise ValueError(
+            f"layer {idle[0]!r} took no part in the forward pass (an inactive or merged adapter?); "
+            "activate or remove it"
+        )
 
 
 def check_head(model: Any, batch: Batch) -> None:

@@ -10,6 +10,8 @@ class MeasureSettings:
     """How signals are measured.
 
     last_blocks     gradient signals count the parameters of that many last transformer blocks; None = all
+    parameters      "adapter_or_attention": LoRA's A and B, or else the attention output projections;
+                    "trainable": every parameter that requires a gradient, in those blocks; with None anywhere
     projection_dim  dimension of `gradient` and of `head_gradient`
     factor_dim      a side of a weight longer than this is projected to it first (see project.py)
     batch_tokens    padded tokens in a batch at most
@@ -19,6 +21,7 @@ class MeasureSettings:
     """
 
     last_blocks: int | None = 2
+    parameters: str = "adapter_or_attention"
     projection_dim: int = 512
     factor_dim: int = 128
     batch_tokens: int = 4096
@@ -36,3 +39,7 @@ class MeasureSettings:
             )
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be null, bfloat16 or float16")
+        if self.parameters not in ("adapter_or_attention", "trainable"):
+            raise ValueError(
+                f"parameters is {self.parameters!r}; it must be adapter_or_attention or trainable"
+            )

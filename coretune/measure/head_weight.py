@@ -1,0 +1,141 @@
+"""The output head's own weight as a parameter that counts, also where an embedding shares it.
+
+∂ℓ_i/∂W = Σ_t (p_t − y_t) h_tᵀ has the size of the vocabulary times the width for each example: it is worked
+out in blocks of the vocabulary, p anew for each block from the normaliser of one pass over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from coretune.measure.batches import Batch
+from coretune.measure.forms import Form, Lookup, Vector
+from coretune.measure.head import CHUNK_ENTRIES, scatter
+from coretune.measure.hooks import Chosen, Reader
+from coretune.measure.project import MatrixProjection, Sketch
+
+
+@dataclass(frozen=True)
+class HeadWeight:
+    """G_i = Σ_t error_t state_tᵀ (+ the tied embedding's share), of shape (vocabulary, d).
+
+    state       (R, d) float32           last hidden states that predict response tokens, row after row
+    where       (B, T) bool              their places
+    target      (R,) int64
+    share       (R,) float32             1 / response tokens of the row
+    weight      (vocabulary, d) float32
+    bias        (vocabulary,) float32 | None
+    normaliser  (R,) float32             log Σ_v exp logit_v
+    lookup      the tied embedding's gradient, or None
+    """
+
+    state: Tensor
+    where: Tensor
+    target: Tensor
+    share: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    normaliser: Tensor
+    lookup: Lookup | None
+
+    def logits(self, block: slice) -> Tensor:
+        """(R, block) float32."""
+        logits = self.state @ self.weight[block].mT
+        return logits if self.bias is None else logits + self.bias[block]
+
+    def error(self, block: slice) -> Tensor:
+        """(R, block) float32: share · (p − y) over a block of the vocabulary."""
+        error = (self.logits(block) - self.normaliser[:, None]).exp_()
+        inside = ((self.target >= block.start) & (self.target < block.stop)).nonzero()[:, 0]
+        error[inside, self.target[inside] - block.start] -= 1.0
+        return error.mul_(self.share[:, None])
+
+    def blocks(self) -> Iterator[slice]:
+        return vocabulary_blocks(len(self.weight), len(self.state))
+
+    def square_norm(self) -> Tensor:
+        """Direct, row by row, block by block: T · vocabulary · d multiplications, as the head's own pass."""
+        row = self.where.nonzero()[:, 0]
+        norm = torch.zeros(len(self.where), device=row.device)
+        for block in self.blocks():
+            error = self.error(block)
+            for i in range(len(norm)):
+                gradient = error[row == i].mT @ self.state[row == i]
+                if self.lookup is not None:
+                    ids = self.lookup.ids[i]
+                    inside = (ids >= block.start) & (ids < block.stop)
+                    gradient.index_add_(0, ids[inside] - block.start, self.lookup.right[i][inside])
+                norm[i] += gradient.square().sum()
+        return norm
+
+    def inner(self, reference: Tensor) -> Tensor:
+        row = self.where.nonzero()[:, 0]
+        inner = torch.zeros(len(self.where), device=row.device)
+        for block in self.blocks():
+            inner.index_add_(0, row, ((self.error(block) @ reference[block]) * self.state).sum(1))
+        return inner if self.lookup is None else inner + self.lookup.inner(reference)
+
+    def total(self) -> Tensor:
+        total = torch.cat([self.error(block).mT @ self.state for block in self.blocks()])
+        return total if self.lookup is None else total + self.lookup.total()
+
+    def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
+        assert isinstance(projection, MatrixProjection)
+        if projection.left is None:
+            left = torch.cat([self.error(block) for block in self.blocks()], 1)
+        else:
+            left = torch.stack([self.error(block) @ projection.left[block] for block in self.blocks()]).sum(0)
+        projection.add_to(total, scatter(left, self.where), scatter(self.state, self.where))
+        if self.lookup is not None:
+            self.lookup.project(projection, total)
+
+    def bias_gradient(self) -> Vector:
+        """(B, vocabulary): Σ_t error_t."""
+        row = self.where.nonzero()[:, 0]
+        whole = self.state.new_zeros(len(self.where), len(self.weight))
+        for block in self.blocks():
+            whole[:, block].index_add_(0, row, self.error(block))
+        return Vector(whole)
+
+
+def vocabulary_blocks(vocabulary: int, tokens: int) -> Iterator[slice]:
+    """Slices of the vocabulary, none of which makes more than a chunk of logits."""
+    step = max(1, CHUNK_ENTRIES // max(1, tokens))
+    for begin in range(0, vocabulary, step):
+        yield slice(begin, min(begin + step, vocabulary))
+
+
+def tell_head(
+    head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, Form], readers: Sequence[Reader]
+) -> None:
+    """Tells the readers the gradients of the head's own parameters; `hidden` (B, T, d) is detached."""
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        weight = _head_weight(head, hidden, batch, tied)
+        for local, name in head.parameters.items():
+            form: Form = weight if local == "weight" else weight.bias_gradient()
+            for read in readers:
+                read(name, form)
+
+
+def _head_weight(head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, Form]) -> HeadWeight:
+    response = batch.response_mask()
+    where = response.roll(-1, 1)
+    layer = head.layer
+    assert isinstance(layer, torch.nn.Linear)
+    state = hidden[where].float()
+    weight = layer.weight.detach().float()
+    bias = None if layer.bias is None else layer.bias.detach().float()
+    share = (1.0 / response.sum(1).float())[where.nonzero()[:, 0]]
+    lookup = tied.get(head.parameters.get("weight", ""))
+    assert lookup is None or isinstance(lookup, Lookup)
+    form = HeadWeight(
+        state, where, batch.input_ids[response], share, weight, bias, torch.zeros_like(share), lookup
+    )
+    normaliser = torch.full_like(share, -torch.inf)
+    for block in form.blocks():
+        normaliser = torch.logaddexp(normaliser, form.logits(block).logsumexp(1))
+    return replace(form, normaliser=normaliser)

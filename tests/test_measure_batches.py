@@ -1,0 +1,48 @@
+"""Packing loses no row, keeps to its budget and pads little; a batch holds every token in its place."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coretune.measure.batches import collate, pack
+
+
+@given(lengths=st.lists(st.integers(0, 60), max_size=80), batch_tokens=st.integers(1, 200))
+@settings(deadline=None, max_examples=100)
+def test_every_row_is_packed_once_within_the_budget(lengths, batch_tokens):
+    lengths = np.array(lengths, dtype=np.int64)
+    batches = pack(lengths, batch_tokens)
+    assert sorted(np.concatenate([*batches, np.zeros(0, int)]).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= batch_tokens
+    flat = [length for batch in batches for length in lengths[batch]]
+    assert flat == sorted(flat, reverse=True)
+
+
+def test_like_lengths_meet_so_padding_is_small():
+    lengths = np.random.default_rng(0).integers(20, 400, 2000)
+    padded = sum(len(batch) * lengths[batch].max() for batch in pack(lengths, 4096))
+    assert padded < 1.03 * lengths.sum()
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), max_size=9), min_size=1, max_size=6), seed=st.integers(0, 99)
+)
+@settings(deadline=None, max_examples=60)
+def test_a_batch_holds_each_rows_tokens_and_marks_its_response(rows, seed):
+    rng = np.random.default_rng(seed)
+    prompt = np.array([rng.integers(0, len(row) + 1) for row in rows])
+    where = rng.permutation(len(rows))
+    batch = collate([np.array(row, dtype=np.int32) for row in rows], prompt, where, pad_token_id=77)
+    mask = batch.response_mask()
+    for r, i in enumerate(where):
+        length = len(rows[i])
+        assert batch.input_ids[r, :length].tolist() == rows[i]
+        assert (batch.input_ids[r, length:] == 77).all()
+        assert mask[r].nonzero()[:, 0].tolist() == list(range(max(prompt[i], 1), length))
+    good = mask.any(1)
+    kept = batch.keep(good)
+    assert kept.where.tolist() == where[good.numpy()].tolist()
+    assert (kept.input_ids == batch.input_ids[good]).all()
