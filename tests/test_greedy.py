@@ -355,8 +355,10 @@ def test_of_dense_copies_the_lowest_row_is_chosen() -> None:
     for seed in range(3):  # 1000 long: BLAS sums the products of copies in other orders
         rows = unit_rows(301, 1000, seed, copies=150)
         objective = Objective(cosine_similarity(rows), np.zeros(301), 1 / 301, np.ones(301))
-        picks = lazy_greedy(objective, Budget(151), np.ones(301, dtype=np.int64), np.ones(301, dtype=bool))
-        assert sorted(picks.indices.tolist()) == list(range(151))
+        picks = lazy_greedy(objective, Budget(301), np.ones(301, dtype=np.int64), np.ones(301, dtype=bool))
+        assert sorted(picks.indices[:151].tolist()) == list(range(151))
+        assert picks.indices[151:].tolist() == list(range(151, 301))  # copies of picks add nothing: by row
+        assert not picks.gains[151:].any()
 
 
 @pytest.mark.usefixtures("small_blocks")
