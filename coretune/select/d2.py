@@ -25,8 +25,8 @@ class D2:
         forward   x_i <- x_i + Σ_{j∈N(i)} exp(−γ_f d_ij) x_j
         reverse   after picking s:  x_j <- x_j − exp(−γ_r d_sj) x_s  for j ∈ N(s)
 
-    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph of `embedding`, symmetrised. Difficulty is an importance, by rank in
-    [0, 1] [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
+    d_ij = sqrt(2 − 2 cos_ij) along the pool's graph of `embedding`, symmetrised. Difficulty is an importance,
+    by rank in [0, 1] [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
 
     reasons  difficulty x_i · score, the score when picked, or at the end for a row not picked
     """
