@@ -21,7 +21,7 @@ from coretune.graph import build, drifted, repair, symmetric_csr
 from coretune.select.importance import scaled
 from coretune.types import Array, NeighborGraph, Pool, Rows
 
-Anchors = Literal["priority", "random", "all", "trained"]
+Anchors = Literal["candidates", "priority", "random", "all", "trained"]
 Propagate = Literal["average", "delta", "none"]
 Repair = Literal["local", "rebuild", "none"]
 Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
@@ -37,7 +37,9 @@ class AnchorRefresh:
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    anchors         "priority": `priority`, spread by `pick_spread_anchors`; "random"; "all": every usable
+    anchors         "candidates" [choice]: the rows that would be chosen next, `oversample` of them for each row
+                    that the coreset trains on until the next refresh (`dynamic.py` asks the selector);
+                    "priority" [paper]: `priority`, spread by `pick_spread_anchors`; "random"; "all": every usable
                     row, so with repair "rebuild" the same as measuring anew; "trained": the rows the last
                     coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
@@ -54,9 +56,10 @@ class AnchorRefresh:
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     """
 
-    anchors: Anchors = "priority"
+    anchors: Anchors = "candidates"
+    oversample: float = 1.5
     anchor_share: float = 0.05
-    propagate: Propagate = "average"
+    propagate: Propagate = "delta"
     repair: Repair = "local"
     beta: float = 0.5
     delta: float = 0.05
@@ -73,6 +76,8 @@ class AnchorRefresh:
                 raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
         if not 0 < self.anchor_share <= 1:
             raise ValueError(f"anchor_share is {self.anchor_share}: give a share above 0, at most 1")
+        if not self.oversample > 0:
+            raise ValueError(f"oversample is {self.oversample}: give a number above 0, as 1.5")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta is {self.beta}: give a number from 0 to 1")
         if not 0 <= self.delta <= 2:
@@ -95,6 +100,8 @@ class AnchorRefresh:
             return usable
         if self.anchors == "trained":
             return _just_trained(pool)
+        if self.anchors == "candidates":
+            raise ValueError("anchors is candidates: the selector says whom to measure, not the refresh")
         count = min(len(usable), math.ceil(self.anchor_share * len(usable)))
         if self.anchors == "random":
             return np.sort(rng.choice(usable, count, replace=False))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import minimize
 
+from coretune.agreement import neighbour_agreement
 from coretune.graph import build, symmetric_csr
 from coretune.refresh import (
     AnchorRefresh,
@@ -51,6 +52,12 @@ def at(fresh: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
 
 def unmeasured(n: int = N) -> Pool:
     return Pool({}, np.ones(n, np.int64), np.full(n, -1, np.int32), np.ones(n, bool))
+
+
+def paper(**settings: object) -> AnchorRefresh:
+    """The refresh as the paper has it, on the embedding that these tests make."""
+    defaults = {"anchors": "priority", "propagate": "average", "embedding": "response_embedding"}
+    return AnchorRefresh(**{**defaults, **settings})  # type: ignore[arg-type]
 
 
 def measured(refresh: AnchorRefresh, seed: int = 1, n: int = N) -> Pool:
@@ -232,21 +239,21 @@ def test_rows_beside_are_the_usable_neighbours_that_are_no_anchors() -> None:
 
 
 def test_it_is_a_refresh_and_names_its_needs() -> None:
-    refresh = AnchorRefresh(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
+    refresh = paper(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
     assert isinstance(refresh, Refresh)
     assert refresh.needs == ("response_embedding", "gradient_norm", "loss")
-    assert AnchorRefresh().needs == ("response_embedding", "loss")
+    assert AnchorRefresh().needs == ("prompt_embedding", "loss")
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "all", "trained"])
 def test_the_first_plan_is_everybody(anchors: str) -> None:
-    plan = AnchorRefresh(anchors=anchors).plan(unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
+    plan = paper(anchors=anchors).plan(unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
     assert plan.tolist() == list(range(N))
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random"])
 def test_plans_hold_the_share_of_usable_rows(anchors: str) -> None:
-    refresh = AnchorRefresh(anchors=anchors, anchor_share=0.11, k=K)  # type: ignore[arg-type]
+    refresh = paper(anchors=anchors, anchor_share=0.11, k=K)  # type: ignore[arg-type]
     pool = measured(refresh)
     usable = np.arange(N) % 4 > 0
     pool = replace(pool, usable=usable)
@@ -256,13 +263,13 @@ def test_plans_hold_the_share_of_usable_rows(anchors: str) -> None:
     assert (np.diff(plan) > 0).all()
     np.testing.assert_array_equal(plan, refresh.plan(pool, 3, np.random.default_rng(5)))
     assert (
-        AnchorRefresh(anchors="all").plan(pool, 3, np.random.default_rng(0)).tolist()
+        paper(anchors="all").plan(pool, 3, np.random.default_rng(0)).tolist()
         == np.flatnonzero(usable).tolist()
     )
 
 
 def test_stale_rows_come_first_when_only_staleness_counts() -> None:
-    refresh = AnchorRefresh(beta=1, anchor_share=0.1, k=K)
+    refresh = paper(beta=1, anchor_share=0.1, k=K)
     pool = measured(refresh)
     stale = np.arange(0, N, 10)
     pool = replace(pool, measured_at=np.where(np.isin(np.arange(N), stale), 0, 4).astype(np.int32))
@@ -271,7 +278,7 @@ def test_stale_rows_come_first_when_only_staleness_counts() -> None:
 
 
 def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
-    refresh = AnchorRefresh(beta=0, anchor_share=1 / N, k=K)
+    refresh = paper(beta=0, anchor_share=1 / N, k=K)
     pool = measured(refresh)
     loss = np.zeros(N, np.float32)
     loss[37] = 5
@@ -280,7 +287,7 @@ def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
 
 
 def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
-    refresh = AnchorRefresh(anchors="trained", k=K)
+    refresh = paper(anchors="trained", k=K)
     pool = measured(refresh)
     rng = np.random.default_rng(0)
     with pytest.raises(KeyError, match="trained_at"):
@@ -317,7 +324,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "none"])
 def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> None:
-    refresh = AnchorRefresh(anchors="all", repair="rebuild", propagate=propagate, k=K)  # type: ignore[arg-type]
+    refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K, memory=0)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     fresh = signals(2)
     plan = refresh.plan(pool, 1, np.random.default_rng(0))
@@ -331,7 +338,7 @@ def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> No
 @pytest.mark.parametrize("repair", ["local", "rebuild", "none"])
 @pytest.mark.parametrize("propagate", ["average", "delta", "none"])
 def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repair: str) -> None:
-    refresh = AnchorRefresh(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
+    refresh = paper(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([3, 11, 40])
@@ -341,7 +348,7 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
     beside = rows_beside(edges, anchors, pool.usable) if propagate != "none" else NOBODY
     still = np.setdiff1d(np.arange(N), np.concatenate([anchors, beside]))
     assert len(still) > 20
-    assert set(after.features) == {*fresh, "previous_loss"}
+    assert set(after.features) == {*fresh, "previous_loss", "agreement"}
     for name, value in fresh.items():
         np.testing.assert_array_equal(after.features[name][anchors], value[anchors])
         np.testing.assert_array_equal(after.features[name][still], pool.features[name][still])
@@ -358,7 +365,7 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
 
 @pytest.mark.parametrize("propagate", ["average", "delta"])
 def test_propagation_is_one_synchronous_step_of_the_formula(propagate: str) -> None:
-    refresh = AnchorRefresh(propagate=propagate, repair="none", k=K)  # type: ignore[arg-type]
+    refresh = paper(propagate=propagate, repair="none", k=K)  # type: ignore[arg-type]
     pool = measured(refresh)
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([0, 17, 18, 63])
@@ -383,7 +390,7 @@ def test_propagation_is_one_synchronous_step_of_the_formula(propagate: str) -> N
 
 
 def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
-    refresh = AnchorRefresh(delta=0.05, k=K)
+    refresh = paper(delta=0.05, k=K)
     pool = measured(refresh, n=400)
     fresh = signals(2, 400)
     anchors = np.arange(0, 400, 25)
@@ -404,7 +411,7 @@ def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["response_embedding", "loss", "gradient"])
 def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: str, bad: float) -> None:
-    refresh, fresh = AnchorRefresh(k=K), signals(1)
+    refresh, fresh = paper(k=K), signals(1)
     fresh[name][9] = bad
     pool = refresh.absorb(unmeasured(), np.arange(N), fresh, 0)
     assert pool.graph is not None
@@ -421,7 +428,7 @@ def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: st
 @pytest.mark.parametrize("repair", ["local", "rebuild"])
 @pytest.mark.parametrize("propagate", ["average", "delta", "none"])
 def test_a_row_that_turns_bad_keeps_its_old_values_and_poisons_nobody(propagate: str, repair: str) -> None:
-    refresh = AnchorRefresh(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
+    refresh = paper(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([3, 11, 40])
@@ -442,7 +449,7 @@ def test_a_row_that_turns_bad_keeps_its_old_values_and_poisons_nobody(propagate:
 
 
 def test_unusable_rows_that_came_with_nan_do_not_poison_either() -> None:
-    refresh = AnchorRefresh(repair="rebuild", k=K)
+    refresh = paper(repair="rebuild", k=K)
     fresh = signals(1)
     pool = measured(refresh)
     spoilt = {
@@ -459,11 +466,11 @@ def test_nothing_left_to_use_is_an_error() -> None:
     fresh = signals(1)
     fresh["loss"][:] = np.nan
     with pytest.raises(ValueError, match="none of the 80 rows has finite signals"):
-        AnchorRefresh(k=K).absorb(unmeasured(), np.arange(N), fresh, 0)
+        paper(k=K).absorb(unmeasured(), np.arange(N), fresh, 0)
 
 
 def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
-    refresh = AnchorRefresh(k=K)
+    refresh = paper(k=K)
     pool = measured(refresh)
     rows = np.array([1, 2, 3])
     with pytest.raises(ValueError, match="3 rows were measured, loss has 80"):
@@ -472,13 +479,13 @@ def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="alignment is new, and 77 of 80 usable rows have none"):
         refresh.absorb(pool, rows, late, 1)
     with pytest.raises(ValueError, match="k = 10 neighbours, but the pool has 8 rows"):
-        AnchorRefresh().absorb(unmeasured(8), np.arange(8), signals(1, 8), 0)
+        paper().absorb(unmeasured(8), np.arange(8), signals(1, 8), 0)
     with pytest.raises(ValueError, match="no graph"):
         refresh.plan(replace(pool, graph=None), 1, np.random.default_rng(0))
 
 
 def test_previous_loss_is_the_loss_held_before_the_look() -> None:
-    refresh = AnchorRefresh(k=K)
+    refresh = paper(k=K)
     pool = measured(refresh)
     rows = np.array([5, 6])
     one = refresh.absorb(pool, rows, at(signals(2), rows), 1)
@@ -489,7 +496,7 @@ def test_previous_loss_is_the_loss_held_before_the_look() -> None:
 
 
 def test_nothing_measured_changes_nothing() -> None:
-    refresh = AnchorRefresh(k=K)
+    refresh = paper(k=K)
     pool = measured(refresh)
     after = refresh.absorb(pool, NOBODY, at(signals(2), NOBODY), 1)
     assert after is pool
@@ -498,7 +505,7 @@ def test_nothing_measured_changes_nothing() -> None:
 @few
 @given(seed=st.integers(0, 10**6), delta=st.booleans())
 def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed: int, delta: bool) -> None:
-    refresh = AnchorRefresh(propagate="delta" if delta else "average", k=K, anchor_share=0.1)
+    refresh = paper(propagate="delta" if delta else "average", k=K, anchor_share=0.1)
     rng, pool = np.random.default_rng(seed), measured(refresh)
     low, high = pool.features["loss"].min(), pool.features["loss"].max()
     for round in range(1, 5):
@@ -513,3 +520,15 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
     if not delta:
         assert pool.features["loss"].min() >= low - 1e-5
         assert pool.features["loss"].max() <= high + 1e-5
+
+
+def test_agreement_is_a_running_mean_over_exact_looks() -> None:
+    refresh = paper(propagate="average", repair="none", k=K, memory=0.6)
+    pool = measured(refresh)
+    fresh, anchors = signals(2), np.array([3, 11, 40])
+    after = refresh.absorb(pool, anchors, at(fresh, anchors), 1)
+    found = neighbour_agreement(after.graph, after.features["gradient"], after.usable, anchors)
+    expected = 0.6 * pool.features["agreement"][anchors] + 0.4 * found
+    np.testing.assert_allclose(after.features["agreement"][anchors], expected, atol=1e-6)
+    others = np.delete(np.arange(N), anchors)  # also those that propagation moved
+    np.testing.assert_array_equal(after.features["agreement"][others], pool.features["agreement"][others])

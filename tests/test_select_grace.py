@@ -16,7 +16,7 @@ OBJECTIVE_ALONE = {"agreement_below": 0.0, "copies": 2.0, "rest": 0}  # every us
 
 def plain(**settings: object) -> Grace:
     """GRACE by its formula, without the choices that keep rows out."""
-    return Grace(**{**OBJECTIVE_ALONE, "importance_term": "sum", **settings})  # type: ignore[arg-type]
+    return Grace(**{**OBJECTIVE_ALONE, "importance_term": "sum", "lambda_": 0.5, **settings})  # type: ignore[arg-type]
 
 
 POOL = synthetic_pool(60, 6, 2, unusable=0.1)
@@ -71,7 +71,8 @@ def test_the_reasons_add_up_to_the_gains() -> None:
 
 def test_the_mean_term_brings_coverage_to_the_fore() -> None:
     covered = [
-        selected(plain(importance_term=term)).reasons["covered"][USABLE].mean() for term in ("sum", "mean")
+        selected(plain(lambda_=0.5, importance_term=term)).reasons["covered"][USABLE].mean()
+        for term in ("sum", "mean")
     ]
     assert covered[1] > covered[0]
 
@@ -156,8 +157,9 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
 
 
 def test_needs_names_what_its_settings_read() -> None:
-    assert plain().needs == ("gradient_norm", "prompt_embedding")
-    assert plain(importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
+    assert plain(lambda_=0.0).needs == ("prompt_embedding",)
+    assert plain(lambda_=0.5).needs == ("gradient_norm", "prompt_embedding")
+    assert plain(lambda_=0.5, importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
     assert set(Grace().needs) >= {"gradient", "loss", "response_embedding", "prompt_embedding"}
 
 

@@ -20,7 +20,9 @@ def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -
     differently are neighbours in a graph of prompts and no copies by their responses.
     """
     if pool.graph is None:
-        raise ValueError("copies are found along the k-NN graph, but the pool has none: build the graph first")
+        raise ValueError(
+            "copies are found along the k-NN graph, but the pool has none: build the graph first"
+        )
     similarity = _edge_cosines(pool.graph, pool.feature(embedding))
     group = near_copies(replace(pool.graph, similarity=similarity), threshold)
     order = np.argsort(np.where(pool.usable, noise, np.inf), kind="stable")

@@ -54,7 +54,7 @@ class Grace:
     and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
     """
 
-    lambda_: float = 0.5
+    lambda_: float = 0.0
     importance: str = "gradient_norm"
     importance_term: str = "mean"
     agreement_below: float = 0.7
@@ -80,7 +80,8 @@ class Grace:
     def needs(self) -> tuple[str, ...]:
         cutting = importance(self.cutoff_by).needs if self._looks_for_noise else ()
         copies = ("response_embedding",) if self.copies <= 1 else ()
-        return tuple(dict.fromkeys((*importance(self.importance).needs, *cutting, *copies, self.embedding)))
+        weighing = importance(self.importance).needs if self.lambda_ else ()
+        return tuple(dict.fromkeys((*weighing, *cutting, *copies, self.embedding)))
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         noise, candidates = self._candidates(pool, budget)
@@ -104,10 +105,13 @@ class Grace:
         return self._objective(pool, Budget(len(chosen.indices), "rows")).value(chosen.indices)
 
     def _objective(self, pool: Pool, budget: Budget) -> Objective:
-        raw = importance(self.importance).score(pool)
+        modular = np.zeros(pool.n)
+        if self.lambda_:
+            worth = scaled(importance(self.importance).score(pool), pool.usable)
+            modular = self.lambda_ / self._terms(pool, budget) * worth
         return Objective(
             similarity=pool_similarity(pool, self.similarity, self.embedding),
-            modular=self.lambda_ / self._terms(pool, budget) * scaled(raw, pool.usable),
+            modular=modular,
             scale=(1.0 - self.lambda_) / pool.usable.sum(),
             demand=pool.usable.astype(np.float64),
         )

@@ -154,7 +154,9 @@ def cut_off(raw: Array, usable: Array, share: float) -> Array:
 def _around(pool: Pool, score: Array) -> Array:
     """(n,) median score of each row's usable graph neighbours; its own where it has none."""
     if pool.graph is None:
-        raise ValueError("rows are compared along the k-NN graph, but the pool has none: build the graph first")
+        raise ValueError(
+            "rows are compared along the k-NN graph, but the pool has none: build the graph first"
+        )
     neighbors = pool.graph.neighbors
     counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
     around = np.sort(np.where(counted, score[neighbors], np.inf), axis=1)  # those that do not count come last
