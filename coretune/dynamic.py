@@ -1,4 +1,4 @@
-"""One round of a run: plan → measure → absorb → select. Pure functions over a state that can be saved.
+"""One round of a run: plan → measure → absorb → select. Pure functions over a state (`state.py`).
 
     rounds    0        1        2        3        4
               warm-up  select   ·        refresh  ·          (a refresh every two rounds)
@@ -9,73 +9,23 @@ with random rows, so that gradients mean something; then a coreset is chosen, an
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
+from coretune import graph
 from coretune.approximation import compare
-from coretune.budget import BudgetRequest
 from coretune.ledger import Ledger, Round, overlap
-from coretune.refresh import AnchorRefresh
-from coretune.types import Array, Coreset, Measure, NeighborGraph, Pool, Rows, Selector, Valued
+from coretune.schedule import Clock, CoresetConfig
+from coretune.state import State
+from coretune.types import Array, Coreset, Measure, Pool, Rows, Valued
 
 # (n,) int32 feature kept here: number of the coreset that last trained on a row; 0 = warm-up, -1 = none
 TRAINED_AT = "trained_at"
 NO_SELECTION = -1
-
-
-@dataclass(frozen=True)
-class CoresetConfig:
-    """Who selects, how news spreads, how much, and when.
-
-    refresh_every  optimiser steps between selections, "never" (one selection), or "adaptive": every
-                   `check_every` steps the anchors are measured, and a new coreset is chosen when their scores
-                   differ from what was believed by more than `threshold` of their mean (after CREST, Yang et
-                   al. 2023, which tests its loss prediction so; the default 0.1 is theirs)
-    warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
-                   methods that look at nothing have none
-    audit_every    at every so many selections measure the whole pool and report how far the propagated
-                   values are from the truth; None = never. Costs a full measurement each time.
-    weighted       multiply each example's loss by its coreset weight
-    """
-
-    selector: Selector
-    refresh: AnchorRefresh
-    budget: BudgetRequest
-    refresh_every: int | str = 100
-    warmup: float = 0.05
-    check_every: int = 10
-    threshold: float = 0.1
-    audit_every: int | None = None
-    weighted: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.refresh_every, str):
-            if self.refresh_every not in ("never", "adaptive"):
-                raise ValueError(
-                    f"refresh_every is {self.refresh_every!r}: give a number of steps, never or adaptive"
-                )
-        elif self.refresh_every < 1:
-            raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1"
-            )
-        if self.check_every < 1:
-            raise ValueError(f"check_every is {self.check_every}: give at least 1 step")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Signals to measure; none for a selector that looks at nothing."""
-        if not self.selector.needs:
-            return ()
-        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs)))
+LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
 
 
 @dataclass(frozen=True)
@@ -84,62 +34,6 @@ class Meter:
 
     measure: Measure
     flops: Callable[[Rows], float]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything that decides the rounds to come.
-
-    round        number of the round this state trains
-    selected_in  round of the last selection, -1 while warming up
-    selections   how many selections there were
-    """
-
-    round: int
-    selected_in: int
-    selections: int
-    pool: Pool
-    coreset: Coreset
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The fixed length of a round, derived once from the settings and the training arguments.
-
-    steps          optimiser steps a round
-    batch          rows an optimiser step takes over all processes
-    warmup_rounds  rounds before the first selection
-    every          rounds between selections; 0 = one selection only
-    """
-
-    steps: int
-    batch: int
-    warmup_rounds: int
-    every: int
-
-    @property
-    def rows(self) -> int:
-        return self.steps * self.batch
-
-
-def clock(config: CoresetConfig, n: int, coreset_rows: int, batch: int) -> Clock:
-    """Choose the length of a round.
-
-    The Trainer reads the length of an epoch once, so all rounds are equally long. With a refresh every E steps
-    it is the smallest divisor of E that holds the warm-up, so that the warm-up is not stretched to E steps.
-    Without refreshes: the warm-up, or one pass over the coreset where there is none.
-
-    n             rows in the pool
-    coreset_rows  rows in the coreset (estimated for a token budget)
-    batch         rows an optimiser step takes over all processes
-    """
-    warmup = math.ceil(config.warmup * n / batch) if config.needs else 0
-    if config.refresh_every == "never":
-        steps = warmup or math.ceil(coreset_rows / batch)
-        return Clock(steps, batch, 1 if warmup else 0, 0)
-    period = config.check_every if config.refresh_every == "adaptive" else int(config.refresh_every)
-    steps = next((d for d in range(1, period + 1) if period % d == 0 and d >= warmup), period)
-    return Clock(steps, batch, math.ceil(warmup / steps), period // steps)
 
 
 def empty_pool(cost: Array) -> Pool:
@@ -175,13 +69,19 @@ def advance(config: CoresetConfig, state: State, clock: Clock, meter: Meter | No
 
 
 def round_rows(state: State, clock: Clock, seed: int) -> Rows:
-    """(clock.rows,) this round's rows in training order: shuffled passes over the coreset, the last one cut.
+    """(clock.rows,) this round's rows in training order: a piece of endless shuffled passes over the coreset.
 
-    Drawn from [seed, round] alone, so a resumed run finds the same order.
+    The passes run on from round to round, so that no row is met twice before every other was met once,
+    however short a round is. Each is drawn from the seed, the selection and its own number alone, so that a
+    resumed run finds the same order.
     """
-    rng = np.random.default_rng([seed, state.round, 1])
-    passes = math.ceil(clock.rows / len(state.coreset.indices))
-    return np.concatenate([rng.permutation(state.coreset.indices) for _ in range(passes)])[: clock.rows]
+    rows = state.coreset.indices
+    first = (state.round - max(state.selected_in, 0)) * clock.rows  # handed out before this round
+    skipped = first // len(rows)
+    passes = range(skipped, math.ceil((first + clock.rows) / len(rows)))
+    draws = [np.random.default_rng([seed, state.selected_in + 1, number, 1]) for number in passes]
+    order = np.concatenate([draw.permutation(rows) for draw in draws])
+    return order[first - skipped * len(rows) :][: clock.rows]
 
 
 def row_weights(state: State) -> Array:
@@ -209,23 +109,54 @@ def _stamp(state: State, clock: Clock, seed: int) -> Array:
     return stamped
 
 
-def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:
+def _refresh(config: CoresetConfig, state: State, clock: Clock, meter: Meter | None, ledger: Ledger) -> State:
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool, rows = state.pool, np.zeros(0, np.int64)
+    figures: dict[str, float] = {}
     if config.needs:
-        rows = config.refresh.plan(pool, state.round, np.random.default_rng([config.seed, state.round, 3]))
-        fresh = _look(meter, pool, rows, ledger, "measurement")
-        with ledger.phase("graph"):
-            pool = config.refresh.absorb(pool, rows, fresh, state.round)
+        pool, rows = _measure(config, state, meter, ledger)
         if config.refresh_every == "adaptive" and _settled(config, state, pool, rows):
             return replace(state, pool=pool)
+        with ledger.phase("graph"):
+            figures |= _graph_recall(config, state, pool)
     coreset = _select(config, pool, state.round, ledger)
-    approximation = _audit(config, state, pool, coreset, meter, ledger)
     seconds = ledger.clock() - began
+    figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)
-    ledger.add_round(Round(state.round, len(rows), len(coreset.indices), seconds, same, approximation))
+    ledger.add_round(Round(state.round, len(rows), len(coreset.indices), seconds, same, figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
+
+
+def _measure(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> tuple[Pool, Rows]:
+    """The pool after this refresh's exact looks, and the rows looked at.
+
+    With anchors "candidates" [choice]: choose, look at those chosen, absorb what that tells, choose again,
+    until all that is chosen was looked at or LOOKS rounds of it are over. So nothing is trained on that was
+    not looked at just before, and what turns out contradicted gives way.
+    """
+    rng = np.random.default_rng([config.seed, state.round, 3])
+    if config.refresh.anchors != "candidates" or not state.selections:
+        rows = config.refresh.plan(state.pool, state.round, rng)
+        fresh = _look(meter, state.pool, rows, ledger, "measurement")
+        return _absorb(config, state, rows, fresh, ledger), rows
+    pool, rows, fresh = state.pool, np.zeros(0, np.int64), {}
+    for _ in range(LOOKS):
+        more = np.setdiff1d(_select(config, pool, state.round, ledger).indices, rows)
+        if len(more) == 0:
+            break
+        found = _look(meter, pool, more, ledger, "measurement")
+        fresh = {name: np.concatenate([fresh[name], v]) if fresh else v for name, v in found.items()}
+        rows = np.concatenate([rows, more])
+        pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
+    return pool, rows
+
+
+def _absorb(
+    config: CoresetConfig, state: State, rows: Rows, fresh: Mapping[str, Array], ledger: Ledger
+) -> Pool:
+    with ledger.phase("graph"):
+        return config.refresh.absorb(state.pool, rows, fresh, state.round)
 
 
 def _look(meter: Meter | None, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
@@ -239,11 +170,24 @@ def _settled(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> boo
     """Is what was believed of the anchors still true enough to keep the coreset?"""
     if not state.selections or not pool.usable[state.coreset.indices].all():
         return False
-    name = config.refresh.priority_score
     rows = rows[pool.usable[rows]]
+    if len(rows) == 0:
+        return True
+    name = config.refresh.priority_score
     believed, found = state.pool.feature(name)[rows], pool.feature(name)[rows]
     error = np.abs(found - believed).mean() / max(float(np.abs(believed).mean()), 1e-12)
     return bool(error <= config.threshold)
+
+
+def _graph_recall(config: CoresetConfig, state: State, pool: Pool) -> dict[str, float]:
+    """{"graph_recall": share of true neighbours listed} when inexact lists were made of all rows, else {}."""
+    if pool.graph is None or pool.graph is state.pool.graph or pool.n <= graph.EXACT_ROWS:
+        return {}
+    embedding = pool.feature(config.refresh.embedding)
+    if not np.array_equal(pool.graph.built_from, embedding):  # repaired: most lists are from before
+        return {}
+    rng = np.random.default_rng([config.seed, state.round, 5])
+    return {"graph_recall": graph.recall(pool.graph, embedding, rng)}
 
 
 def _select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:
@@ -255,52 +199,18 @@ def _select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Co
 def _audit(
     config: CoresetConfig, state: State, pool: Pool, coreset: Coreset, meter: Meter | None, ledger: Ledger
 ) -> Mapping[str, float]:
-    """How far the propagated pool is from a full measurement at the same weights; its cost counts as "other"."""
-    if not config.audit_every or not config.needs or state.selections % config.audit_every:
+    """How far the propagated pool is from a full measurement at the same weights; its cost is "other"."""
+    if not (config.audit_every and config.needs and state.selections):
         return {}
+    if state.selections % config.audit_every:
+        return {}
+    refresh, selector = config.refresh, config.selector
     with ledger.phase("other"):
-        oracle = replace(config.refresh, anchors="all", repair="rebuild")
         everyone = np.flatnonzero(state.pool.usable)
-        exact = oracle.absorb(
-            state.pool, everyone, _look(meter, pool, everyone, ledger, "other"), state.round
-        )
+        fresh = _look(meter, pool, everyone, ledger, "other")
+        oracle = replace(refresh, anchors="all", repair="rebuild")
+        exact = oracle.absorb(state.pool, everyone, fresh, state.round)
         rng = np.random.default_rng([config.seed, state.round, 4])
-        wanted = config.selector.select(exact, config.budget.resolve(exact), rng)
-        value = config.selector.value if isinstance(config.selector, Valued) else None
-        return compare(
-            pool, exact, config.refresh.priority_score, config.refresh.embedding, coreset, wanted, value
-        )
-
-
-# -------------------------------------------------------------------------------------- save and load
-
-
-def save(state: State, folder: str | os.PathLike[str]) -> None:
-    """Write `coreset_state.npz` and `coreset_state.json` into the folder; `load` gives back an equal state."""
-    arrays: dict[str, Array] = {f"feature/{name}": value for name, value in state.pool.features.items()}
-    arrays |= {f"pool/{name}": getattr(state.pool, name) for name in ("cost", "measured_at", "usable")}
-    arrays |= {f"coreset/{name}": getattr(state.coreset, name) for name in ("indices", "weights", "gains")}
-    arrays |= {f"reason/{name}": value for name, value in state.coreset.reasons.items()}
-    if state.pool.graph is not None:
-        graph = state.pool.graph
-        arrays |= {
-            f"graph/{name}": getattr(graph, name) for name in ("neighbors", "similarity", "built_from")
-        }
-    np.savez(Path(folder) / "coreset_state.npz", **arrays)  # type: ignore[arg-type]
-    numbers = {"round": state.round, "selected_in": state.selected_in, "selections": state.selections}
-    (Path(folder) / "coreset_state.json").write_text(json.dumps(numbers), encoding="utf-8")
-
-
-def load(folder: str | os.PathLike[str]) -> State:
-    """Read what `save` wrote; FileNotFoundError when the folder holds no coreset state."""
-    numbers = json.loads((Path(folder) / "coreset_state.json").read_text(encoding="utf-8"))
-    groups: dict[str, dict[str, Array]] = {
-        name: {} for name in ("feature", "pool", "coreset", "reason", "graph")
-    }
-    with np.load(Path(folder) / "coreset_state.npz") as arrays:
-        for key in arrays.files:
-            group, name = key.split("/", 1)
-            groups[group][name] = arrays[key]
-    graph = NeighborGraph(**groups["graph"]) if groups["graph"] else None
-    pool = Pool(features=groups["feature"], graph=graph, **groups["pool"])
-    return State(pool=pool, coreset=Coreset(reasons=groups["reason"], **groups["coreset"]), **numbers)
+        wanted = selector.select(exact, config.budget.resolve(exact), rng)
+        value = selector.value if isinstance(selector, Valued) else None
+        return compare(pool, exact, refresh.priority_score, refresh.embedding, coreset, wanted, value)

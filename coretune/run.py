@@ -24,7 +24,7 @@ from trl import SFTConfig
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
-from coretune.dynamic import State
+from coretune.state import State
 from coretune.ledger import TABLE_HEADER
 from coretune.train import CoresetSFTTrainer
 

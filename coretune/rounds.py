@@ -1,0 +1,98 @@
+"""The rows a trainer draws from, and how a round's share of them reaches its batches.
+
+prepared dataset ─► PreparedRows   what measuring reads
+               └──► RoundSampler ─► collator (+ example_id) ─► the loss knows which row is which
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from coretune.types import Array, Rows
+
+EXAMPLE_ID = "example_id"  # column: the row's position in the pool
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+class PoolRows(Protocol):
+    """Tokenised rows of a pool; `Corpus` is one.
+
+    ids            n texts
+    prompt_length  (n,) int64  tokens before the first one that the loss counts
+    length         (n,) int64
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def prompt_length(self) -> Array: ...
+
+    @property
+    def length(self) -> Array: ...
+
+    def tokens(self, rows: Rows) -> Sequence[Array]: ...
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """The rows of a prepared dataset; members as in `PoolRows`."""
+
+    dataset: Any
+    ids: list[str]
+    prompt_length: Array
+    length: Array
+
+    @classmethod
+    def of(cls, dataset: Any) -> PreparedRows:
+        """From a dataset with input_ids and labels, as SFTTrainer leaves it; its `id`s name the rows."""
+        columns = dataset.column_names
+        if "input_ids" not in columns or "labels" not in columns:
+            raise ValueError(f"a prepared dataset has input_ids and labels, this one has {columns}")
+        labels = [np.asarray(row) for row in dataset["labels"]]
+        first = [int(np.argmax(row != -100)) if (row != -100).any() else len(row) for row in labels]
+        ids = [str(name) for name in (dataset["id"] if "id" in columns else range(len(labels)))]
+        lengths = [len(row) for row in labels]
+        return cls(dataset, ids, np.asarray(first, np.int64), np.asarray(lengths, np.int64))
+
+    def tokens(self, rows: Rows) -> list[Array]:
+        return [np.asarray(ids, np.int64) for ids in self.dataset[np.asarray(rows, np.int64)]["input_ids"]]
+
+
+class RoundSampler(Sampler[int]):
+    """Hands out the rows of the round that is current when iteration begins; its length never changes."""
+
+    def __init__(self, rows: Callable[[], Rows], length: int) -> None:
+        self._rows = rows
+        self._length = length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows().tolist())
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def with_positions(dataset: Any) -> Any:
+    """The dataset with each row's position as its `example_id`, whatever a column of that name held."""
+    if EXAMPLE_ID in dataset.column_names:
+        dataset = dataset.remove_columns(EXAMPLE_ID)
+    return dataset.add_column(EXAMPLE_ID, np.arange(len(dataset)))
+
+
+def with_example_id(collate: Collate) -> Collate:
+    """A collator that keeps `example_id` (b,) int64 beside what `collate`, which need not know it, makes."""
+
+    def collated(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = collate([{k: v for k, v in example.items() if k != EXAMPLE_ID} for example in examples])
+        if EXAMPLE_ID in examples[0]:  # an evaluation set may have none
+            batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
+        return batch
+
+    return collated

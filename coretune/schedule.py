@@ -1,0 +1,109 @@
+"""Who selects, how much and when: the settings of a run on a coreset, and the round length they lead to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from coretune.budget import BudgetRequest
+from coretune.refresh import AnchorRefresh
+from coretune.types import Pool, Selector
+
+
+@dataclass(frozen=True)
+class CoresetConfig:
+    """Who selects, how news spreads, how much, and when.
+
+    refresh_every  optimiser steps between selections, "never" (one selection), or "adaptive": every
+                   `check_every` steps the anchors are measured, and a new coreset is chosen when their scores
+                   differ from what was believed by more than `threshold` of their mean (after CREST, Yang et
+                   al. 2023, which tests its loss prediction so; the default 0.1 is theirs)
+    warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
+                   methods that look at nothing have none
+    audit_every    after every so many selections, at the next one, measure the whole pool and report how far
+                   the propagated values are from the truth (the first selection measures everything anyway);
+                   None = never. Costs a full measurement each time.
+    weighted       multiply each example's loss by its coreset weight
+    """
+
+    selector: Selector
+    refresh: AnchorRefresh
+    budget: BudgetRequest
+    refresh_every: int | str = 100
+    warmup: float = 0.05
+    check_every: int = 10
+    threshold: float = 0.1
+    audit_every: int | None = None
+    weighted: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.refresh_every, str):
+            if self.refresh_every not in ("never", "adaptive"):
+                raise ValueError(
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, never or adaptive"
+                )
+        elif self.refresh_every < 1:
+            raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1"
+            )
+        for name, unit in (("check_every", "step"), ("audit_every", "selection")):
+            if (every := vars(self)[name]) is not None and every < 1:
+                raise ValueError(f"{name} is {every}: give at least 1 {unit}")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Signals to measure; none for a selector that looks at nothing."""
+        if not self.selector.needs:
+            return ()
+        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs)))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The fixed length of a round, derived once from the settings and the training arguments.
+
+    steps          optimiser steps a round
+    batch          rows an optimiser step takes over all processes
+    warmup_rounds  rounds before the first selection
+    every          rounds between selections; 0 = one selection only
+    """
+
+    steps: int
+    batch: int
+    warmup_rounds: int
+    every: int
+
+    @property
+    def rows(self) -> int:
+        return self.steps * self.batch
+
+
+def make_clock(config: CoresetConfig, n: int, coreset_rows: int, batch: int) -> Clock:
+    """Choose the length of a round.
+
+    The Trainer reads the length of an epoch once, so all rounds are equally long. With a refresh every E
+    steps it is the smallest divisor of E that holds the warm-up, so that the warm-up is not stretched to E
+    steps. Without refreshes: the warm-up, or one pass over the coreset where there is none.
+
+    n             rows in the pool
+    coreset_rows  rows in the coreset (estimated for a token budget)
+    batch         rows an optimiser step takes over all processes
+    """
+    warmup = math.ceil(config.warmup * n / batch) if config.needs else 0
+    if config.refresh_every == "never":
+        steps = warmup or math.ceil(coreset_rows / batch)
+        return Clock(steps, batch, 1 if warmup else 0, 0)
+    period = config.check_every if config.refresh_every == "adaptive" else int(config.refresh_every)
+    steps = next((d for d in range(1, period + 1) if period % d == 0 and d >= warmup), period)
+    return Clock(steps, batch, math.ceil(warmup / steps), period // steps)
+
+
+def coreset_rows(config: CoresetConfig, pool: Pool) -> int:
+    """Rows in the coreset; for a token budget, what it holds of rows of mean cost."""
+    budget = config.budget.resolve(pool)
+    return budget.amount if budget.unit == "rows" else max(1, round(budget.amount / float(pool.cost.mean())))

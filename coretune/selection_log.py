@@ -1,0 +1,70 @@
+"""What a run says of a selection: figures for every logger, a line for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coretune.ledger import Round
+from coretune.state import State
+from coretune.types import Array
+
+PREFIX = "coreset/"
+NAMED = 10  # rows named in a warning
+
+
+def figures(entry: Round, state: State) -> dict[str, float]:
+    """`coreset/…` -> number, for the loggers a trainer reports to. What is not known is left out.
+
+    round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
+    of the rows that were in the last coreset), graph_recall, approximation/… (see `approximation.compare`)
+    """
+    found: dict[str, float | None] = {
+        "round": entry.round,
+        "rows": entry.rows_chosen,
+        "tokens": float(state.pool.cost[state.coreset.indices].sum()),
+        "pool": state.pool.n,
+        "rows_measured": entry.rows_measured,
+        "seconds": entry.seconds,
+        "overlap": entry.overlap,
+    }
+    for name, value in entry.approximation.items():
+        found[name if name == "graph_recall" else f"approximation/{name}"] = value
+    return {PREFIX + name: float(value) for name, value in found.items() if value is not None}
+
+
+def is_selection(logs: Mapping[str, object]) -> bool:
+    return f"{PREFIX}round" in logs
+
+
+def line(logs: Mapping[str, float], step: int) -> str:
+    """The figures as one line."""
+    found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
+    kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
+    parts = [
+        f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
+        f"{found['tokens']:,.0f} tokens{kept}; measured {found['rows_measured']:,.0f} rows; "
+        f"{found['seconds']:.1f} s"
+    ]
+    if "graph_recall" in found:
+        parts.append(f"graph recall {found['graph_recall']:.3f}")
+    audited = [
+        f"{name.removeprefix('approximation/')} {value:.3f}"
+        for name, value in found.items()
+        if name.startswith("approximation/")
+    ]
+    if audited:
+        parts.append(f"against a full measurement: {', '.join(audited)}")
+    return "; ".join(parts)
+
+
+def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
+    """A warning that names the rows usable (n,) `before` and not `now`; None when there are none."""
+    lost = np.flatnonzero(before & ~now)
+    if len(lost) == 0:
+        return None
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    names = ", ".join(ids[row] for row in lost[:NAMED])
+    rows = "row is" if len(lost) == 1 else "rows are"
+    return f"{len(lost)} {rows} excluded from now on, a signal was not finite: {names}{more}"

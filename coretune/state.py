@@ -1,0 +1,69 @@
+"""Everything that decides the rounds to come, and how a checkpoint holds it.
+
+checkpoint-40/coreset_state.npz    arrays: features, graph, coreset, what is known of each row
+checkpoint-40/coreset_state.json   round, round of the last selection, number of selections
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coretune.types import Array, Coreset, NeighborGraph, Pool
+
+ARRAYS, NUMBERS = "coreset_state.npz", "coreset_state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """One round of a run.
+
+    round        number of the round this state trains
+    selected_in  round of the last selection, -1 while warming up
+    selections   how many selections there were
+    """
+
+    round: int
+    selected_in: int
+    selections: int
+    pool: Pool
+    coreset: Coreset
+
+
+def save(state: State, folder: str | os.PathLike[str]) -> None:
+    """Write the two files into the folder; `load` gives back an equal state."""
+    pool, coreset, graph = state.pool, state.coreset, state.pool.graph
+    arrays: dict[str, Array] = {f"feature/{name}": value for name, value in pool.features.items()}
+    arrays |= {f"pool/{name}": getattr(pool, name) for name in ("cost", "measured_at", "usable")}
+    arrays |= {f"coreset/{name}": getattr(coreset, name) for name in ("indices", "weights", "gains")}
+    arrays |= {f"reason/{name}": value for name, value in coreset.reasons.items()}
+    if graph is not None:
+        kept = ("neighbors", "similarity", "built_from")
+        arrays |= {f"graph/{name}": getattr(graph, name) for name in kept}
+    np.savez(Path(folder) / ARRAYS, **arrays)  # type: ignore[arg-type]
+    numbers = {"round": state.round, "selected_in": state.selected_in, "selections": state.selections}
+    (Path(folder) / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def load(folder: str | os.PathLike[str]) -> State:
+    """Read what `save` wrote; FileNotFoundError when the folder holds no coreset state."""
+    if not (Path(folder) / NUMBERS).is_file():
+        raise FileNotFoundError(
+            f"{os.fspath(folder)} holds no {NUMBERS}, so it is no checkpoint of a run on a coreset: "
+            "give one that is, or start anew"
+        )
+    numbers = json.loads((Path(folder) / NUMBERS).read_text(encoding="utf-8"))
+    groups: dict[str, dict[str, Array]] = {
+        name: {} for name in ("feature", "pool", "coreset", "reason", "graph")
+    }
+    with np.load(Path(folder) / ARRAYS) as arrays:
+        for key in arrays.files:
+            group, name = key.split("/", 1)
+            groups[group][name] = arrays[key]
+    graph = NeighborGraph(**groups["graph"]) if groups["graph"] else None
+    pool = Pool(features=groups["feature"], graph=graph, **groups["pool"])
+    return State(pool=pool, coreset=Coreset(reasons=groups["reason"], **groups["coreset"]), **numbers)
