@@ -20,6 +20,7 @@ NUMBERS_ONLY = [
     "coretune.budget",
     "coretune.select",
     "coretune.graph",
+    "coretune.agreement",
     "coretune.refresh",
     "coretune.approximation",
     "coretune.dynamic",
