@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coretune.measure.batches import Batch
+from coretune.measure.hooks import GRADIENT_SCALE
 from coretune.measure.project import MatrixProjection
 
 # Entries of a chunk of logits in float32: 64 MiB.
@@ -24,7 +25,7 @@ class HeadResult:
     """What the head says of a batch.
 
     loss             (B,) float32            mean over each row's response tokens; NaN where there are none
-    hidden_gradient  (B, T, d) | None        ∂ Σ_i loss_i / ∂ hidden, in the dtype of the hidden states
+    hidden_gradient  (B, T, d) | None        GRADIENT_SCALE · ∂ Σ_i loss_i / ∂ hidden, in the dtype of hidden
     feature          (B, dim) float32 | None projection of the head's own gradient (1/n) Σ_t (p_t − y_t) h_tᵀ
     """
 
@@ -61,13 +62,13 @@ def response_loss(
         with torch.set_grad_enabled(gradient):
             logits = head(chunk)
         weight = share[row[part]]
-        nats, error = _softmax_error(logits.detach().float(), target[part], weight)
+        nats, error = _softmax_error(logits.detach().float(), target[part], weight * GRADIENT_SCALE)
         loss.index_add_(0, row[part], nats * weight)
         if gradient:
             (state_gradient[part],) = torch.autograd.grad(logits, chunk, error.to(logits.dtype))
         if projection is not None:
             with torch.autocast(error.device.type, enabled=False):
-                left.append(projection.cut_left(error))
+                left.append(projection.cut_left(error) / GRADIENT_SCALE)
     loss[share.isinf()] = torch.nan
     return HeadResult(
         loss,

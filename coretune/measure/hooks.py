@@ -94,6 +94,10 @@ class Chosen:
     parameters: dict[str, str]
 
 
+#: The backward pass carries gradients times this, for those of a token mean are small for float16. A power of
+#: two, so that it changes no digit in the other dtypes.
+GRADIENT_SCALE = 1024.0
+
 #: What is told of each chosen parameter of a batch: (name in the model, its per-example gradients).
 Reader = Callable[[str, Form], None]
 
@@ -102,8 +106,10 @@ Reader = Callable[[str, Form], None]
 def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[set[str]]:
     """While inside, a backward pass tells every reader the gradients of the chosen parameters.
 
-    Yields the set of the names of the layers that took part in the forward pass. The model's parameters must
-    be frozen: then the graph begins at the output of the first chosen layer, and backward stops there.
+    Yields the set of the names of the layers that took part in the forward pass. To be entered with gradients
+    off and the parameters frozen: the graph begins at the output of the first chosen layer, which turns them
+    on, and backward stops there, even where the inputs were made to require gradients, as PEFT does for
+    gradient checkpointing.
     """
     seen: set[str] = set()
 
@@ -122,6 +128,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
                 )
             # Position embeddings are looked up once for all rows; their gradient would arrive as one sum.
             x, output = x.expand(batch_size, *x.shape[1:]), output.expand(batch_size, *output.shape[1:])
+            torch.set_grad_enabled(True)
             if not output.requires_grad:
                 output.requires_grad_()
             output.register_hook(lambda g: tell(layer, x, g))
@@ -129,7 +136,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
 
         def tell(layer: nn.Module, x: Tensor, g: Tensor) -> None:
             with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-                forms = item.rule(layer, x, g.float())
+                forms = item.rule(layer, x, g.float() / GRADIENT_SCALE)
                 for local, name in item.parameters.items():
                     for read in readers:
                         read(name, forms[local])

@@ -78,7 +78,7 @@ def forward_backward(
     tied: dict[str, Form] = {}
     hooked = [*choice.layers, *([choice.tied] if choice.tied is not None else [])]
     with (
-        torch.enable_grad(),
+        torch.no_grad(),  # until the first layer that counts
         listening(choice.layers, batch.size, readers) as seen,
         listening(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as seen_tied,
     ):
@@ -108,7 +108,9 @@ def check_head(model: Any, batch: Batch) -> None:
     with torch.no_grad():
         expected = model(input_ids=batch.input_ids, use_cache=False).logits.float()
         found = model.get_output_embeddings()(forward(model, batch)).float()
-    gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
+    gap = float("inf")
+    if expected.shape == found.shape:  # virtual tokens of prompt tuning make more of them
+        gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
     if gap > 1e-2:
         raise ValueError(
             f"{type(model).__name__} changes its logits behind the output head (by {gap:.2g} of their size), "

@@ -1,0 +1,213 @@
+"""The arms of bench/measure.py: each signal, the training steps beside it, and the batch-1 path of LESS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from coretune.measure import passes
+from coretune.measure.meter import Meter, References
+from coretune.measure.project import generator, rademacher
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import measurer
+
+LENGTH, PROMPT, PROJECTION_DIM = 256, 128, 1024
+LESS_INTERVAL, LESS_BLOCK = 16, 100  # gradients projected together, columns of the projection made at once
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama of that shape; heads are (query, key and value)."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: tuple[int, int]
+    vocabulary: int
+    tied: bool
+
+
+SIZES = {
+    "3m": Size(192, 512, 6, (3, 3), 4096, True),
+    "15m": Size(384, 1024, 8, (6, 6), 4096, True),
+    "1b": Size(2048, 8192, 16, (32, 8), 128256, True),
+    "8b": Size(4096, 14336, 32, (32, 8), 128256, False),
+}
+
+STEP, LORA_STEP = "training step", "LoRA training step"
+LORA_ALL = "gradient, LoRA, all blocks"
+LESS, LESS_WIDE = "batch 1, dense projection", "the same to 8,192, as LESS"
+
+
+class RandomRows:
+    """Rows of one length, as a corpus gives them."""
+
+    def __init__(self, n: int, vocabulary: int) -> None:
+        self.ids = np.random.default_rng(0).integers(3, vocabulary, (n, LENGTH))
+        self.prompt_length = np.full(n, PROMPT)
+
+    def tokens(self, rows: np.ndarray) -> list[np.ndarray]:
+        return list(self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The options, as every arm needs them."""
+
+    size: str
+    batch: int
+    device: str
+    precision: str
+    attention: str
+
+    @cached_property
+    def full(self) -> Any:
+        return self._random_model()
+
+    @cached_property
+    def adapted(self) -> Any:
+        """LoRA on the attention, B random: while B is zero, A has no gradient."""
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
+        model = get_peft_model(self._random_model(), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.02)
+        return model
+
+    def _random_model(self) -> Any:
+        size = SIZES[self.size]
+        config = LlamaConfig(
+            vocab_size=size.vocabulary,
+            hidden_size=size.hidden,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads[0],
+            num_key_value_heads=size.heads[1],
+            tie_word_embeddings=size.tied,
+            attn_implementation=self.attention,
+        )
+        torch.manual_seed(0)
+        weights = torch.bfloat16 if self.device == "cuda" and self.precision == "bfloat16" else torch.float32
+        with torch.device(self.device):
+            return LlamaForCausalLM(config).to(weights)
+
+    @property
+    def rows(self) -> RandomRows:
+        return RandomRows(self.batch, SIZES[self.size].vocabulary)
+
+    @property
+    def autocast(self) -> str | None:
+        return "bfloat16" if self.precision == "bfloat16" and self.device == "cpu" else None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        ids = torch.from_numpy(self.rows.ids).to(self.device)
+        labels = ids.clone()
+        labels[:, :PROMPT] = -100
+        return {"input_ids": ids, "labels": labels}
+
+    # ------------------------------------------------------------------------------------------------ arms
+
+    def train(self, model: Any) -> Callable[[], object]:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, inputs = torch.optim.AdamW(trained, lr=1e-6), self.inputs()
+
+        def step() -> None:
+            model.train()
+            with passes.autocasting(torch.device(self.device), self.autocast):
+                loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def forward(self, model: Any) -> Callable[[], object]:
+        ids = self.inputs()["input_ids"]
+
+        def run() -> None:
+            with torch.no_grad(), passes.autocasting(torch.device(self.device), self.autocast):
+                model.eval()(input_ids=ids, use_cache=False)
+
+        return run
+
+    def signals(self, model: Any, names: list[str], last_blocks: int | None = 2) -> Callable[[], object]:
+        rows, settings = self.rows, self.settings(last_blocks)
+        measure = measurer(model, rows, names, settings, pad_token_id=0, bos_token_id=1)
+        return partial(measure, np.arange(self.batch))
+
+    def alignment(self, model: Any) -> Callable[[], object]:
+        """With the reference at hand: it is measured once a call, whatever the number of rows."""
+        settings, names, rows = self.settings(2), frozenset({"alignment"}), self.rows
+        meter = Meter(model, settings, names, 0)
+        tokens = rows.tokens(np.arange(self.batch))
+        with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
+            references = References(gradient=meter.mean_gradient(tokens, rows.prompt_length))
+
+        def run() -> None:
+            with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
+                meter.signals(tokens, rows.prompt_length, names, references, None)
+
+        return run
+
+    def less(self, model: Any, dim: int) -> Callable[[], object]:
+        """One example at a time; 16 gradients at once through a dense ±1 projection that is made anew in blocks.
+
+        That is the way of LESS (Xia et al. 2024) with the projector that TRAK (Park et al. 2023) has for CPUs:
+        the whole projection of a large model does not fit into memory.
+        """
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        inputs = self.inputs()
+
+        def project(gradients: torch.Tensor) -> None:
+            for block in range(0, dim, LESS_BLOCK):
+                columns = min(LESS_BLOCK, dim - block)
+                gradients @ rademacher(gradients.shape[1], columns, generator(0, str(block))).to(self.device)
+
+        def run() -> None:
+            model.eval()
+            kept = []
+            for i in range(self.batch):
+                with passes.autocasting(torch.device(self.device), self.autocast):
+                    loss = model(**{name: value[i : i + 1] for name, value in inputs.items()}).loss
+                kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
+                if len(kept) == LESS_INTERVAL or i == self.batch - 1:
+                    project(torch.stack(kept))
+                    kept = []
+
+        return run
+
+    def settings(self, last_blocks: int | None) -> MeasureSettings:
+        batch_tokens = self.batch * LENGTH
+        return MeasureSettings(
+            last_blocks, projection_dim=PROJECTION_DIM, batch_tokens=batch_tokens, autocast=self.autocast
+        )
+
+
+#: Name -> what prepares the arm; calling what it returns measures or trains on the batch once.
+ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
+    STEP: lambda b: b.train(b.full),
+    LORA_STEP: lambda b: b.train(b.adapted),
+    "forward pass": lambda b: b.forward(b.full),
+    "embeddings": lambda b: b.signals(b.full, ["response_embedding", "prompt_embedding"]),
+    "loss": lambda b: b.signals(b.full, ["loss"]),
+    "loss and embeddings": lambda b: b.signals(b.full, ["loss", "response_embedding", "prompt_embedding"]),
+    "head_gradient": lambda b: b.signals(b.full, ["head_gradient"]),
+    "unconditional_loss, loss": lambda b: b.signals(b.full, ["loss", "unconditional_loss"]),
+    "gradient_norm": lambda b: b.signals(b.full, ["gradient_norm"]),
+    "alignment": lambda b: b.alignment(b.full),
+    "gradient": lambda b: b.signals(b.full, ["gradient"]),
+    "gradient_norm, all blocks": lambda b: b.signals(b.full, ["gradient_norm"], None),
+    "gradient_norm, LoRA": lambda b: b.signals(b.adapted, ["gradient_norm"]),
+    "gradient, LoRA": lambda b: b.signals(b.adapted, ["gradient"]),
+    LORA_ALL: lambda b: b.signals(b.adapted, ["gradient"], None),
+    LESS: lambda b: b.less(b.adapted, PROJECTION_DIM),
+    LESS_WIDE: lambda b: b.less(b.adapted, 8192),
+}
