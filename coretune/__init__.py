@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from coretune.corpus import Corpus
-    from coretune.dynamic import CoresetConfig
     from coretune.ledger import Ledger
     from coretune.refresh import AnchorRefresh
+    from coretune.schedule import CoresetConfig
     from coretune.select.grace import Grace
     from coretune.train import CoresetSFTTrainer
     from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
@@ -23,7 +23,7 @@ _MODULE_OF = {
     "AnchorRefresh": "coretune.refresh",
     "Budget": "coretune.types",
     "Coreset": "coretune.types",
-    "CoresetConfig": "coretune.dynamic",
+    "CoresetConfig": "coretune.schedule",
     "CoresetSFTTrainer": "coretune.train",
     "Corpus": "coretune.corpus",
     "Grace": "coretune.select.grace",

@@ -23,6 +23,8 @@ NUMBERS_ONLY = [
     "coretune.agreement",
     "coretune.refresh",
     "coretune.approximation",
+    "coretune.schedule",
+    "coretune.state",
     "coretune.dynamic",
     "coretune.ledger",
     "coretune.audit",
