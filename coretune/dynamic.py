@@ -109,7 +109,7 @@ def _stamp(state: State, clock: Clock, seed: int) -> Array:
     return stamped
 
 
-def _refresh(config: CoresetConfig, state: State, clock: Clock, meter: Meter | None, ledger: Ledger) -> State:
+def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool, rows = state.pool, np.zeros(0, np.int64)

@@ -37,11 +37,10 @@ class AnchorRefresh:
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    anchors         "candidates" [choice]: the rows that would be chosen next, `oversample` of them for each row
-                    that the coreset trains on until the next refresh (`dynamic.py` asks the selector);
-                    "priority" [paper]: `priority`, spread by `pick_spread_anchors`; "random"; "all": every usable
-                    row, so with repair "rebuild" the same as measuring anew; "trained": the rows the last
-                    coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
+    anchors         "candidates" [choice]: the rows about to be chosen (`dynamic.py` asks the selector);
+                    "priority" [paper]: `priority`, spread by `pick_spread_anchors`; "random"; "all": every
+                    usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
+                    last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
     propagate       "average": `eq21_step`; "delta": `spread_delta`; "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
@@ -51,13 +50,12 @@ class AnchorRefresh:
                     be answered alike; LOG.md compares it with the responses]
     scores          further signals to measure
     priority_score  the signal whose discrepancy counts
-    memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves standing [choice]
+    memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves [choice]
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     """
 
     anchors: Anchors = "candidates"
-    oversample: float = 1.5
     anchor_share: float = 0.05
     propagate: Propagate = "delta"
     repair: Repair = "local"
@@ -76,8 +74,6 @@ class AnchorRefresh:
                 raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
         if not 0 < self.anchor_share <= 1:
             raise ValueError(f"anchor_share is {self.anchor_share}: give a share above 0, at most 1")
-        if not self.oversample > 0:
-            raise ValueError(f"oversample is {self.oversample}: give a number above 0, as 1.5")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta is {self.beta}: give a number from 0 to 1")
         if not 0 <= self.delta <= 2:
@@ -164,8 +160,8 @@ class AnchorRefresh:
     ) -> Array:
         """(n,) float32 agreement with the neighbourhood, a running mean over each row's exact looks.
 
-        Only anchors get a new look: propagation pulls a row's gradient to its neighbours', so the agreement of
-        what was propagated says nothing. 0 for rows never measured well.
+        Only anchors get a new one: propagation pulls a row's gradient to its neighbours', so the agreement
+        of what was propagated says nothing. 0 for rows never measured well.
         """
         found = neighbour_agreement(graph, gradient, usable, anchors)
         agreement = np.array(pool.features.get("agreement", np.zeros(pool.n)), np.float32)
