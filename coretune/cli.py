@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ def train(
         settings = _load(config, overrides, skip_bad_rows)
         trainer = run.train(settings)
         _print_table("Cost of this run", run.summary(trainer))
-        _say(f"run directory: {settings.output_dir}")
+        print(f"run directory: {settings.output_dir}")
 
     _guarded(work, traceback)
 
@@ -57,7 +58,7 @@ def select(
 
         settings = _load(config, overrides, skip_bad_rows)
         path = run.select(settings)
-        _say(f"coreset: {path}")
+        print(f"coreset: {path}")
 
     _guarded(work, traceback)
 
@@ -71,24 +72,23 @@ def demo(
     """Three arms on a generated pool: everything, a random coreset, a GRACE coreset. No network, no GPU."""
 
     def work() -> None:
-        import shutil
         from pathlib import Path
 
         from coretune.demo import run_demo
 
-        shutil.rmtree(output_dir, ignore_errors=True)
         _print_table("Equal steps; seconds include selection", run_demo(Path(output_dir), seed))
-        _say(f"run directory: {output_dir}")
+        print(f"run directory: {output_dir}")
 
     _guarded(work, traceback)
 
 
 def main() -> None:
     """Entry point of the command `coretune`."""
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("coretune").setLevel(logging.INFO)
-    for noisy in ("httpx", "faiss", "faiss.loader", "datasets", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    # TRL's own default sets it (seen with trl 1.16 on transformers 5.23): nothing that a user could mend.
+    warnings.filterwarnings(
+        "ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning
+    )
     app()
 
 
@@ -106,12 +106,10 @@ def _guarded(work: Callable[[], None], traceback: bool) -> None:
     except (ValueError, OSError) as error:
         if traceback:
             raise
-        print(f"coretune: {error}", file=sys.stderr)
+        # Libraries' errors about files and models run over many lines; ours break lines only in lists.
+        text = " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
+        print(f"coretune: {text}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def _say(line: str) -> None:
-    print(line)
 
 
 def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:

@@ -1,7 +1,7 @@
 """The run's config: the one place where strings become objects.
 
 model_name_or_path, train_data, eval_data, target_data, columns, output_dir, seed, skip_bad_rows
-coreset:   method, budget, and the settings of that method, of the refresh and of the measurement, side by side
+coreset:   method, budget, and side by side the settings of that method, of the refresh, of the measurement
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
 """
@@ -18,10 +18,10 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from coretune.budget import parse_budget
-from coretune.dynamic import CoresetConfig
+from coretune.budget import BudgetRequest, parse_budget
 from coretune.measure.settings import MeasureSettings
 from coretune.refresh import AnchorRefresh
+from coretune.schedule import CoresetConfig
 from coretune.select import SELECTORS
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
@@ -62,17 +62,32 @@ class CoresetSection:
     measuring: MeasureSettings
 
     def spelled_out(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The section with every setting written, defaults included."""
+        """The section with every setting written, defaults included.
+
+        A key of two parts (`embedding`) sets both, so it is left out where their defaults differ.
+        """
         written = {"method": given["method"], "budget": given["budget"]}
+        differing: set[str] = set()
         for part in (self.coreset, self.coreset.selector, self.coreset.refresh, self.measuring):
             keys = {key: name for key, name in _settings(type(part)).items() if key not in _OWN | _OBJECTS}
-            values = {key: getattr(part, name) for key, name in keys.items()}
-            written |= {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-        return written
+            for key, name in keys.items():
+                value = getattr(part, name)
+                value = list(value) if isinstance(value, tuple) else value
+                if written.setdefault(key, value) != value:
+                    differing.add(key)
+        return {key: value for key, value in written.items() if key not in differing}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML reads 1e-3 as text, since YAML 1.1 asks for a dot."""
+    """YAML 1.2's numbers: PyYAML reads 1e-3 as text, since YAML 1.1 asks for a dot. No key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} is written twice{node.start_mark}")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 _Loader.add_implicit_resolver(
@@ -85,10 +100,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError; an unknown key names the nearest known one.
     """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path} is no file; give the path of a YAML file")
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is not there; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -113,14 +128,8 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
 
 def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
     """The objects of a `coreset` section. Raises ConfigError."""
-    method = section.get("method")
-    if method not in SELECTORS:
-        hint = nearest(str(method), SELECTORS)
-        raise ConfigError(f"coreset.method is {method!r}{hint}; there are {', '.join(sorted(SELECTORS))}")
-    if "budget" not in section:
-        raise ConfigError("coreset.budget is missing; give rows (600), a share (10%) or tokens (2M tokens)")
     parts = {
-        "selector": SELECTORS[method],
+        "selector": _method(section),
         "refresh": AnchorRefresh,
         "measuring": MeasureSettings,
         "coreset": CoresetConfig,
@@ -129,17 +138,33 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
     known["coreset"] -= {"budget"}
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
     given = {name: {k: v for k, v in section.items() if k in keys} for name, keys in known.items()}
-    build = {name: _build(parts[name], values) for name, values in given.items() if name != "coreset"}
+    objects = {
+        "selector": _build(parts["selector"], given["selector"]),
+        "refresh": _build(AnchorRefresh, given["refresh"]),
+        "budget": _budget(section),
+        "seed": seed,
+    }
+    coreset = _build(CoresetConfig, given["coreset"], objects)
+    return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
+
+
+def _method(section: Mapping[str, Any]) -> type:
+    known = ", ".join(sorted(SELECTORS))
+    if "method" not in section:
+        raise ConfigError(f"coreset.method is missing; there are {known}")
+    method = section["method"]
+    if not isinstance(method, str) or method not in SELECTORS:
+        raise ConfigError(f"coreset.method is {method!r}{nearest(str(method), SELECTORS)}; there are {known}")
+    return SELECTORS[method]
+
+
+def _budget(section: Mapping[str, Any]) -> BudgetRequest:
+    if "budget" not in section:
+        raise ConfigError("coreset.budget is missing; give rows (600), a share (10%) or tokens (2M tokens)")
     try:
-        budget = parse_budget(section["budget"])
+        return parse_budget(section["budget"])
     except ValueError as error:
         raise ConfigError(f"coreset.budget: {error}") from None
-    coreset = _build(
-        CoresetConfig,
-        {**given["coreset"], "seed": seed},
-        {"selector": build["selector"], "refresh": build["refresh"], "budget": budget},
-    )
-    return CoresetSection(coreset, build["measuring"])
 
 
 def refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -174,13 +199,15 @@ def _build(part: type, values: Mapping[str, Any], objects: Mapping[str, Any] | N
 
 
 def _checked(part: type, name: str, value: Any) -> Any:
-
-    hint = get_type_hints(part)[name]
+    """The value as the field's type has it; ConfigError where it is of another."""
+    key = f"coreset.{name.rstrip('_')}"
     try:
-        return TypeAdapter(hint).validate_python(value)
+        checked = TypeAdapter(get_type_hints(part)[name]).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"coreset.{name.rstrip('_')} is {value!r}: {first['msg'].lower()}") from None
+        raise ConfigError(f"{key} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+    if isinstance(value, bool) and not isinstance(checked, bool):  # pydantic takes true for 1
+        raise ConfigError(f"{key} is {value!r}: give a value that is not true or false")
+    return checked
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -194,7 +221,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw[section]
         if not isinstance(raw, dict):
             raise ConfigError(f"{override!r}: {section} is not a section")
-    raw[last] = yaml.load(value, _Loader)
+    try:
+        raw[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _first(error: ValidationError) -> str:

@@ -1,21 +1,25 @@
 """`coretune demo`: three arms on the playground at equal steps, the table, and where everything is.
 
-full            the whole pool, every row in turn
+full pool       every row in turn
 random coreset  a tenth of the pool, drawn anew on GRACE's schedule: the baseline that counts
 GRACE coreset   a tenth of the pool, chosen with the model in the loop
+
+The arms run one after the other, so that their seconds can be compared.
 """
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
+from coretune import run
 from coretune.config import RunConfig, check_config
 from coretune.evaluate import evaluate
 from coretune.playground import BASE_MODEL, Playground, make_pool
-from coretune.run import train
 from coretune.train import CoresetSFTTrainer
 
 REFRESH_EVERY = 15  # steps
@@ -37,15 +41,26 @@ HEADER = (
 
 
 def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 150) -> list[tuple[str, ...]]:
-    """Make the pool, train the arms, return the printable table, header first. Everything is under `folder`."""
+    """Make the pool, train the arms; the printable table, header first. Everything is under `folder`.
+
+    The folders of an earlier demo are replaced; nothing else in `folder` is touched.
+    """
+    for name in ("data", *map(_folder_of, ARMS)):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    run.quiet()
     pool = make_pool(seed, rows=rows)
     pool.write(folder / "data")
-    table = [HEADER]
-    for arm, coreset in ARMS.items():
-        began = time.perf_counter()
-        trainer = train(_config(folder, arm, coreset, seed, steps))
-        table.append(_row(arm, trainer, pool, time.perf_counter() - began))
+    table: list[tuple[str, ...]] = [HEADER]
+    with tqdm(total=len(ARMS) * steps, unit="step") as bar:
+        for arm, coreset in ARMS.items():
+            bar.set_description(arm)
+            trainer = run.train(_config(folder, arm, coreset, seed, steps), on_step=bar.update)
+            table.append(_row(arm, trainer, pool))
     return table
+
+
+def _folder_of(arm: str) -> str:
+    return arm.replace(" ", "-").lower()
 
 
 def _config(folder: Path, arm: str, coreset: Mapping[str, Any], seed: int, steps: int) -> RunConfig:
@@ -53,7 +68,7 @@ def _config(folder: Path, arm: str, coreset: Mapping[str, Any], seed: int, steps
         {
             "model_name_or_path": str(BASE_MODEL),
             "train_data": str(folder / "data" / "pool.jsonl"),
-            "output_dir": str(folder / arm.replace(" ", "-").lower()),
+            "output_dir": str(folder / _folder_of(arm)),
             "seed": seed,
             "coreset": dict(coreset),
             "training": {
@@ -64,14 +79,13 @@ def _config(folder: Path, arm: str, coreset: Mapping[str, Any], seed: int, steps
                 "gradient_checkpointing": False,
                 "save_strategy": "no",
                 "report_to": "none",
-                "logging_steps": 50,
                 "dataloader_pin_memory": False,
             },
         }
     )
 
 
-def _row(arm: str, trainer: CoresetSFTTrainer, pool: Playground, seconds: float) -> tuple[str, ...]:
+def _row(arm: str, trainer: CoresetSFTTrainer, pool: Playground) -> tuple[str, ...]:
     score = evaluate(trainer.model, trainer.processing_class, pool.held_out)
     costs = trainer.ledger.by_phase()
     trained = [costs["warm-up"], costs["training"]]
@@ -84,6 +98,6 @@ def _row(arm: str, trainer: CoresetSFTTrainer, pool: Playground, seconds: float)
         f"{len(trainer.coreset_state.coreset.indices):,}",
         f"{sum(cost.rows for cost in trained):,}",
         f"{sum(cost.tokens for cost in trained):,}",
-        f"{seconds:.0f}",
+        f"{trainer.ledger.total().seconds:.0f}",
         f"{selecting:.0f}",
     )

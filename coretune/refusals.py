@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def refuse_arguments(args: Any, weighted: bool) -> None:
-    """ValueError for stock training arguments (an SFTConfig) that a changing coreset contradicts."""
+def refuse_arguments(args: Any, weighted: bool, loss_function: Any = None) -> None:
+    """ValueError for stock arguments (SFTConfig, compute_loss_func) that a coreset contradicts."""
     if args.packing or args.padding_free:
         raise ValueError(
             "packing and padding_free join rows, so that rows cannot be selected; set both to false"
@@ -25,10 +25,12 @@ def refuse_arguments(args: Any, weighted: bool) -> None:
         if getattr(args, name):
             raise ValueError(f"{name} does not go with a coreset, since {why}; set it to false")
     if weighted:
-        _refuse_unweightable(args)
+        _refuse_unweightable(args, loss_function)
 
 
-def _refuse_unweightable(args: Any) -> None:
+def _refuse_unweightable(args: Any, loss_function: Any) -> None:
+    if loss_function is not None:
+        raise ValueError("weighted needs the stock loss; leave out compute_loss_func or set weighted: false")
     if args.loss_type != "nll" or args.label_smoothing_factor:
         raise ValueError(
             "weighted needs loss_type nll without label smoothing; change them or set weighted: false"

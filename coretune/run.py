@@ -14,27 +14,32 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 import yaml
 from peft import LoraConfig
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
-from coretune.state import State
 from coretune.ledger import TABLE_HEADER
+from coretune.state import State
 from coretune.train import CoresetSFTTrainer
 
 log = logging.getLogger("coretune")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
 
 
-def train(config: RunConfig) -> CoresetSFTTrainer:
-    """`coretune train`: fine-tune on the coreset, evaluate, save. The trainer holds state and ledger."""
-    trainer = build_trainer(config)
+def train(config: RunConfig, on_step: Callable[[], object] | None = None) -> CoresetSFTTrainer:
+    """`coretune train`: fine-tune on the coreset, evaluate, save. The trainer holds state and ledger.
+
+    on_step  called after every step, in place of everything that is shown on the console
+    """
+    trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     _write_config(config, trainer)
     trainer.train(config.resume_from_checkpoint)
     trainer.save_model()
@@ -54,12 +59,13 @@ def select(config: RunConfig) -> Path:
     model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched but for
     one key more, `coretune`.
     """
-    training = {**config.training, "save_strategy": "no", "eval_strategy": "no"}
+    quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+    training = {**config.training, **quick}
     trainer = build_trainer(config.model_copy(update={"training": training, "resume_from_checkpoint": None}))
     _write_config(config, trainer)
     state = trainer.select()
     path = Path(config.output_dir) / "coreset.jsonl"
-    _write_coreset(path, trainer.pool_rows, state)
+    _write_coreset(path, _corpus(trainer), state)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
     return path
 
@@ -71,16 +77,11 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     tokenizer = load_tokenizer(config.model_name_or_path)
     args = training_arguments(config)
     length = _max_length(config.model_name_or_path, args)
-    build = _corpus_builder(config, tokenizer, length)
-    pool = build(config.train_data)
-    held_out = build(config.eval_data) if config.eval_data else None
-    target = build(config.target_data) if config.target_data else None
+    pool = _corpus_of(config.train_data, config, tokenizer, length)
+    held_out = _corpus_of(config.eval_data, config, tokenizer, length) if config.eval_data else None
+    target = _corpus_of(config.target_data, config, tokenizer, length) if config.target_data else None
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
-    for place, reason in pool.dropped:
-        log.warning("left out %s: %s", place, reason)
-    if pool.truncated:
-        log.warning("%d prompts were cut from the left to fit %d tokens", pool.truncated, length)
     return CoresetSFTTrainer(
         model=config.model_name_or_path,
         args=args,
@@ -96,9 +97,27 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     )
 
 
+def _silent_trainer(config: RunConfig, on_step: Callable[[], object]) -> CoresetSFTTrainer:
+    training = {**config.training, "disable_tqdm": True}
+    trainer = build_trainer(config.model_copy(update={"training": training}), callbacks=[_Steps(on_step)])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, on_step: Callable[[], object]) -> None:
+        self.on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_step()
+
+
 def training_arguments(config: RunConfig) -> SFTConfig:
-    """The stock SFTConfig of the `training` section; output_dir and seed come from the top of the config."""
+    """The stock SFTConfig of the `training` section; what the top of the config says is refused in it."""
     refuse_unknown("training.", config.training, SFTConfig.__dataclass_fields__)
+    for name in ("output_dir", "seed", "resume_from_checkpoint"):
+        if name in config.training:
+            raise ConfigError(f"training.{name} belongs at the top of the config: write {name} there")
     given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
     if not torch.accelerator.is_available():
         given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
@@ -116,8 +135,17 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigError(_no_model(name, error)) from None
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {name} has neither a padding nor an EOS token; set one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def quiet() -> None:
+    """No bars and no notes of the libraries; errors still show."""
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def summary(trainer: CoresetSFTTrainer) -> list[tuple[str, ...]]:
@@ -129,35 +157,53 @@ def _lora(config: RunConfig) -> LoraConfig | None:
     if config.peft is None:
         return None
     refuse_unknown("peft.", config.peft, LoraConfig.__dataclass_fields__)
-    return LoraConfig(**{"task_type": "CAUSAL_LM", **config.peft})
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", **config.peft})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"peft: {' '.join(str(error).split())}") from None
 
 
 def _max_length(model: str, args: SFTConfig) -> int:
     """What a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
-    positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-    return int(positions if args.max_length is None else min(args.max_length, positions))
+    try:
+        positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    except AttributeError:  # state-space models have no positions to run out of
+        positions = None
+    limits = [limit for limit in (args.max_length, positions) if limit is not None]
+    if not limits:
+        raise ConfigError("training.max_length is null and the model sets no limit; give a number of tokens")
+    return int(min(limits))
 
 
-def _corpus_builder(config: RunConfig, tokenizer: Any, length: int) -> Callable[[str], Corpus]:
-    def build(source: str) -> Corpus:
-        return Corpus.build(
-            source, tokenizer, columns=config.columns, max_length=length, skip_bad_rows=config.skip_bad_rows
-        )
+def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> Corpus:
+    """Its faults and cuts are named in warnings."""
+    corpus = Corpus.build(
+        source, tokenizer, columns=config.columns, max_length=length, skip_bad_rows=config.skip_bad_rows
+    )
+    for place, reason in corpus.dropped:
+        log.warning("left out %s: %s", place, reason)
+    if corpus.truncated:
+        log.warning("%s: %d prompts cut from the left to %d tokens", source, corpus.truncated, length)
+    return corpus
 
-    return build
+
+def _corpus(trainer: CoresetSFTTrainer) -> Corpus:
+    assert isinstance(trainer.pool_rows, Corpus)
+    return trainer.pool_rows
 
 
 def _no_model(name: str, error: Exception) -> str:
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
-    return (
-        f"model_name_or_path is {name}, and no tokenizer can be loaded from it: {str(error).splitlines()[0]}"
-    )
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"model_name_or_path is {name}, and no tokenizer can be loaded from it: {reason}"
 
 
 def _refuse_old_run(config: RunConfig) -> None:
     """Two runs never mix in one directory."""
-    if config.resume_from_checkpoint is None and (Path(config.output_dir) / "selection.parquet").exists():
+    folder = Path(config.output_dir)
+    traces = [folder / "selection.parquet", folder / "ledger.json", *folder.glob("checkpoint-*")]
+    if not config.resume_from_checkpoint and any(trace.exists() for trace in traces):
         raise ConfigError(
             f"{config.output_dir} holds a run already; give another output_dir, remove it, "
             "or go on with resume_from_checkpoint=true"
@@ -183,7 +229,7 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     resolved["coreset"] = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
     resolved[PROVENANCE] = {
         "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},
-        "train_data": trainer.pool_rows.fingerprint,
+        "train_data": _corpus(trainer).fingerprint,
         "rows": len(trainer.pool_rows.ids),
         "max_steps": trainer.args.max_steps,
         "round_steps": trainer.clock.steps,

@@ -33,7 +33,15 @@ from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
 from coretune.model_cost import ModelCost
 from coretune.refusals import refuse_arguments, refuse_rows, refuse_steps
-from coretune.rounds import EXAMPLE_ID, PoolRows, PreparedRows, RoundSampler, with_example_id, with_positions
+from coretune.rounds import (
+    EXAMPLE_ID,
+    PoolRows,
+    PreparedRows,
+    RoundSampler,
+    weighing,
+    with_example_id,
+    with_positions,
+)
 from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.state import State
 from coretune.types import Rows
@@ -74,14 +82,9 @@ class CoresetSFTTrainer(SFTTrainer):
         **stock: Any,
     ) -> None:
         if args is not None:
-            refuse_arguments(args, coreset.weighted)
-        if coreset.weighted and stock.get("compute_loss_func") is not None:
-            raise ValueError(
-                "weighted takes the stock loss: leave out compute_loss_func or set weighted: false"
-            )
+            refuse_arguments(args, coreset.weighted, stock.get("compute_loss_func"))
         super().__init__(model, args, **stock)
-        self.coreset_config, self.target = coreset, target
-        self.measuring = measuring or MeasureSettings()
+        self.coreset_config = coreset
         self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
         self.ledger = Ledger()
         self.coreset_state: State | None = None
@@ -89,20 +92,12 @@ class CoresetSFTTrainer(SFTTrainer):
         self._order: Rows = np.zeros(0, np.int64)
         self._step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
-        if coreset.needs:
-            check_k(coreset.refresh.k, len(self.pool_rows.length))
         self.clock = self._make_clock()
-        self.cost = ModelCost.of(
-            self.model,
-            self.pool_rows,
-            coreset.needs,
-            self.measuring,
-            target,
-            self.args.gradient_checkpointing,
-        )
-        self.meter = self._make_meter()
+        self.cost, self.meter = self._make_meter(measuring or MeasureSettings(), target)
         if coreset.weighted:
-            self._prepare_weighting(own_rows=rows is None)
+            if rows is None:
+                self.train_dataset = with_positions(self.train_dataset)
+            self.data_collator = with_example_id(self.data_collator)
         self._set_callbacks()
 
     # ------------------------------------------------------------------------------------------- rounds
@@ -214,13 +209,7 @@ class CoresetSFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         if ids is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        weights = self._weights[ids]  # (b,)
-
-        def weighted(**given: Any) -> Any:
-            outputs = model(**given)
-            return replace(outputs, log_probs=outputs.log_probs * weights[:, None])  # (b, tokens)
-
-        return super().compute_loss(weighted, inputs, *args, **kwargs)
+        return super().compute_loss(weighing(model, self._weights[ids]), inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.ledger.phase("evaluation"):
@@ -246,25 +235,18 @@ class CoresetSFTTrainer(SFTTrainer):
         refuse_steps(args.max_steps, warmup)
         return clock
 
-    def _make_meter(self) -> Meter | None:
-        if not self.coreset_config.needs:
-            return None
-        autocast = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else None
-        look = Look(
-            self.model,
-            self.pool_rows,
-            self.coreset_config.needs,
-            replace(self.measuring, autocast=autocast),
-            self.processing_class,
-            self.target,
-            bar=not self.args.disable_tqdm and self.is_world_process_zero(),
-        )
-        return Meter(look, self.cost.measurement)
-
-    def _prepare_weighting(self, own_rows: bool) -> None:
-        if own_rows:
-            self.train_dataset = with_positions(self.train_dataset)
-        self.data_collator = with_example_id(self.data_collator)
+    def _make_meter(self, settings: MeasureSettings, target: Any) -> tuple[ModelCost, Meter | None]:
+        """ValueError for what this model or pool cannot give."""
+        needs, args = self.coreset_config.needs, self.args
+        settings = replace(settings, autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None)
+        checkpointing = bool(args.gradient_checkpointing)
+        cost = ModelCost.of(self.model, self.pool_rows, needs, settings, target, checkpointing)
+        if not needs:
+            return cost, None
+        check_k(self.coreset_config.refresh.k, len(self.pool_rows.length))
+        bar = not args.disable_tqdm and self.is_world_process_zero()
+        look = Look(self.model, self.pool_rows, needs, settings, self.processing_class, target, bar)
+        return cost, Meter(look, cost.measurement)
 
     def _set_callbacks(self) -> None:
         for stock, ours in ((ProgressCallback, _Progress), (PrinterCallback, _Printer)):
