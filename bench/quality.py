@@ -1,10 +1,10 @@
 """Does it pay? Arms trained at equal steps, scored on held-out rows: mean ± standard error over seeds.
 
-    python bench/quality.py --pool FOLDER --model FOLDER --methods full,random:refresh_every=never,random,grace \\
-                            --seeds 10,11,12,13,14
+    python bench/quality.py --pool FOLDER --model FOLDER --seeds 10,11,12,13,14 \\
+                            --methods full,random:refresh_every=never,random,grace
 
-An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settings are those of the `coreset` section;
-what an arm does not say is --budget and --refresh-every. Two arms are not methods:
+An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settings are those of the `coreset`
+section; what an arm does not say is --budget and --refresh-every. Two arms are not methods:
     full    the whole pool, reshuffled all the time
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
 A pool folder holds pool.jsonl and eval.jsonl. Finished runs are kept under --out and never repeated.
@@ -301,8 +301,9 @@ def main() -> int:
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print_table(
         results,
-        f"{Path(pool).name}, {Path(model).name}: {args.steps} steps of {args.batch} at {args.learning_rate:g}, "
-        f"budget {args.budget}, refresh every {args.refresh_every}, seeds {args.seeds}; {machine}, {args.workers} at a time",
+        f"{Path(pool).name}, {Path(model).name}: {args.steps} steps of {args.batch}, "
+        f"learning rate {args.learning_rate:g}, budget {args.budget}, refresh every {args.refresh_every}, "
+        f"seeds {args.seeds}; {machine}, {args.workers} at a time",
     )
     misses = (
         missed(results, next(a for a in args.methods.split(",") if a.startswith("grace")))

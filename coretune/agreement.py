@@ -3,8 +3,8 @@
     a_i = ⟨u_i, 1/|J| Σ_{j∈J} u_j⟩,   u = g / ‖g‖,   J = the usable graph neighbours of i
 
 [choice] GRACE's score measures how much a row would change the model; on a dirty pool wrong responses would
-change it most. Rows with similar prompts and right responses ask for similar changes, a wrong response asks for
-another one, and this shows from the first steps on, long before the losses part (LOG.md has the figures).
+change it most. Rows with similar prompts and right responses ask for similar changes, a wrong response asks
+for another one, and this shows from the first steps on, long before the losses part (LOG.md has figures).
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import numpy as np
 
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
-
 #: What the engine keeps of its own accord, whatever a selector needs.
 KEPT = ("previous_loss", "agreement", "trained_at")
 

@@ -24,7 +24,9 @@ def test_equals_the_loop() -> None:
     for value, row in zip(found, rows, strict=True):
         others = [j for j in graph.neighbors[row] if j >= 0 and usable[j]]
         cosines = [
-            gradient[row] @ gradient[j] / max(np.linalg.norm(gradient[row]) * np.linalg.norm(gradient[j]), 1e-30)
+            gradient[row]
+            @ gradient[j]
+            / max(np.linalg.norm(gradient[row]) * np.linalg.norm(gradient[j]), 1e-30)
             for j in others
         ]
         np.testing.assert_allclose(value, np.mean(cosines) if others else 0.0, atol=1e-6)

@@ -101,7 +101,9 @@ def test_kcenter_leaves_copies_for_last() -> None:
 def test_facility_location_of_a_complete_graph_is_the_dense_one() -> None:
     pool = synthetic_pool(30, 6, 5, neighbors=29)
     graph = FacilityLocation().select(pool, Budget(10), np.random.default_rng(0))
-    dense = FacilityLocation(similarity="dense", embedding="response_embedding").select(pool, Budget(10), np.random.default_rng(0))
+    dense = FacilityLocation(similarity="dense", embedding="response_embedding").select(
+        pool, Budget(10), np.random.default_rng(0)
+    )
     assert graph.indices.tolist() == dense.indices.tolist()
     assert graph.gains == pytest.approx(dense.gains, abs=1e-5)
     for reason in ("coverage", "covered"):
@@ -113,7 +115,9 @@ def test_facility_location_covers_the_pool_better_than_random_draws() -> None:
     assert graph.reasons["covered"][POOL.usable].mean() == pytest.approx(graph.gains.sum())
     embedding = POOL.features["response_embedding"][USABLE]
     cosine = np.maximum(0, embedding @ embedding.T)
-    dense = FacilityLocation(similarity="dense", embedding="response_embedding").select(POOL, Budget(5), np.random.default_rng(0))
+    dense = FacilityLocation(similarity="dense", embedding="response_embedding").select(
+        POOL, Budget(5), np.random.default_rng(0)
+    )
     rng = np.random.default_rng(0)
     drawn = [cosine[:, rng.choice(len(USABLE), size=5, replace=False)].max(axis=1).mean() for _ in range(100)]
     assert dense.gains.sum() > np.quantile(drawn, 0.95)

@@ -76,8 +76,8 @@ def disagreement(pool: Pool) -> Array:
 def noise(pool: Pool) -> Array:
     """Rank of the disagreement + rank of the loss: high for a row that is probably answered wrongly.
 
-    [choice] Disagreement shows a wrong response from the first steps on but not a rare skill's from a rare right
-    one; the loss shows it late and surely. Their ranks together beat either at every refresh (LOG.md).
+    [choice] Disagreement shows a wrong response from the first steps on, though not every rare one; the loss
+    shows it late and surely. From the second refresh on their ranks together beat either (LOG.md).
     """
     return scaled(disagreement(pool), pool.usable) + scaled(_signal(pool, "loss"), pool.usable)
 
