@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure_arms import ARMS, LENGTH, LESS, LESS_WIDE, LORA_ALL, SIZES, STEP, Bench
+from measure_arms import ARMS, LENGTH, LESS, LORA_ALL, SIZES, STEP, Bench
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +47,8 @@ def quickest(bench: Bench, turns: int) -> dict[str, float]:
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(turns + 1):
         for name, run in runs.items():
-            if name in (LESS, LESS_WIDE) and turn not in (1, turns):
-                continue  # by far the slowest, so that no warm-up shows
+            if name == LESS and turn not in (1, turns):
+                continue  # by far the slowest, no warm-up shows in it
             seconds = timed(run, bench.device)
             if turn:
                 best[name] = min(best[name], seconds / bench.batch)

@@ -43,7 +43,7 @@ SIZES = {
 
 STEP, LORA_STEP = "training step", "LoRA training step"
 LORA_ALL = "gradient, LoRA, all blocks"
-LESS, LESS_WIDE = "batch 1, dense projection", "the same to 8,192, as LESS"
+LESS = "LESS-style: batch 1, dense"
 
 
 class RandomRows:
@@ -157,18 +157,18 @@ class Bench:
 
         return run
 
-    def less(self, model: Any, dim: int) -> Callable[[], object]:
-        """One example at a time; 16 gradients at once through a dense ±1 projection that is made anew in blocks.
+    def less(self, model: Any) -> Callable[[], object]:
+        """One example at a time; 16 gradients at once through a dense ±1 projection, made block by block.
 
-        That is the way of LESS (Xia et al. 2024) with the projector that TRAK (Park et al. 2023) has for CPUs:
-        the whole projection of a large model does not fit into memory.
+        So does LESS (Xia et al. 2024), with the projector that TRAK (Park et al. 2023) has for CPUs: all of
+        a projection does not fit into memory.
         """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         inputs = self.inputs()
 
         def project(gradients: torch.Tensor) -> None:
-            for block in range(0, dim, LESS_BLOCK):
-                columns = min(LESS_BLOCK, dim - block)
+            for block in range(0, PROJECTION_DIM, LESS_BLOCK):
+                columns = min(LESS_BLOCK, PROJECTION_DIM - block)
                 gradients @ rademacher(gradients.shape[1], columns, generator(0, str(block))).to(self.device)
 
         def run() -> None:
@@ -208,6 +208,5 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     "gradient_norm, LoRA": lambda b: b.signals(b.adapted, ["gradient_norm"]),
     "gradient, LoRA": lambda b: b.signals(b.adapted, ["gradient"]),
     LORA_ALL: lambda b: b.signals(b.adapted, ["gradient"], None),
-    LESS: lambda b: b.less(b.adapted, PROJECTION_DIM),
-    LESS_WIDE: lambda b: b.less(b.adapted, 8192),
+    LESS: lambda b: b.less(b.adapted),
 }
