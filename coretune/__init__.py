@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from coretune.config import coreset
     from coretune.corpus import Corpus
     from coretune.ledger import Ledger
+    from coretune.measure.settings import MeasureSettings
     from coretune.refresh import AnchorRefresh
     from coretune.schedule import CoresetConfig
     from coretune.select.grace import Grace
@@ -26,6 +28,8 @@ _MODULE_OF = {
     "CoresetConfig": "coretune.schedule",
     "CoresetSFTTrainer": "coretune.train",
     "Corpus": "coretune.corpus",
+    "MeasureSettings": "coretune.measure.settings",
+    "coreset": "coretune.config",
     "Grace": "coretune.select.grace",
     "Ledger": "coretune.ledger",
     "Measure": "coretune.types",
@@ -46,12 +50,14 @@ __all__ = [
     "Grace",
     "Ledger",
     "Measure",
+    "MeasureSettings",
     "NeighborGraph",
     "Pool",
     "Refresh",
     "Rows",
     "Selector",
     "__version__",
+    "coreset",
 ]
 
 

@@ -148,6 +148,20 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
     return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
 
 
+def coreset(method: str, *, seed: int = 0, **settings: Any) -> CoresetConfig:
+    """The `coreset` section in Python: coreset("grace", budget="10%", refresh_every=20, lambda_=0.5).
+
+    Raises ConfigError as the section does, and for a setting of the measurement, which is not part of it.
+    """
+    section = {"method": method, **{name.rstrip("_"): value for name, value in settings.items()}}
+    if measuring := sorted(set(section) & set(_settings(MeasureSettings))):
+        raise ConfigError(
+            f"{measuring[0]} is a setting of the measurement: give it to the trainer, "
+            f"measuring=MeasureSettings({measuring[0]}=…)"
+        )
+    return build_coreset(section, seed).coreset
+
+
 def _method(section: Mapping[str, Any]) -> type:
     known = ", ".join(sorted(SELECTORS))
     if "method" not in section:
