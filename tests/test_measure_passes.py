@@ -154,6 +154,11 @@ def test_only_the_asked_work_is_done(monkeypatch):
     model.lm_head.register_forward_hook(lambda layer, inputs, output: head_calls.append(output.requires_grad))
     measure(model, rows, ["response_embedding", "prompt_embedding"])
     assert len(head_calls) == 2  # the two of the check that the logits are the head's
+    calls = len(head_calls)
+    measure(model, rows, ["unconditional_loss"])
+    assert (
+        len(head_calls) == calls + 3
+    )  # the check again, and one batch of responses; no pass over the whole rows
     monkeypatch.setattr(torch.autograd, "backward", None)
     measure(model, rows, ["loss", "head_gradient"])
     assert not any(head_calls)

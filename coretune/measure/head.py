@@ -52,7 +52,7 @@ def response_loss(
     target = batch.input_ids[response]
     share = 1.0 / response.sum(1).float()  # (B,), inf for an empty response, which no token refers to
     state = hidden[predicting]  # (R, d)
-    loss = torch.zeros(batch.size, device=hidden.device)
+    nats = torch.empty(len(row), device=hidden.device)
     state_gradient = torch.empty_like(state)
     left: list[Tensor] = []
     step = max(1, CHUNK_ENTRIES // head.weight.shape[0])
@@ -62,14 +62,14 @@ def response_loss(
         with torch.set_grad_enabled(gradient):
             logits = head(chunk)
         weight = share[row[part]]
-        nats, error = _softmax_error(logits.detach().float(), target[part], weight * GRADIENT_SCALE)
-        loss.index_add_(0, row[part], nats * weight)
+        nats[part], error = _softmax_error(logits.detach().float(), target[part], weight * GRADIENT_SCALE)
         if gradient:
             (state_gradient[part],) = torch.autograd.grad(logits, chunk, error.to(logits.dtype))
         if projection is not None:
             with torch.autocast(error.device.type, enabled=False):
                 left.append(projection.cut_left(error) / GRADIENT_SCALE)
-    loss[share.isinf()] = torch.nan
+    # Summed along a row's own places, not by atomic additions, so that a GPU gives the same loss every time.
+    loss = torch.where(share.isfinite(), scatter(nats[:, None], predicting)[..., 0].sum(1) * share, torch.nan)
     return HeadResult(
         loss,
         scatter(state_gradient, predicting) if gradient else None,

@@ -65,6 +65,8 @@ class Meter:
             name: np.full((len(tokens), *self._shape(name)), np.nan, dtype=np.float32)
             for name in sorted(names - {"unconditional_loss"})
         }
+        if not found:
+            return found
         for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
             for name, value in self._measure(batch, names, references).items():
                 found[name][batch.where] = value.cpu().numpy()
