@@ -113,12 +113,13 @@ def _guarded(work: Callable[[], None], traceback: bool) -> None:
 
 
 def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
     Console().print(table)

@@ -30,13 +30,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 HEADER = (
     "arm",
-    "held-out loss",
-    "exact match",
-    "coreset rows",
-    "rows seen",
+    "held-out\nloss",
+    "exact\nmatch",
+    "rows\nchosen",
+    "rows\nseen",
     "tokens",
     "seconds",
-    "selecting",
+    "of them\nchoosing",
 )
 
 

@@ -1,0 +1,43 @@
+"""A model made of numbers: signals that move when it learns, and a count of who looked at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from coretune.dynamic import Meter
+from coretune.types import Array, Rows
+
+WIDTH = 8
+
+
+class FakeModel:
+    """Signals of n rows as a function of the seed and of `age`, which the test raises when it likes.
+
+    broken  rows whose signals are NaN
+    looks   the rows of every measurement so far
+    """
+
+    def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:
+        self.n, self.seed, self.drift, self.age = n, seed, drift, 0
+        self.broken: set[int] = set()
+        self.looks: list[Rows] = []
+
+    def signal(self, name: str) -> Array:
+        """(n, ...) float32: the truth at this age."""
+        shape = (self.n, WIDTH) if name.endswith(("embedding", "gradient")) else (self.n,)
+        rng = np.random.default_rng([self.seed, *name.encode()])
+        start, moves = rng.random(shape), rng.standard_normal((self.age, *shape)).sum(axis=0)
+        value = (start + self.drift * moves).astype(np.float32)
+        if name.endswith("embedding"):
+            value /= np.linalg.norm(value, axis=1, keepdims=True)
+        value[sorted(self.broken)] = np.nan
+        return value
+
+    def meter(self, *names: str) -> Meter:
+        def measure(rows: Rows) -> Mapping[str, Array]:
+            self.looks.append(np.array(rows))
+            return {name: self.signal(name)[rows] for name in names}
+
+        return Meter(measure, lambda rows: 10.0 * len(rows))

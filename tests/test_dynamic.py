@@ -1,0 +1,430 @@
+"""Rounds: their clock, their rows, when they measure and choose; a saved round goes on as it would have."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coretune import graph
+from coretune.budget import parse_budget
+from coretune.dynamic import TRAINED_AT, advance, empty_pool, round_rows, row_weights, start
+from coretune.ledger import Ledger
+from coretune.refresh import AnchorRefresh
+from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
+from coretune.select.random import Random
+from coretune.state import State, load, save
+from coretune.types import Coreset, Pool
+
+N = 40
+COST = np.arange(5, 5 + N)
+
+
+def config(selector: Any = None, **settings: Any) -> CoresetConfig:
+    refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
+    settings = {"budget": parse_budget("20%"), "refresh_every": 1, "warmup": 0.0, **settings}
+    return CoresetConfig(selector or FacilityLocation(), AnchorRefresh(**{"k": 4, **refresh}), **settings)
+
+
+def clock_of(config: CoresetConfig, batch: int = 4) -> Clock:
+    return make_clock(config, N, coreset_rows(config, empty_pool(COST)), batch)
+
+
+class Run:
+    """A run of rounds on a fake model, which ages between them."""
+
+    def __init__(self, config: CoresetConfig, model: FakeModel | None = None, batch: int = 4) -> None:
+        self.config, self.model, self.ledger = config, model or FakeModel(N), Ledger()
+        self.clock = clock_of(config, batch)
+        self.meter = self.model.meter(*config.needs) if config.needs else None
+        self.states = [start(config, empty_pool(COST), self.clock, self.meter, self.ledger)]
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    def go(self, rounds: int, ageing: int = 1) -> Run:
+        for _ in range(rounds):
+            self.model.age += ageing
+            self.states.append(advance(self.config, self.state, self.clock, self.meter, self.ledger))
+        return self
+
+    def rows(self, state: State | None = None) -> list[int]:
+        return round_rows(state or self.state, self.clock, self.config.seed).tolist()
+
+
+# ---------------------------------------------------------------------------------------------- the clock
+
+
+@given(
+    every=st.integers(1, 60),
+    warmup=st.floats(0, 0.9),
+    n=st.integers(1, 5000),
+    batch=st.integers(1, 64),
+    adaptive=st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_round_is_the_shortest_that_holds_the_warmup_and_divides_the_interval(
+    every: int, warmup: float, n: int, batch: int, adaptive: bool
+) -> None:
+    timing = {"check_every": every, "refresh_every": "adaptive"} if adaptive else {"refresh_every": every}
+    clock = make_clock(config(warmup=warmup, **timing), n, 10, batch)
+    needed = -(-int(np.ceil(warmup * n)) // batch) if warmup * n % 1 == 0 else np.ceil(warmup * n / batch)
+    divisors = [d for d in range(1, every + 1) if every % d == 0]
+    assert clock.steps == min((d for d in divisors if d >= needed), default=every)
+    assert clock.steps * clock.every == every
+    assert clock.warmup_rounds == np.ceil(needed / clock.steps)
+    assert clock.rows == clock.steps * batch
+
+
+def test_without_refreshes_a_round_is_the_warmup_or_one_pass_over_the_coreset() -> None:
+    assert make_clock(config(refresh_every="never", warmup=0.05), 400, 77, 4) == Clock(5, 4, 1, 0)
+    assert make_clock(config(refresh_every="never"), 400, 77, 4) == Clock(20, 4, 0, 0)
+
+
+def test_a_method_that_looks_at_nothing_has_no_warmup() -> None:
+    assert make_clock(config(Random(), refresh_every=6, warmup=0.5), 400, 40, 4) == Clock(1, 4, 0, 6)
+
+
+def test_the_rows_of_a_token_budget_are_estimated_from_the_mean_row() -> None:
+    pool = empty_pool(np.array([10, 20, 30]))
+    assert coreset_rows(config(budget=parse_budget("40 tokens")), pool) == 2
+    assert coreset_rows(config(budget=parse_budget("10 tokens")), pool) == 1
+    assert coreset_rows(config(budget=parse_budget("67%")), pool) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"refresh_every": "often"}, "refresh_every is 'often': give a number of steps, never or adaptive"),
+        ({"refresh_every": 0}, "refresh_every is 0: give at least 1 step"),
+        ({"warmup": 1.0}, r"warmup is 1.0: give the share"),
+        ({"warmup": -0.1}, r"warmup is -0.1: give the share"),
+        ({"check_every": 0}, "check_every is 0: give at least 1 step"),
+        ({"audit_every": 0}, "audit_every is 0: give at least 1 selection"),
+        ({"threshold": float("nan")}, "threshold is nan: give a share"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+# ---------------------------------------------------------------------------------------- rows of a round
+
+
+def a_state(rows: int, round: int = 0, selected_in: int = 0) -> State:
+    indices = np.random.default_rng(rows).permutation(N)[:rows]
+    return State(round, selected_in, 1, empty_pool(COST), Coreset(indices, np.ones(rows), np.ones(rows)))
+
+
+@given(rows=st.integers(1, N), steps=st.integers(1, 7), selected_in=st.integers(-1, 3))
+@settings(deadline=None, max_examples=60)
+def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selected_in: int) -> None:
+    """Whatever the length of a round, each row comes once in every pass, and rounds waste nothing."""
+    clock, begin = Clock(steps, 3, 0, 1), max(selected_in, 0)
+    rounds = -(-4 * rows // clock.rows)
+    stream: list[int] = []
+    for number in range(begin, begin + rounds):
+        piece = round_rows(a_state(rows, number, selected_in), clock, seed=5)
+        assert piece.shape == (clock.rows,)
+        stream += piece.tolist()
+    chosen = sorted(a_state(rows).coreset.indices)
+    for at in range(0, 4 * rows, rows):
+        assert sorted(stream[at : at + rows]) == chosen
+
+
+def test_the_order_hangs_on_the_seed_and_the_selection_alone() -> None:
+    clock = Clock(5, 4, 0, 1)
+    order = round_rows(a_state(20, 3, 3), clock, 0)
+    assert np.array_equal(order, round_rows(a_state(20, 3, 3), clock, 0))
+    assert not np.array_equal(order, round_rows(a_state(20, 3, 3), clock, 1))
+    assert not np.array_equal(order, round_rows(a_state(20, 4, 4), clock, 0))
+
+
+def test_the_warmup_meets_distinct_random_rows_once_each() -> None:
+    run = Run(config(warmup=0.6, refresh_every=2))
+    assert run.clock.warmup_rounds == 3
+    met = run.rows() + run.go(1).rows() + run.go(1).rows()
+    assert len(set(met)) == 24
+    assert met != sorted(met)
+    assert run.state.selections == 0
+    assert not run.model.looks
+    assert run.go(1).state.selections == 1
+    other = Run(config(warmup=0.6, refresh_every=2, seed=1))
+    assert set(other.rows()) != set(met[:8])
+
+
+def test_rows_are_stamped_with_the_coreset_that_trained_on_them() -> None:
+    run = Run(config(warmup=0.1, refresh_every=2))
+    assert run.state.pool.feature(TRAINED_AT).tolist() == [-1] * N
+    expected = np.full(N, -1)
+    for _ in range(6):
+        expected[run.rows()] = run.state.selections
+        run.go(1)
+        np.testing.assert_array_equal(run.state.pool.feature(TRAINED_AT), expected)
+    assert set(expected) >= {0, 1, 2, 3}
+
+
+def test_weights_are_zero_outside_the_coreset() -> None:
+    state = a_state(5)
+    weighted = dataclasses.replace(state.coreset, weights=np.array([2.0, 0.5, 0.5, 1.5, 0.5]))
+    weights = row_weights(dataclasses.replace(state, coreset=weighted))
+    assert weights[state.coreset.indices].tolist() == [2.0, 0.5, 0.5, 1.5, 0.5]
+    assert weights.sum() == 5.0
+
+
+# --------------------------------------------------------------------------------- measuring and choosing
+
+
+def test_selections_come_when_they_are_due() -> None:
+    run = Run(config(warmup=0.1, refresh_every=2)).go(6)
+    assert (run.clock.steps, run.clock.warmup_rounds, run.clock.every) == (1, 1, 2)
+    assert [entry.round for entry in run.ledger.rounds] == [1, 3, 5]
+    assert [state.selected_in for state in run.states] == [-1, 1, 1, 3, 3, 5, 5]
+    assert [state.round for state in run.states] == list(range(7))
+
+
+def test_never_selects_once() -> None:
+    run = Run(config(refresh_every="never", warmup=0.1)).go(5)
+    assert [entry.round for entry in run.ledger.rounds] == [1]
+    assert len(run.model.looks) == 1
+
+
+def test_a_method_without_needs_never_measures() -> None:
+    run = Run(config(Random(), refresh_every=1))
+    first = set(run.state.coreset.indices)
+    run.go(2)
+    assert set(run.state.coreset.indices) != first
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [0, 0, 0]
+    assert run.ledger.by_phase()["measurement"].rows == 0
+
+
+def test_a_method_with_needs_and_no_model_is_an_error() -> None:
+    wanted = config()
+    with pytest.raises(ValueError, match="this method measures the pool, so it needs a model"):
+        start(wanted, empty_pool(COST), clock_of(wanted), None, Ledger())
+
+
+@pytest.mark.parametrize("budget", ["41", "2000000 tokens", "4 tokens"])
+def test_a_budget_that_cannot_be_filled_is_an_error_before_anything_else(budget: str) -> None:
+    model, wanted = FakeModel(N), config(budget=parse_budget(budget), warmup=0.1)
+    with pytest.raises(ValueError, match="budget of"):
+        start(wanted, empty_pool(COST), Clock(1, 4, 1, 1), model.meter(*wanted.needs), Ledger())
+    assert not model.looks
+
+
+def test_all_anchors_are_a_full_measurement_made_anew() -> None:
+    """Every signal, the graph and the coreset of the third refresh are those of a first one at that age."""
+    wanted = config(anchors="all", repair="rebuild")
+    run = Run(wanted).go(3)
+    fresh = FakeModel(N)
+    fresh.age = run.model.age
+    rng = np.random.default_rng(0)
+    measured = fresh.meter(*wanted.needs).measure(np.arange(N))
+    pool = wanted.refresh.absorb(empty_pool(COST), np.arange(N), measured, 3)
+    for name in wanted.needs:
+        np.testing.assert_array_equal(run.state.pool.feature(name), pool.feature(name))
+    assert run.state.pool.graph is not None
+    assert pool.graph is not None
+    np.testing.assert_array_equal(run.state.pool.graph.neighbors, pool.graph.neighbors)
+    chosen = wanted.selector.select(pool, wanted.budget.resolve(pool), rng)
+    np.testing.assert_array_equal(run.state.coreset.indices, chosen.indices)
+
+
+@pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
+def test_few_anchors_are_few_looks(anchors: str) -> None:
+    run = Run(config(anchors=anchors, anchor_share=0.1)).go(2)
+    first, *later = (entry.rows_measured for entry in run.ledger.rounds)
+    assert first == N
+    assert all(0 < rows < N for rows in later)
+    cost = run.ledger.by_phase()["measurement"]
+    assert cost.rows == sum(len(rows) for rows in run.model.looks) == first + sum(later)
+    assert cost.flops == 10.0 * cost.rows
+    assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
+
+
+def test_candidates_are_looked_at_before_they_are_trained_on() -> None:
+    run = Run(config(anchors="candidates"), FakeModel(N, drift=0.02))
+    for _ in range(4):
+        run.go(1)
+        chosen = run.state.coreset.indices
+        assert (run.state.pool.measured_at[chosen] == run.state.round).mean() >= 0.9
+    looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
+    assert len(looked) < 4 * N
+
+
+def test_a_row_whose_signal_breaks_is_left_out_and_the_run_goes_on() -> None:
+    run = Run(config(anchors="all"))
+    victim = int(run.state.coreset.indices[0])
+    run.model.broken = {victim}
+    run.go(1)
+    assert not run.state.pool.usable[victim]
+    assert run.state.pool.usable.sum() == N - 1
+    run.model.broken = set()
+    for state in run.go(3).states[1:]:
+        assert victim not in state.coreset.indices
+        assert len(state.coreset.indices) == 8
+        assert all(np.isfinite(state.pool.feature(name)).all() for name in run.config.needs)
+
+
+def test_same_seed_same_run() -> None:
+    def chosen(seed: int) -> list[list[int]]:
+        run = Run(config(Grace(), seed=seed, anchors="random", warmup=0.1)).go(4)
+        return [state.coreset.indices.tolist() for state in run.states]
+
+    assert chosen(3) == chosen(3)
+    assert chosen(3) != chosen(4)
+
+
+def test_the_ledger_says_what_a_refresh_did() -> None:
+    run = Run(config(anchors="all")).go(1)
+    before, after = (state.coreset.indices for state in run.states)
+    entry = run.ledger.rounds[-1]
+    assert (entry.round, entry.rows_measured, entry.rows_chosen) == (1, N, 8)
+    assert entry.overlap == np.isin(after, before).mean()
+    assert run.ledger.rounds[0].overlap is None
+    spent = run.ledger.by_phase()
+    assert entry.seconds <= sum(spent[name].seconds for name in ("measurement", "graph", "selection")) + 0.1
+
+
+# ---------------------------------------------------------------------------------------------- adaptive
+
+
+def test_adaptive_keeps_the_coreset_while_its_beliefs_hold() -> None:
+    run = Run(config(refresh_every="adaptive", check_every=1, anchors="all", threshold=0.1)).go(3, ageing=0)
+    assert [entry.round for entry in run.ledger.rounds] == [0]
+    assert len(run.model.looks) == 4
+    assert {state.selected_in for state in run.states} == {0}
+    assert run.state.pool.measured_at.tolist() == [3] * N
+    assert sorted(run.rows(run.states[0]) + run.rows(run.states[1])) == sorted(run.state.coreset.indices)
+
+
+def test_adaptive_chooses_anew_when_they_do_not() -> None:
+    run = Run(config(refresh_every="adaptive", check_every=1, anchors="all", threshold=0.1))
+    run.go(2, ageing=0).go(1, ageing=1)
+    assert [entry.round for entry in run.ledger.rounds] == [0, 3]
+    assert run.state.selected_in == 3
+    tolerant = Run(config(refresh_every="adaptive", check_every=1, anchors="all", threshold=1e6)).go(3)
+    assert [entry.round for entry in tolerant.ledger.rounds] == [0]
+
+
+def test_adaptive_never_keeps_a_row_that_broke() -> None:
+    run = Run(config(refresh_every="adaptive", check_every=1, anchors="all", threshold=1e6))
+    victim = int(run.state.coreset.indices[-1])
+    run.model.broken = {victim}
+    assert run.go(1).state.selected_in == 1
+    assert victim not in run.state.coreset.indices
+
+
+# ------------------------------------------------------------------------------------------------- audit
+
+
+def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
+    run = Run(config(Grace(), anchors="all", repair="rebuild", audit_every=1)).go(2)
+    assert run.ledger.rounds[0].approximation == {}  # the first selection has measured everything
+    for entry in run.ledger.rounds[1:]:
+        assert set(entry.approximation) == {
+            "spearman",
+            "embedding_cosine",
+            "edge_recall",
+            "coreset_share",
+            "coreset_jaccard",
+            "value_ratio",
+        }
+        for name, value in entry.approximation.items():
+            assert value == pytest.approx(1.0, abs=1e-6), name
+
+
+def test_the_audit_sees_an_approximation_and_leaves_no_trace_in_it() -> None:
+    plain = Run(config(anchors="random", anchor_share=0.1)).go(4)
+    audited = Run(config(anchors="random", anchor_share=0.1, audit_every=2)).go(4)
+    assert [bool(entry.approximation) for entry in audited.ledger.rounds] == [False, False, True, False, True]
+    assert audited.ledger.rounds[2].approximation["spearman"] < 0.99
+    for one, other in zip(plain.states, audited.states, strict=True):
+        assert_same(one, other)
+    assert plain.ledger.by_phase()["measurement"].rows == audited.ledger.by_phase()["measurement"].rows
+    assert audited.ledger.by_phase()["other"].rows == 2 * N
+
+
+def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "graph_recall" not in Run(config()).ledger.rounds[0].approximation
+    monkeypatch.setattr(graph, "EXACT_ROWS", 10)
+    monkeypatch.setattr(graph, "EXACT_PAIRS", 0)
+    run = Run(config(anchors="priority", repair="local", delta=0.5), FakeModel(N, drift=0.01)).go(1)
+    first, second = (entry.approximation for entry in run.ledger.rounds)
+    assert 0.5 < first["graph_recall"] <= 1
+    assert run.states[0].pool.graph is not None
+    truth = graph.recall(
+        run.states[0].pool.graph,
+        run.model.__class__(N, drift=0.01).signal("prompt_embedding"),
+        np.random.default_rng(0),
+    )
+    assert first["graph_recall"] == pytest.approx(truth)
+    assert "graph_recall" not in second  # mended, not made anew
+    rebuilt = Run(config(anchors="all", repair="rebuild")).go(1)
+    assert all("graph_recall" in entry.approximation for entry in rebuilt.ledger.rounds)
+
+
+# ------------------------------------------------------------------------------------------ save and load
+
+
+def assert_same(one: State, other: State) -> None:
+    """Equal in every number, NaN being equal to NaN, and of the same types."""
+    assert (one.round, one.selected_in, one.selections) == (other.round, other.selected_in, other.selections)
+    mine, theirs = arrays(one), arrays(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype, name
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def arrays(state: State) -> dict[str, Any]:
+    parts: list[Pool | Coreset | Any] = [state.pool, state.coreset]
+    if state.pool.graph is not None:
+        parts.append(state.pool.graph)
+    found = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, np.ndarray):
+                found[f"{type(part).__name__}.{field.name}"] = value
+            elif field.name in ("features", "reasons"):
+                found |= {f"{field.name}.{name}": entry for name, entry in value.items()}
+    return found
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 4])
+def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: int) -> None:
+    run = Run(config(Grace(), warmup=0.1, anchors="random"))
+    run.model.broken = {7}
+    run.go(rounds)
+    save(run.state, tmp_path)
+    resumed = load(tmp_path)
+    assert_same(resumed, run.state)
+    kept = dataclasses.replace(resumed)
+    run.go(1)
+    assert_same(advance(run.config, kept, run.clock, run.meter, Ledger()), run.state)
+
+
+def test_a_folder_without_a_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no coreset_state\.json, so it is no checkpoint of a run"
+    ):
+        load(tmp_path)
+
+
+def test_an_unreadable_state_is_not_half_read(tmp_path: Path) -> None:
+    save(Run(config()).state, tmp_path)
+    whole = (tmp_path / "coreset_state.npz").read_bytes()
+    (tmp_path / "coreset_state.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Exception, match="zip"):
+        load(tmp_path)
