@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,11 @@ def test_a_round_is_the_shortest_that_holds_the_warmup_and_divides_the_interval(
 ) -> None:
     timing = {"check_every": every, "refresh_every": "adaptive"} if adaptive else {"refresh_every": every}
     clock = make_clock(config(warmup=warmup, **timing), n, 10, batch)
-    needed = -(-int(np.ceil(warmup * n)) // batch) if warmup * n % 1 == 0 else np.ceil(warmup * n / batch)
+    needed = math.ceil(warmup * n / batch)
     divisors = [d for d in range(1, every + 1) if every % d == 0]
     assert clock.steps == min((d for d in divisors if d >= needed), default=every)
     assert clock.steps * clock.every == every
-    assert clock.warmup_rounds == np.ceil(needed / clock.steps)
+    assert clock.warmup_rounds == math.ceil(needed / clock.steps)
     assert clock.rows == clock.steps * batch
 
 

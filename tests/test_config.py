@@ -1,0 +1,255 @@
+"""A config: every key known, every value checked, one line for every mistake, and a written one replays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coretune.config import ConfigError, RunConfig, build_coreset, check_config, load_config
+from coretune.select import SELECTORS
+
+SMALL = {
+    "model_name_or_path": "m",
+    "train_data": "pool.jsonl",
+    "output_dir": "runs/x",
+    "coreset": {"method": "grace", "budget": "10%"},
+}
+TEXT = """\
+model_name_or_path: ../shared/models/base3m     # folder or hub id
+train_data: pool.jsonl
+eval_data: eval.jsonl
+columns: {prompt: prompt, completion: completion}
+output_dir: runs/skills
+seed: 3
+coreset:
+  method: grace
+  budget: 10%
+  refresh_every: 20
+training: {max_steps: 200, per_device_train_batch_size: 16, learning_rate: 1.0e-3, bf16: true}
+peft: {r: 16, lora_alpha: 32}
+"""
+
+
+def written(tmp_path: Path, text: str = TEXT) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def with_coreset(**section: Any) -> dict[str, Any]:
+    return {**SMALL, "coreset": {"method": "grace", "budget": "10%", **section}}
+
+
+def message(raw: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(raw)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_file_of_the_readme_reads(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path))
+    assert config.training["learning_rate"] == 0.001
+    assert config.peft == {"r": 16, "lora_alpha": 32}
+    section = build_coreset(config.coreset, config.seed)
+    assert section.coreset.refresh_every == 20
+    assert section.coreset.seed == section.measuring.seed == 3
+    assert section.coreset.selector == SELECTORS["grace"]()
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "value"),
+    [
+        ("coreset.budget=5%", ("coreset", "budget"), "5%"),
+        ("coreset.budget=2M tokens", ("coreset", "budget"), "2M tokens"),
+        ("coreset.lambda=0.25", ("coreset", "lambda"), 0.25),
+        ("training.learning_rate=1e-3", ("training", "learning_rate"), 0.001),
+        ("training.learning_rate=2E4", ("training", "learning_rate"), 20000.0),
+        ("training.weight_decay=-1.5e+2", ("training", "weight_decay"), -150.0),
+        ("training.optim_args=a=b,c=d", ("training", "optim_args"), "a=b,c=d"),
+        ("peft.target_modules=[q_proj, v_proj]", ("peft", "target_modules"), ["q_proj", "v_proj"]),
+        ("columns.prompt=question", ("columns", "prompt"), "question"),
+        ("seed=7", ("seed",), 7),
+        ("eval_data=", ("eval_data",), None),
+        ("target_data=null", ("target_data",), None),
+        ("skip_bad_rows=true", ("skip_bad_rows",), True),
+    ],
+)
+def test_overrides(tmp_path: Path, override: str, where: tuple[str, ...], value: Any) -> None:
+    found: Any = load_config(written(tmp_path), [override]).model_dump()
+    for key in where:
+        found = found[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_an_override_makes_the_section_it_names(tmp_path: Path) -> None:
+    text = "\n".join(line for line in TEXT.splitlines() if not line.startswith(("peft", "training")))
+    config = load_config(written(tmp_path, text), ["peft.r=4", "training.max_steps=3"])
+    assert config.peft == {"r": 4}
+    assert config.training == {"max_steps": 3}
+
+
+def test_the_last_of_two_overrides_counts(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path), ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("coreset.budget", "'coreset.budget' is not an override; write key=value"),
+        ("=5", "'=5' is not an override"),
+        ("train_data.x=5", "'train_data.x=5': train_data is not a section"),
+        ("training.max_steps=[1", "'training.max_steps=[1' is not YAML"),
+        ("coresett.budget=5%", "unknown key coresett, did you mean 'coreset'?"),
+        ("coreset.budgte=5%", "unknown key coreset.budgte, did you mean 'budget'?"),
+    ],
+)
+def test_a_wrong_override_is_one_line(tmp_path: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path), [override])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({**SMALL, "modle_name_or_path": "m"}, "key modle_name_or_path, did you mean 'model_name_or_path'?"),
+        ({**SMALL, "quixotic": 1}, "unknown key quixotic; known are columns, coreset, eval_data"),
+        (with_coreset(refresh_evry=3), "unknown key coreset.refresh_evry, did you mean 'refresh_every'?"),
+        (with_coreset(lamda=0.3), "unknown key coreset.lamda, did you mean 'lambda'?"),
+        (with_coreset(lambda_=0.3), "unknown key coreset.lambda_, did you mean 'lambda'?"),
+        (with_coreset(anchor_shrae=0.3), "did you mean 'anchor_share'?"),
+        (with_coreset(last_block=1), "did you mean 'last_blocks'?"),
+        (with_coreset(selector=1), "unknown key coreset.selector"),
+        (with_coreset(seed=1), "unknown key coreset.seed"),
+        (with_coreset(autocast="bfloat16"), "unknown key coreset.autocast"),
+        (with_coreset(method="gracee"), "coreset.method is 'gracee', did you mean 'grace'?; there are craig"),
+        (with_coreset(method=["grace"]), "coreset.method is ['grace'], did you mean 'grace'?; there are"),
+        ({**SMALL, "coreset": {"budget": "10%"}}, "coreset.method is missing; there are craig"),
+        ({**SMALL, "coreset": {"method": "grace"}}, "coreset.budget is missing; give rows (600), a share"),
+        ({k: v for k, v in SMALL.items() if k != "train_data"}, "train_data is missing from the config"),
+        ({k: v for k, v in SMALL.items() if k != "coreset"}, "coreset is missing from the config"),
+    ],
+)
+def test_unknown_and_missing_keys(raw: dict[str, Any], expected: str) -> None:
+    assert expected in message(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({**SMALL, "seed": "one"}, "seed is 'one': input should be a valid integer"),
+        ({**SMALL, "coreset": "grace"}, "coreset is 'grace': input should be a valid dictionary"),
+        ({**SMALL, "training": None}, "training is None: input should be a valid dictionary"),
+        ({**SMALL, "columns": {"prompt": 5}}, "columns.prompt is 5: input should be a valid string"),
+        (with_coreset(budget="many"), "coreset.budget: budget 'many' is not understood"),
+        (with_coreset(budget=0), "coreset.budget: budget '0' chooses nothing"),
+        (with_coreset(budget="120%"), "coreset.budget: budget '120%' is more than the whole pool"),
+        (with_coreset(k="ten"), "coreset.k is 'ten': input should be a valid integer"),
+        (with_coreset(k=2.5), "coreset.k is 2.5: input should be a valid integer"),
+        (with_coreset(k=True), "coreset.k is True: give a value that is not true or false"),
+        (with_coreset(refresh_every=True), "coreset.refresh_every is True: give a value"),
+        (with_coreset(**{"lambda": "half"}), "coreset.lambda is 'half': input should be a valid number"),
+        (with_coreset(**{"lambda": 2}), "coreset: lambda 2.0 is no share"),
+        (with_coreset(scores="loss"), "coreset.scores is 'loss': input should be a valid tuple"),
+        (with_coreset(anchors="some"), "coreset.anchors is 'some': input should be"),
+        (with_coreset(refresh_every="often"), "coreset: refresh_every is 'often': give a number of steps"),
+        (with_coreset(weighted="perhaps"), "coreset.weighted is 'perhaps': input should be a valid boolean"),
+        (with_coreset(batch_tokens=0), "coreset: batch_tokens is 0; it must be at least 1"),
+    ],
+)
+def test_wrong_values_are_one_line(raw: dict[str, Any], expected: str) -> None:
+    assert expected in message(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "holds list; a config is `key: value` lines"),
+        ("", "holds NoneType; a config is `key: value` lines"),
+        ("a: [1\n", "is not YAML"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' is written twice"),
+        ("coreset: {method: grace, budget: 5%, budget: 6%}\n", "the key 'budget' is written twice"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_and_a_file_that_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml is no file; give the path of a YAML file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="is no file"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("seed: 1 # später".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not YAML: 'utf-8' codec"):
+        load_config(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("method", sorted(SELECTORS))
+def test_a_section_spelled_out_replays(method: str) -> None:
+    """What a run writes gives the same objects, and names every setting but those it would change."""
+    given = {"method": method, "budget": 600, "refresh_every": "never", "anchor_share": 0.2}
+    section = build_coreset(given, seed=4)
+    spelled = section.spelled_out(given)
+    replayed = yaml.safe_load(yaml.safe_dump(spelled))
+    assert build_coreset(replayed, seed=4) == section
+    assert {"warmup", "anchor_share", "delta", "last_blocks"} <= set(spelled)
+    assert all(not key.endswith("_") for key in spelled)
+
+
+@given(
+    settings_=st.fixed_dictionaries(
+        {},
+        optional={
+            "lambda": st.floats(0, 1),
+            "refresh_every": st.sampled_from(["never", "adaptive", 1, 50]),
+            "warmup": st.floats(0, 0.5),
+            "anchors": st.sampled_from(["priority", "random", "all", "trained"]),
+            "propagate": st.sampled_from(["average", "delta", "none"]),
+            "repair": st.sampled_from(["local", "rebuild", "none"]),
+            "embedding": st.sampled_from(["response_embedding", "prompt_embedding"]),
+            "scores": st.lists(st.sampled_from(["loss", "gradient_norm"]), unique=True),
+            "last_blocks": st.none() | st.integers(1, 4),
+            "weighted": st.booleans(),
+            "audit_every": st.none() | st.integers(1, 3),
+        },
+    )
+)
+@settings(deadline=None, max_examples=50)
+def test_any_settings_spelled_out_replay(settings_: dict[str, Any]) -> None:
+    given_ = {"method": "grace", "budget": "7%", **settings_}
+    section = build_coreset(given_, seed=1)
+    spelled = yaml.safe_load(yaml.safe_dump(section.spelled_out(given_)))
+    assert build_coreset(spelled, seed=1) == section
+    assert all(spelled[key] == value for key, value in settings_.items())
+
+
+def test_a_key_of_two_parts_sets_both_and_is_not_invented() -> None:
+    """k-center covers responses, the graph is of prompts: writing one for both would change a replay."""
+    plain = build_coreset({"method": "kcenter", "budget": 5}, 0)
+    assert plain.coreset.selector.embedding != plain.coreset.refresh.embedding  # type: ignore[attr-defined]
+    assert "embedding" not in plain.spelled_out({"method": "kcenter", "budget": 5})
+    given = {"method": "kcenter", "budget": 5, "embedding": "prompt_embedding"}
+    both = build_coreset(given, 0)
+    assert both.coreset.selector.embedding == both.coreset.refresh.embedding  # type: ignore[attr-defined]
+    assert both.spelled_out(given)["embedding"] == "prompt_embedding"
+
+
+def test_a_config_is_not_changed_by_being_checked() -> None:
+    raw = {**SMALL, "target_data": None, "peft": {}}
+    config = check_config(raw)
+    assert isinstance(config, RunConfig)
+    assert config.peft == {}
+    assert config.target_data is None
+    assert raw["coreset"] == SMALL["coreset"]
