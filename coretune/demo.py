@@ -22,7 +22,7 @@ from coretune.evaluate import evaluate
 from coretune.playground import BASE_MODEL, Playground, make_pool
 from coretune.train import CoresetSFTTrainer
 
-REFRESH_EVERY = 15  # steps
+REFRESH_EVERY = 20  # steps
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full pool": {"method": "random", "budget": "100%", "refresh_every": "never"},
     "random coreset": {"method": "random", "budget": "10%", "refresh_every": REFRESH_EVERY},
@@ -40,7 +40,7 @@ HEADER = (
 )
 
 
-def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 150) -> list[tuple[str, ...]]:
+def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 200) -> list[tuple[str, ...]]:
     """Make the pool, train the arms; the printable table, header first. Everything is under `folder`.
 
     The folders of an earlier demo are replaced; nothing else in `folder` is touched.
@@ -74,7 +74,7 @@ def _config(folder: Path, arm: str, coreset: Mapping[str, Any], seed: int, steps
             "training": {
                 "max_steps": steps,
                 "per_device_train_batch_size": 16,
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-3,
                 "bf16": False,
                 "gradient_checkpointing": False,
                 "save_strategy": "no",
