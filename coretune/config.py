@@ -186,9 +186,8 @@ def refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> N
     known = sorted(known)
     for key in given:
         if key not in known:
-            raise ConfigError(
-                f"unknown key {prefix}{key}{nearest(str(key), known)}; known are {', '.join(known)}"
-            )
+            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown key {prefix}{key}{hint}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
