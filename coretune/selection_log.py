@@ -42,10 +42,10 @@ def line(logs: Mapping[str, float], step: int) -> str:
     """The figures as one line."""
     found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
     kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
+    looked = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
     parts = [
         f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
-        f"{found['tokens']:,.0f} tokens{kept}; measured {found['rows_measured']:,.0f} rows; "
-        f"{found['seconds']:.1f} s"
+        f"{found['tokens']:,.0f} tokens{kept}{looked}; {found['seconds']:.1f} s"
     ]
     if "graph_recall" in found:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
