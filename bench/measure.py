@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure_arms import ARMS, LENGTH, LESS, LORA_ALL, SIZES, STEP, Bench
+from measure_arms import ARMS, LENGTH, LESS, LESS_WIDE, LORA_ALL, LORA_WIDE, SIZES, STEP, Bench
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,9 @@ TIME_TARGETS = {
     "gradient_norm": 0.45,
     LORA_ALL: 0.75,
 }
-LESS_TARGET = 10.0  # LORA_ALL at least that many times faster
+# Times faster than batch 1 with the same parameters and dimension. A forward pass alone is a third of a step,
+# and on a CPU batch 1 fills the processor: there the dense projection alone can make such a difference.
+LESS_TARGET = 10.0
 MEMORY_TARGET = 1.3  # times a training step's peak
 MEMORY_ARMS = ("loss", "gradient_norm", LORA_ALL)
 
@@ -47,8 +49,8 @@ def quickest(bench: Bench, turns: int) -> dict[str, float]:
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(turns + 1):
         for name, run in runs.items():
-            if name == LESS and turn not in (1, turns):
-                continue  # by far the slowest, no warm-up shows in it
+            if name in (LESS, LESS_WIDE) and turn != 1:
+                continue  # by far the slowest, and no warm-up shows in them
             seconds = timed(run, bench.device)
             if turn:
                 best[name] = min(best[name], seconds / bench.batch)
@@ -111,14 +113,11 @@ def report(bench: Bench, seconds: dict[str, float], memory: dict[str, int], cons
             f"{memory[name] / 2**20:.0f}" if name in memory else "",
         )
     console.print(table)
-    faster = seconds[LESS] / seconds[LORA_ALL]
-    console.print(
-        f"{LORA_ALL}: {faster:.1f} × faster than the LESS-style path (target ≥ {LESS_TARGET:.0f} ×)"
-    )
-    if faster < LESS_TARGET:
-        missed.append(
-            f"{bench.size}: {faster:.1f} × faster than the LESS-style path, target {LESS_TARGET:.0f} ×"
-        )
+    for slow, fast in ((LESS, LORA_ALL), (LESS_WIDE, LORA_WIDE)):
+        line = f"{seconds[slow] / seconds[fast]:.1f} × faster than “{slow}”"
+        console.print(f"{fast}: {line} (target ≥ {LESS_TARGET:.0f} ×)")
+        if seconds[slow] / seconds[fast] < LESS_TARGET:
+            missed.append(f"{bench.size}: {fast} is {line}, target {LESS_TARGET:.0f} ×")
     for name in memory:
         ratio = memory[name] / memory[STEP]
         if ratio > MEMORY_TARGET:
@@ -146,11 +145,11 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--quick", action="store_true", help="3 M parameters, 4 rows, 2 turns, no memory")
+    parser.add_argument("--quick", action="store_true", help="3 M parameters, one turn, no memory")
     parser.add_argument("--check", action="store_true", help="exit 1 and name each target missed")
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.batch, options.turns = "3m", 4, 2
+        options.sizes, options.turns = "3m", 1
     console = Console()
     console.print(f"{machine(options.device)}, {options.precision}, {options.attention} attention")
     missed = []

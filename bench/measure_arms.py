@@ -18,7 +18,8 @@ from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 
-LENGTH, PROMPT, PROJECTION_DIM = 256, 128, 1024
+LENGTH, PROMPT = 256, 128
+PROJECTION_DIM, LESS_DIM = 1024, 8192
 LESS_INTERVAL, LESS_BLOCK = 16, 100  # gradients projected together, columns of the projection made at once
 
 
@@ -43,7 +44,8 @@ SIZES = {
 
 STEP, LORA_STEP = "training step", "LoRA training step"
 LORA_ALL = "gradient, LoRA, all blocks"
-LESS = "LESS-style: batch 1, dense"
+LORA_WIDE = "gradient, LoRA, all, to 8,192"
+LESS, LESS_WIDE = "batch 1, dense projection", "batch 1, dense, to 8,192: LESS"
 
 
 class RandomRows:
@@ -138,14 +140,16 @@ class Bench:
 
         return run
 
-    def signals(self, model: Any, names: list[str], last_blocks: int | None = 2) -> Callable[[], object]:
-        rows, settings = self.rows, self.settings(last_blocks)
+    def signals(
+        self, model: Any, names: list[str], last_blocks: int | None = 2, dim: int = PROJECTION_DIM
+    ) -> Callable[[], object]:
+        rows, settings = self.rows, self.settings(last_blocks, dim)
         measure = measurer(model, rows, names, settings, pad_token_id=0, bos_token_id=1)
         return partial(measure, np.arange(self.batch))
 
     def alignment(self, model: Any) -> Callable[[], object]:
         """With the reference at hand: it is measured once a call, whatever the number of rows."""
-        settings, names, rows = self.settings(2), frozenset({"alignment"}), self.rows
+        settings, names, rows = self.settings(2, PROJECTION_DIM), frozenset({"alignment"}), self.rows
         meter = Meter(model, settings, names, 0)
         tokens = rows.tokens(np.arange(self.batch))
         with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
@@ -157,7 +161,7 @@ class Bench:
 
         return run
 
-    def less(self, model: Any) -> Callable[[], object]:
+    def less(self, model: Any, dim: int) -> Callable[[], object]:
         """One example at a time; 16 gradients at once through a dense ±1 projection, made block by block.
 
         So does LESS (Xia et al. 2024), with the projector that TRAK (Park et al. 2023) has for CPUs: all of
@@ -167,8 +171,8 @@ class Bench:
         inputs = self.inputs()
 
         def project(gradients: torch.Tensor) -> None:
-            for block in range(0, PROJECTION_DIM, LESS_BLOCK):
-                columns = min(LESS_BLOCK, PROJECTION_DIM - block)
+            for block in range(0, dim, LESS_BLOCK):
+                columns = min(LESS_BLOCK, dim - block)
                 gradients @ rademacher(gradients.shape[1], columns, generator(0, str(block))).to(self.device)
 
         def run() -> None:
@@ -184,10 +188,9 @@ class Bench:
 
         return run
 
-    def settings(self, last_blocks: int | None) -> MeasureSettings:
-        batch_tokens = self.batch * LENGTH
+    def settings(self, last_blocks: int | None, dim: int) -> MeasureSettings:
         return MeasureSettings(
-            last_blocks, projection_dim=PROJECTION_DIM, batch_tokens=batch_tokens, autocast=self.autocast
+            last_blocks, projection_dim=dim, batch_tokens=self.batch * LENGTH, autocast=self.autocast
         )
 
 
@@ -208,5 +211,7 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     "gradient_norm, LoRA": lambda b: b.signals(b.adapted, ["gradient_norm"]),
     "gradient, LoRA": lambda b: b.signals(b.adapted, ["gradient"]),
     LORA_ALL: lambda b: b.signals(b.adapted, ["gradient"], None),
-    LESS: lambda b: b.less(b.adapted),
+    LORA_WIDE: lambda b: b.signals(b.adapted, ["gradient"], None, LESS_DIM),
+    LESS: lambda b: b.less(b.adapted, PROJECTION_DIM),
+    LESS_WIDE: lambda b: b.less(b.adapted, LESS_DIM),
 }
