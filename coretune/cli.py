@@ -85,10 +85,8 @@ def demo(
 def main() -> None:
     """Entry point of the command `coretune`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    # TRL's own default sets it (seen with trl 1.16 on transformers 5.23): nothing that a user could mend.
-    warnings.filterwarnings(
-        "ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning
-    )
+    # From TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
     app()
 
 

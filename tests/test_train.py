@@ -1,0 +1,516 @@
+"""The trainer: what it really trains on, with which loss, what it refuses; a resumed run is the same run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_run import Spy, arguments, coreset_config, corpus, model_folder, trainer, weights
+from tiny_tokenizer import tiny_tokenizer
+from transformers import Trainer, TrainerCallback
+from trl import SFTTrainer
+
+from coretune import audit
+from coretune.dynamic import round_rows
+from coretune.look import Look
+from coretune.measure.settings import MeasureSettings
+from coretune.rounds import PreparedRows, RoundSampler, with_positions
+from coretune.state import load
+from coretune.train import CoresetSFTTrainer
+
+VERSIONS = f"transformers {version('transformers')}, trl {version('trl')}"
+
+
+class States(TrainerCallback):
+    """The state of every round, taken when its epoch has begun."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.seen: list[Any] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if not self.seen or self.seen[-1].round != self.trainer.coreset_state.round:
+            self.seen.append(self.trainer.coreset_state)
+
+
+def watched(folder: Path, *args: Any, **settings: Any) -> tuple[Spy, list[Any]]:
+    states = States()
+    states.trainer = made = trainer(folder, *args, callbacks=[states], **settings)
+    made.train()
+    return made, states.seen
+
+
+def names(made: Spy, rows: Any) -> list[str]:
+    return [made.pool_rows.ids[row] for row in rows]
+
+
+# ------------------------------------------------------------------------------------ what is trained on
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_rows_trained_on_are_the_rows_of_the_rounds(tmp_path: Path, accumulate: int) -> None:
+    config = coreset_config("grace", warmup=0.1, refresh_every=2)
+    made, states = watched(tmp_path, config, gradient_accumulation_steps=accumulate, max_steps=7)
+    handed_out = [name for state in states for name in names(made, round_rows(state, made.clock, 0))]
+    trained = [name for batch in made.trained for name in batch]
+    assert trained == handed_out[: len(trained)]
+    assert len(trained) == 7 * 4 * accumulate
+    assert [state.round for state in states] == list(range(len(states)))
+    assert len({tuple(state.coreset.indices) for state in states}) >= 3
+
+
+def test_a_random_coreset_changes_too_and_full_is_the_whole_pool(tmp_path: Path) -> None:
+    made, states = watched(tmp_path / "random", coreset_config("random", refresh_every=2), max_steps=6)
+    assert len({tuple(state.coreset.indices) for state in states}) == 3
+    whole = coreset_config("random", budget="100%", refresh_every="never")
+    made, states = watched(tmp_path / "full", whole, max_steps=24)
+    everyone = sorted(made.pool_rows.ids)
+    assert sorted(name for batch in made.trained[:12] for name in batch) == everyone
+    assert sorted(name for batch in made.trained[12:] for name in batch) == everyone
+
+
+def test_the_sampler_has_one_length_and_the_rows_of_the_moment() -> None:
+    rows = np.array([3, 1, 2])
+    sampler = RoundSampler(lambda: rows, 3)
+    assert (len(sampler), list(sampler)) == (3, [3, 1, 2])
+    rows = np.array([9, 8, 7])
+    assert (len(sampler), list(sampler)) == (3, [9, 8, 7])
+    assert all(type(row) is int for row in sampler)
+
+
+def test_an_epoch_is_a_pass_over_the_coreset_after_the_warmup(tmp_path: Path) -> None:
+    config = coreset_config("loss", budget="25%", warmup=0.2, refresh_every="never")
+    made = trainer(tmp_path, config, max_steps=-1, num_train_epochs=3.0)
+    assert made.args.max_steps == 3 + 3 * 3  # 10 warm-up rows and 12 coreset rows, in steps of 4
+    made.train()
+    after = [name for batch in made.trained[3:] for name in batch]
+    chosen = names(made, made.coreset_state.coreset.indices)
+    assert sorted(after) == sorted(chosen * 3)
+
+
+def test_bookkeeping_agrees_with_what_was_trained(tmp_path: Path) -> None:
+    config = coreset_config("grace", warmup=0.1, refresh_every=2, anchors="random", anchor_share=0.2)
+    made = trainer(tmp_path, config, max_steps=6, eval_dataset=corpus(12, 1).dataset)
+    made.train()
+    made.evaluate()
+    costs, per_row = made.ledger.by_phase(), dict(zip(made.pool_rows.ids, made.pool_rows.length, strict=True))
+    tokens = [sum(per_row[name] for name in batch) for batch in made.trained]
+    assert costs["warm-up"].rows == 8
+    assert costs["warm-up"].tokens == sum(tokens[:2])
+    assert costs["training"].rows == 16
+    assert costs["training"].tokens == sum(tokens[2:])
+    assert costs["measurement"].rows == 48 + 10
+    assert costs["evaluation"].rows == 12
+    assert costs["evaluation"].tokens == corpus(12, 1).length.sum()
+    assert all(costs[name].seconds > 0 for name in ("warm-up", "measurement", "training", "evaluation"))
+    assert all(costs[name].flops for name in ("warm-up", "measurement", "training", "evaluation"))
+    saved = json.loads((tmp_path / "ledger.json").read_text())
+    assert [entry["round"] for entry in saved["rounds"]] == [1, 2]
+
+
+# ----------------------------------------------------------------------------------------- weighted loss
+
+
+def run_of_equal_rows(folder: Path, weighted: bool, accumulate: int) -> Spy:
+    config = coreset_config("random", weighted=weighted)
+    made = trainer(folder, config, gradient_accumulation_steps=accumulate, max_steps=4, learning_rate=1e-3)
+    made.train()
+    return made
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_weights_of_one_are_the_stock_loss(tmp_path: Path, accumulate: int) -> None:
+    plain = run_of_equal_rows(tmp_path / "plain", False, accumulate)
+    weighted = run_of_equal_rows(tmp_path / "weighted", True, accumulate)
+    assert plain.trained == weighted.trained
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(weighted)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    losses = [run.state.log_history[-1]["train_loss"] for run in (plain, weighted)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.fixture
+def one_batch(tmp_path: Path) -> Any:
+    """(gradient of each parameter, loss) of one batch of four rows with the given weights."""
+    made = trainer(tmp_path, coreset_config("random", weighted=True), max_steps=1)
+    made.create_optimizer_and_scheduler(1)
+    made.begin_round(0)
+    batch = next(iter(made.get_train_dataloader()))
+
+    def gradient(weight: list[float], only: int | None = None) -> tuple[torch.Tensor, float]:
+        made._weights[batch["example_id"]] = torch.tensor(weight)
+        inputs = {name: value.clone() for name, value in batch.items()}
+        if only is not None:
+            inputs["labels"][torch.arange(4) != only] = -100
+        made.model.zero_grad()
+        tokens = (batch["labels"][:, 1:] != -100).sum()
+        loss = made.training_step(made.model, inputs, tokens)
+        parts = [p.grad.flatten() for p in made.model.parameters() if p.grad is not None]
+        return torch.cat(parts).clone(), float(loss)
+
+    return gradient
+
+
+def test_a_weight_scales_its_rows_loss_and_gradient(one_batch: Any) -> None:
+    """Through the real training step: the whole is the weighted sum of the rows' own parts."""
+    weight = [0.5, 2.0, 0.0, 1.5]
+    parts = [one_batch([1.0] * 4, only=row) for row in range(4)]
+    whole, loss = one_batch(weight)
+    expected = sum(w * part for w, (part, _) in zip(weight, parts, strict=True))
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(sum(w * part for w, (_, part) in zip(weight, parts, strict=True)), rel=1e-5)
+    assert all(part.abs().max() > 0 for part, _ in parts)
+
+
+def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path: Path) -> None:
+    """Without a corpus, with unused columns kept, and with a column of our name that means something else."""
+    rows = corpus().dataset.remove_columns("example_id")
+    rows = rows.add_column("example_id", [0] * len(rows))
+    for settings in ({}, {"remove_unused_columns": False}):
+        config = coreset_config("craig", weighted=True)
+        made = trainer(tmp_path / str(len(settings)), config, rows=None, train_dataset=rows, **settings)
+        seen: list[list[int]] = []
+        stock = made.compute_loss
+
+        def spied(
+            model: Any, inputs: dict[str, Any], *args: Any, seen: Any = seen, stock: Any = stock, **kw: Any
+        ) -> Any:
+            seen.append(inputs["example_id"].tolist())
+            return stock(model, inputs, *args, **kw)
+
+        made.compute_loss = spied
+        made.train()
+        assert [[str(row) for row in batch] for batch in seen] == made.trained
+        assert made.coreset_state.coreset.weights.std() > 0
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "coreset", "message"),
+    [
+        ({"packing": True}, {}, "packing and padding_free join rows"),
+        ({"padding_free": True, "max_length": None}, {}, "packing and padding_free join rows"),
+        ({"train_sampling_strategy": "group_by_length"}, {}, "train_sampling_strategy is 'group_by_length'"),
+        ({"auto_find_batch_size": True}, {}, "auto_find_batch_size does not go with a coreset"),
+        ({"ignore_data_skip": True}, {}, "ignore_data_skip does not go with a coreset"),
+        ({"loss_type": "dft"}, {"weighted": True}, "weighted needs loss_type nll"),
+        ({"label_smoothing_factor": 0.1}, {"weighted": True}, "weighted needs loss_type nll"),
+        ({}, {"k": 48}, "k = 48 neighbours, but the pool has 48 rows: set k to at most 47"),
+        ({}, {"budget": "49"}, "budget of 49 rows, but only 48 are usable"),
+        ({}, {"budget": "5M tokens"}, "budget of 5000000 tokens, but the usable rows hold"),
+        ({"max_steps": 5}, {"warmup": 0.4}, "max_steps is 5 and the warm-up takes 6 steps"),
+        ({"measuring": MeasureSettings(last_blocks=3)}, {}, "last_blocks is 3 but the model has 2 blocks"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    tmp_path: Path, settings: dict[str, Any], coreset: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, coreset_config(**coreset), **settings)
+
+
+def test_a_method_that_looks_at_nothing_needs_no_neighbours(tmp_path: Path) -> None:
+    trainer(tmp_path, coreset_config("random", k=500))
+
+
+def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="target_cosine needs target examples and none are given"):
+        trainer(tmp_path, coreset_config("less"))
+    made = trainer(tmp_path, coreset_config("less"), target=corpus(12, 1), max_steps=2)
+    made.train()
+    assert made.ledger.by_phase()["measurement"].flops > made.cost._look(
+        made.pool_rows.length, made.pool_rows.length - made.pool_rows.prompt_length, made.cost.signals
+    )
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = arguments(tmp_path)
+    monkeypatch.setattr(type(settings), "world_size", property(lambda self: 2))
+    with pytest.raises(ValueError, match="one process is supported so far, and 2 were started"):
+        CoresetSFTTrainer(
+            str(model_folder()), settings, coreset=coreset_config(), train_dataset=corpus().dataset
+        )
+
+
+def test_rows_that_are_not_those_of_the_dataset_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train_dataset has 12 rows and the pool 48"):
+        trainer(tmp_path, rows=corpus(), train_dataset=corpus(12, 1).dataset)
+    stream = corpus().dataset.to_iterable_dataset()
+    with pytest.raises(ValueError, match="train_dataset is a stream"):
+        trainer(tmp_path, train_dataset=stream)
+
+
+def test_a_trainer_runs_once(tmp_path: Path) -> None:
+    made = trainer(tmp_path, coreset_config("random"), max_steps=2)
+    made.train()
+    with pytest.raises(ValueError, match="this trainer has run: make a new one"):
+        made.train()
+    with pytest.raises(ValueError, match="this trainer has run"):
+        made.select()
+
+
+# ------------------------------------------------------------------------------------------ the dataset
+
+
+def test_prepared_rows_are_those_of_the_corpus() -> None:
+    known = corpus()
+    found = PreparedRows.of(known.dataset.add_column("id", known.ids))
+    assert found.ids == known.ids
+    np.testing.assert_array_equal(found.length, known.length)
+    np.testing.assert_array_equal(found.prompt_length, known.prompt_length)
+    for ours, theirs in zip(found.tokens(np.array([5, 0])), known.tokens([5, 0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert PreparedRows.of(known.dataset).ids == [str(row) for row in range(48)]
+    with pytest.raises(ValueError, match="has input_ids and labels, this one has"):
+        PreparedRows.of(known.dataset.remove_columns("labels"))
+
+
+def test_a_row_without_a_response_is_all_prompt() -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5]], "labels": [[-100] * 3, [4, 5]]})
+    assert PreparedRows.of(rows).prompt_length.tolist() == [3, 0]
+    assert with_positions(rows)["example_id"][:] == [0, 1]
+
+
+def test_the_stock_preparation_and_lora(tmp_path: Path) -> None:
+    """As somebody with their own script would: texts in, TRL prepares them, an adapter is trained."""
+    rows = datasets.Dataset.from_list([{"prompt": f"say {i}: ", "completion": f"{i} {i}"} for i in range(24)])
+    made = CoresetSFTTrainer(
+        str(model_folder()),
+        arguments(tmp_path, dataset_kwargs=None, max_steps=4, save_strategy="steps", save_steps=4),
+        coreset=coreset_config("grace"),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+    )
+    made.train()
+    assert len(made.pool_rows.ids) == 24
+    assert (made.pool_rows.prompt_length > 0).all()
+    assert made.cost.adapter_parameters == sum(p.numel() for p in made.model.parameters() if p.requires_grad)
+    assert (tmp_path / "checkpoint-4" / "adapter_model.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------------------- the seams
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "parameters"),
+    [
+        (Trainer, "_get_train_sampler", ["self", "train_dataset"]),
+        (Trainer, "_set_signature_columns_if_needed", ["self"]),
+        (SFTTrainer, "_set_signature_columns_if_needed", ["self"]),
+        (Trainer, "_save_checkpoint", ["self", "model", "trial"]),
+        (SFTTrainer, "_save_checkpoint", ["self", "model", "trial"]),
+        (Trainer, "_get_output_dir", ["self", "trial"]),
+        (Trainer, "pop_callback", ["self", "callback"]),
+        (SFTTrainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
+    ],
+)
+def test_the_methods_we_override_are_there(owner: type, method: str, parameters: list[str]) -> None:
+    assert method in vars(owner), f"{owner.__name__}.{method} is gone ({VERSIONS})"
+    found = list(inspect.signature(vars(owner)[method]).parameters)
+    assert found == parameters, f"{owner.__name__}.{method} takes {found} ({VERSIONS})"
+
+
+def test_the_methods_we_override_are_called_as_we_think(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("_get_train_sampler", "_set_signature_columns_if_needed", "_save_checkpoint"):
+        ours = getattr(CoresetSFTTrainer, name)
+
+        def counted(self: Any, *args: Any, name: str = name, ours: Any = ours, **kwargs: Any) -> Any:
+            calls.append(name)
+            return ours(self, *args, **kwargs)
+
+        monkeypatch.setattr(CoresetSFTTrainer, name, counted)
+    rounds: list[int] = []
+    begin = CoresetSFTTrainer.begin_round
+    monkeypatch.setattr(
+        CoresetSFTTrainer, "begin_round", lambda self, step: (rounds.append(step), begin(self, step))[1]
+    )
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    trainer(tmp_path, coreset_config("random", weighted=True, refresh_every=2), **settings).train()
+    assert calls.count("_get_train_sampler") == 1, VERSIONS
+    assert calls.count("_set_signature_columns_if_needed") >= 1, VERSIONS
+    assert calls.count("_save_checkpoint") == 2, VERSIONS
+    assert rounds == list(range(6)), f"on_epoch_begin no longer begins every round ({VERSIONS})"
+
+
+def test_trl_still_gives_the_loss_per_token(tmp_path: Path) -> None:
+    """What the weighted loss multiplies: log_probs (batch, tokens) of a dataclass, 0 where not counted."""
+    made = trainer(tmp_path, coreset_config("random"))
+    made.begin_round(0)
+    batch = next(iter(made.get_train_dataloader()))
+    outputs = made.model(**{**batch, "fused_lm_head": True})
+    labels = batch["labels"][:, 1:]
+    assert outputs.log_probs.shape == labels.shape, VERSIONS
+    assert (outputs.log_probs[labels == -100] == 0).all(), VERSIONS
+    assert (outputs.log_probs[labels != -100] < 0).all(), VERSIONS
+
+
+# ------------------------------------------------------------------------------- logs, audit, exclusions
+
+
+def test_a_selection_is_logged_for_every_logger_and_as_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = coreset_config("grace", refresh_every=2, audit_every=1, anchors="random")
+    made = trainer(tmp_path, config, max_steps=4, logging_steps=4)
+    made.train()
+    logged = [entry for entry in made.state.log_history if "coreset/round" in entry]
+    assert [entry["coreset/round"] for entry in logged] == [0, 2]
+    assert logged[0]["coreset/rows"] == 12
+    assert logged[0]["coreset/pool"] == logged[0]["coreset/rows_measured"] == 48
+    assert "coreset/overlap" not in logged[0]
+    assert 0 <= logged[1]["coreset/overlap"] <= 1
+    assert logged[1]["coreset/approximation/spearman"] <= 1
+    # Only coreset figures and the trainer's clock: TRL's running means go on to its own next line.
+    assert {name for name in logged[1] if not name.startswith("coreset/")} <= {"step", "epoch"}
+    assert "mean_token_accuracy" in next(entry for entry in made.state.log_history if "loss" in entry)
+    shown = capsys.readouterr().out.splitlines()
+    lines = [line for line in shown if line.startswith("step ")]
+    assert lines[0].startswith("step 0: coreset of 12 of 48 rows, ")
+    assert "measured 48 rows" in lines[0]
+    assert "% of them kept; measured" in lines[1]
+    assert "against a full measurement: spearman" in lines[1]
+    assert not any("coreset/round" in line for line in shown)
+
+
+def test_the_audit_has_every_row_of_every_selection(tmp_path: Path) -> None:
+    made, states = watched(tmp_path, coreset_config("grace", refresh_every=2), max_steps=4)
+    table = audit.read(tmp_path / "selection.parquet").to_pylist()
+    for state in (state for state in states if state.round == state.selected_in):
+        lines = [line for line in table if line["round"] == state.round]
+        assert sorted(line["id"] for line in lines) == sorted(made.pool_rows.ids)
+        chosen = sorted((line["rank"], line["id"]) for line in lines if line["chosen"])
+        assert [name for _, name in chosen] == names(made, state.coreset.indices)
+
+
+@pytest.mark.parametrize(("broken", "shown"), [(1, "1 row is"), (13, "13 rows are")])
+def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: int,
+    shown: str,
+) -> None:
+    look = Look.__call__
+
+    def poisoned(self: Look, rows: Any) -> Any:
+        found = {name: np.array(value) for name, value in look(self, rows).items()}
+        found["gradient"][np.isin(rows, range(broken))] = np.nan
+        return found
+
+    monkeypatch.setattr(Look, "__call__", poisoned)
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        made, _ = watched(tmp_path, coreset_config("grace", refresh_every=1), max_steps=4)
+    warnings = [record.getMessage() for record in caplog.records if "excluded" in record.getMessage()]
+    named = names(made, range(min(broken, 10)))
+    more = " and 3 more" if broken == 13 else ""
+    assert warnings == [f"{shown} excluded from now on, a signal was not finite: {', '.join(named)}{more}"]
+    trained = {name for batch in made.trained for name in batch}
+    assert not trained & set(names(made, range(broken)))
+    assert len(made.trained) == 4
+    line = audit.explain(tmp_path / "selection.parquet", named[0])[0]
+    assert line["excluded"] == "a signal was not finite"
+
+
+def test_evaluation_works_in_between_and_is_not_training(tmp_path: Path) -> None:
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
+    config = coreset_config("grace", weighted=True, warmup=0.1)
+    made = trainer(tmp_path, config, eval_dataset=corpus(12, 1).dataset, max_steps=6, **settings)
+    made.train()
+    losses = [entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    costs = made.ledger.by_phase()
+    assert costs["evaluation"].rows == 36
+    assert all(cost.seconds >= 0 for cost in costs.values())
+
+
+# ---------------------------------------------------------------------------------------------- select
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2])
+def test_select_is_the_first_selection_of_train(tmp_path: Path, warmup: float) -> None:
+    """The learning rate's schedule, too, is that of the whole run."""
+    config = coreset_config("grace", warmup=warmup)
+    selected = trainer(tmp_path / "select", config, max_steps=9, warmup_steps=2).select()
+    _, states = watched(tmp_path / "train", config, max_steps=9, warmup_steps=2)
+    first = next(state for state in states if state.selections == 1)
+    np.testing.assert_array_equal(selected.coreset.indices, first.coreset.indices)
+    for name, value in selected.pool.features.items():
+        np.testing.assert_array_equal(value, first.pool.features[name], err_msg=name)
+
+
+# ---------------------------------------------------------------------------------------------- resume
+
+RESUMABLE = {"save_strategy": "steps", "max_steps": 11, "lr_scheduler_type": "cosine"}
+
+
+def a_long_config(method: str = "grace") -> Any:
+    # Rounds of 3 steps: the warm-up fills the first, then a selection each.
+    return coreset_config(method, warmup=0.25, refresh_every=3, anchors="priority", anchor_share=0.3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spy]:
+    folder = tmp_path_factory.mktemp("whole")
+    made = trainer(folder, a_long_config(), save_steps=1, **RESUMABLE)
+    made.train()
+    assert made.clock.steps == 3
+    return folder, made
+
+
+@pytest.mark.parametrize("at", [2, 3, 4, 6, 8])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: tuple[Path, Spy], at: int
+) -> None:
+    """At a round's border (3, 6) and in the middle of one, of the warm-up (2) and of a coreset (4, 8)."""
+    folder, whole = uninterrupted
+    shutil.copytree(folder / f"checkpoint-{at}", tmp_path / f"checkpoint-{at}")
+    resumed = trainer(tmp_path, a_long_config(), save_steps=100, **RESUMABLE)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.trained == whole.trained[at:]
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    for theirs, ours in zip(resumed.ledger.rounds, whole.ledger.rounds, strict=True):
+        assert (theirs.round, theirs.rows_measured, theirs.overlap) == (
+            ours.round,
+            ours.rows_measured,
+            ours.overlap,
+        )
+    for name in ("warm-up", "measurement", "training"):
+        mine, other = resumed.ledger.by_phase()[name], whole.ledger.by_phase()[name]
+        assert (mine.rows, mine.tokens, mine.flops) == (other.rows, other.tokens, other.flops), name
+
+
+def test_a_checkpoint_of_another_pool_or_of_no_coreset_is_refused(
+    tmp_path: Path, uninterrupted: tuple[Path, Spy]
+) -> None:
+    folder, _ = uninterrupted
+    other = trainer(tmp_path, a_long_config(), pool=corpus(40, 1), **RESUMABLE)
+    with pytest.raises(ValueError, match="is of a pool of 48 rows, here are 40: give the same data"):
+        other.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        trainer(tmp_path, a_long_config(), **RESUMABLE).train(resume_from_checkpoint=True)
+    with pytest.raises(FileNotFoundError, match="it is no checkpoint of a run on a coreset"):
+        trainer(tmp_path, a_long_config(), **RESUMABLE).train(resume_from_checkpoint=str(model_folder()))
+
+
+def test_a_checkpoint_holds_the_state_of_its_round(uninterrupted: tuple[Path, Spy]) -> None:
+    folder, _ = uninterrupted
+    for step in range(1, 12):
+        assert load(folder / f"checkpoint-{step}").round == (step - 1) // 3
