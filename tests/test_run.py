@@ -1,0 +1,328 @@
+"""One whole job: a config in, a run directory out; replayed, reordered, resumed, and refused in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_run import model_folder, records, write_jsonl
+from transformers import TrainerState
+
+from coretune import audit, run
+from coretune.config import ConfigError, RunConfig, check_config, load_config
+from coretune.raw import CorpusError
+
+CORESET = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, "audit_every": 2}
+TRAINING = {
+    "max_steps": 8,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1.0e-2,
+    "bf16": False,
+    "save_steps": 4,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "pool.jsonl", records(48))
+    write_jsonl(folder / "eval.jsonl", records(12, seed=1))
+    write_jsonl(folder / "target.jsonl", records(8, seed=2))
+    return folder
+
+
+def raw_config(data: Path, out: Path, **top: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(model_folder()),
+        "train_data": str(data / "pool.jsonl"),
+        "eval_data": str(data / "eval.jsonl"),
+        "columns": {"prompt": "prompt", "completion": "completion"},
+        "output_dir": str(out),
+        "seed": 0,
+        "coreset": CORESET,
+        "training": TRAINING,
+        "peft": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
+        **top,
+    }
+
+
+def config(data: Path, out: Path, **top: Any) -> RunConfig:
+    return check_config(raw_config(data, out, **top))
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, as `coretune train` makes it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "config.yaml").write_text(yaml.safe_dump(raw_config(data, folder / "first")), encoding="utf-8")
+    run.train(load_config(folder / "config.yaml"))
+    return folder / "first"
+
+
+def final_weights(folder: Path, name: str = "adapter_model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def assert_same_weights(one: Path, other: Path, name: str = "adapter_model.safetensors") -> None:
+    theirs = final_weights(other, name)
+    for key, value in final_weights(one, name).items():
+        assert torch.equal(value, theirs[key]), key
+
+
+# ------------------------------------------------------------------------------------ the run directory
+
+
+def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
+    assert {"config.yaml", "selection.parquet", "ledger.json", "checkpoint-4", "checkpoint-8"} <= {
+        path.name for path in done.iterdir()
+    }
+    assert TrainerState.load_from_json(str(done / "checkpoint-8" / "trainer_state.json")).global_step == 8
+    assert (done / "checkpoint-8" / "adapter_model.safetensors").exists()
+    assert json.loads((done / "eval_results.json").read_text())["eval_loss"] > 0
+    ledger = json.loads((done / "ledger.json").read_text())
+    assert [entry["round"] for entry in ledger["rounds"]] == [1, 2, 3]
+    assert ledger["phases"]["training"]["rows"] + ledger["phases"]["warm-up"]["rows"] == 32
+    assert ledger["phases"]["evaluation"]["rows"] == 12
+    assert ledger["total"]["flops"] > 0
+    assert "spearman" in ledger["rounds"][2]["approximation"]
+
+
+def test_the_selection_is_recorded_row_by_row(done: Path) -> None:
+    table = audit.read(done / "selection.parquet").to_pylist()
+    assert {line["round"] for line in table} == {1, 2, 3}
+    assert sorted({line["id"] for line in table}) == sorted(row["id"] for row in records(48))
+    for number in (1, 2, 3):
+        lines = [line for line in table if line["round"] == number]
+        chosen = [line for line in lines if line["chosen"]]
+        assert len(lines) == 48
+        assert sorted(line["rank"] for line in chosen) == list(range(12))
+        assert all(line["weight"] == 1.0 for line in chosen)
+        assert all(line["gain"] is None for line in lines if not line["chosen"])
+        assert {"importance", "coverage"} <= set(chosen[0])
+    assert all(line["measured"] for line in table if line["round"] == 1)
+    assert not all(line["measured"] for line in table if line["round"] == 2)
+
+
+def test_the_config_written_replays_the_run(done: Path, tmp_path: Path) -> None:
+    replayed = load_config(done / "config.yaml", [f"output_dir={tmp_path / 'again'}"])
+    assert replayed.provenance is not None
+    assert replayed.provenance["rows"] == 48
+    assert replayed.coreset["anchor_share"] == 0.05
+    run.train(replayed)
+    assert audit.read(tmp_path / "again" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert_same_weights(done, tmp_path / "again")
+    first, again = (
+        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (done, tmp_path / "again")
+    )
+    assert {**first, "output_dir": None} == {**again, "output_dir": None}
+
+
+def test_a_replay_on_other_data_is_refused_with_both_fingerprints(
+    done: Path, data: Path, tmp_path: Path
+) -> None:
+    written = yaml.safe_load((done / "config.yaml").read_text())
+    replayed = load_config(
+        done / "config.yaml", [f"output_dir={tmp_path}", f"train_data={data / 'eval.jsonl'}"]
+    )
+    then = written["provenance"]["train_data"][:16]
+    with pytest.raises(
+        ConfigError, match=f"train_data has fingerprint [0-9a-f]{{16}}, the run .* had {then}"
+    ):
+        run.train(replayed)
+
+
+def test_a_replay_with_other_versions_says_so(
+    done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replayed = load_config(done / "config.yaml", [f"output_dir={tmp_path}"])
+    assert replayed.provenance is not None
+    replayed.provenance["versions"]["trl"] = "0.0.1"
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        run.build_trainer(replayed)
+    assert "the run to replay used trl 0.0.1" in caplog.text
+
+
+def test_the_order_of_the_file_changes_nothing(done: Path, data: Path, tmp_path: Path) -> None:
+    rows = records(48)
+    shuffled = [rows[i] for i in np.random.default_rng(5).permutation(48)]
+    path = write_jsonl(tmp_path / "shuffled.jsonl", shuffled)
+    run.train(config(data, tmp_path / "run", train_data=str(path)))
+    assert audit.read(tmp_path / "run" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert_same_weights(done, tmp_path / "run")
+
+
+def test_a_run_killed_and_resumed_is_the_run(done: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    shutil.copy(done / "selection.parquet", tmp_path / "run")  # with the rounds after the checkpoint
+    run.train(config(data, tmp_path / "run", resume_from_checkpoint=True))
+    assert audit.read(tmp_path / "run" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert_same_weights(done, tmp_path / "run")
+
+
+def test_full_fine_tuning_another_seed_and_no_evaluation(data: Path, tmp_path: Path) -> None:
+    top = {"peft": None, "eval_data": None, "target_data": None}
+    chosen = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / str(number)
+        made = run.train(config(data, out, seed=seed, **top))
+        table = audit.read(out / "selection.parquet").to_pylist()
+        chosen.append([line["id"] for line in table if line["chosen"]])
+        assert made.cost.adapter_parameters is None
+        assert not (out / "eval_results.json").exists()
+    assert_same_weights(tmp_path / "0", tmp_path / "1", "model.safetensors")
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_target_file_reaches_the_methods_that_take_one(data: Path, tmp_path: Path) -> None:
+    section = {**CORESET, "method": "less"}
+    with pytest.raises(
+        ValueError, match="target_cosine needs target examples and none are given; set target_data"
+    ):
+        run.train(config(data, tmp_path / "without", coreset=section))
+    target = str(data / "target.jsonl")
+    made = run.train(config(data, tmp_path / "with", coreset=section, target_data=target))
+    assert np.isfinite(made.coreset_state.pool.feature("target_cosine")).all()
+
+
+# -------------------------------------------------------------------------------------------- selecting
+
+
+def test_select_writes_the_users_rows_with_their_reasons(done: Path, data: Path, tmp_path: Path) -> None:
+    """And they are the first coreset of the run that trains."""
+    path = run.select(config(data, tmp_path))
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    source = {row["id"]: row for row in records(48)}
+    for rank, line in enumerate(lines):
+        facts = line.pop("coretune")
+        assert line == source[line["id"]]
+        assert list(line) == list(source[line["id"]])
+        assert (facts["id"], facts["rank"], facts["weight"]) == (line["id"], rank, 1.0)
+        assert set(facts) == {"id", "rank", "weight", "gain", "components"}
+        assert facts["components"]["coverage"] + facts["components"]["importance"] == pytest.approx(
+            facts["gain"], abs=1e-6
+        )
+    trained = audit.read(done / "selection.parquet", 1).to_pylist()
+    chosen = sorted((line["rank"], line["id"]) for line in trained if line["chosen"])
+    assert [line["id"] for line in lines] == [name for _, name in chosen]
+    assert audit.read(tmp_path / "selection.parquet")["round"].unique().to_pylist() == [1]
+    assert json.loads((tmp_path / "ledger.json").read_text())["phases"]["training"]["rows"] == 0
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_any_trainer_reads_what_select_writes(data: Path, tmp_path: Path) -> None:
+    """Unicode and columns of the user's own come back as they were; the file trains without a change."""
+    rows = [{**row, "note": "späť ✓", "depth": {"a": [1, 2.5, None]}} for row in records(48)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    section = {**CORESET, "method": "random"}
+    path = run.select(config(data, tmp_path / "select", train_data=str(pool), coreset=section))
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    source = {row["id"]: row for row in rows}
+    assert all({k: v for k, v in line.items() if k != "coretune"} == source[line["id"]] for line in lines)
+    full = {"method": "random", "budget": "100%", "refresh_every": "never"}
+    made = run.train(config(data, tmp_path / "train", train_data=str(path), coreset=full))
+    assert sorted(made.pool_rows.ids) == sorted(line["id"] for line in lines)
+
+
+def test_select_goes_with_settings_that_only_training_needs(data: Path, tmp_path: Path) -> None:
+    best = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+    assert run.select(config(data, tmp_path, training={**TRAINING, **best})).exists()
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_directory_that_holds_a_run_is_refused(done: Path, data: Path) -> None:
+    before = (done / "config.yaml").read_bytes()
+    for work in (run.train, run.select):
+        with pytest.raises(ConfigError, match="holds a run already; give another output_dir, remove it"):
+            work(config(data, done))
+    assert (done / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        ({"training": {"max_step": 5}}, "unknown key training.max_step, did you mean 'max_steps'"),
+        ({"training": {"save_strategy": "often"}}, "training: often is not a valid SaveStrategy"),
+        ({"training": {"output_dir": "x"}}, "training.output_dir belongs at the top of the config"),
+        ({"training": {"seed": 1}}, "training.seed belongs at the top of the config"),
+        ({"training": {"resume_from_checkpoint": "x"}}, "training.resume_from_checkpoint belongs at the top"),
+        ({"peft": {"rank": 5}}, "unknown key peft.rank"),
+        ({"peft": {"r": 4, "init_lora_weights": 5, "task_type": "NONE"}}, "peft: "),
+        (
+            {"model_name_or_path": "/nowhere/model"},
+            "model_name_or_path is /nowhere/model, and there is no such folder",
+        ),
+        (
+            {"model_name_or_path": "../nowhere"},
+            "model_name_or_path is ../nowhere, and there is no such folder",
+        ),
+        ({"coreset": {**CORESET, "budget": "49"}}, "budget of 49 rows, but only 48 are usable"),
+        ({"coreset": {**CORESET, "k": 48}}, "k = 48 neighbours, but the pool has 48 rows"),
+        ({"train_data": "/nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    data: Path, tmp_path: Path, top: dict[str, Any], message: str
+) -> None:
+    top = {name: {**TRAINING, **value} if name == "training" else value for name, value in top.items()}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the messages are below
+        run.train(config(data, tmp_path / "run", **top))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_messages_without_a_chat_template_are_refused(data: Path, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path = write_jsonl(tmp_path / "chat.jsonl", [row] * 3)
+    plain = str(model_folder(template=False))
+    with pytest.raises(
+        CorpusError, match=r"the tokenizer has no chat template; set tokenizer\.chat_template"
+    ):
+        run.train(
+            config(data, tmp_path / "run", train_data=str(path), columns=None, model_name_or_path=plain)
+        )
+
+
+def test_bad_rows_are_refused_or_left_out_and_named(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*records(48), {"id": "mute", "prompt": "say:", "completion": " "}]
+    path = str(write_jsonl(tmp_path / "pool.jsonl", rows))
+    with pytest.raises(CorpusError, match=r"pool\.jsonl line 49: empty response"):
+        run.train(config(data, tmp_path / "run", train_data=path))
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        made = run.train(config(data, tmp_path / "run", train_data=path, skip_bad_rows=True))
+    assert "left out pool.jsonl line 49: empty response" in caplog.text
+    assert len(made.pool_rows.ids) == 48
+
+
+def test_prompts_that_are_cut_are_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [*records(48), {"id": "long", "prompt": "word " * 200, "completion": "short"}]
+    path = str(write_jsonl(tmp_path / "pool.jsonl", rows))
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        made = run.build_trainer(config(data, tmp_path / "run", train_data=path))
+    assert "1 prompts cut from the left to 96 tokens" in caplog.text
+    assert made.pool_rows.length.max() == 96
+
+
+def test_a_caller_may_have_the_console(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[int] = []
+    run.train(config(data, tmp_path, eval_data=None), on_step=lambda: steps.append(1))
+    assert len(steps) == 8
+    assert "coreset of" not in capsys.readouterr().out
