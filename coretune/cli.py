@@ -10,12 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from coretune import cache_command
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on a small, changing coreset, and see what it cost.",
 )
+app.add_typer(cache_command.app, name="cache")
 Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")

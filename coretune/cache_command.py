@@ -1,0 +1,127 @@
+"""`coretune cache`: the stores under a folder, what they are of, whether they are whole."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List, check and remove stores of measured signals.")
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, or any folder with stores below.")]
+
+
+@app.command()
+def ls(folder: Folder) -> None:
+    """What each store is of, how much of it is measured, and what it takes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from coretune.manifest import Manifest, StoreError
+
+    stores = _stores(folder)
+    if not stores:
+        print(f"no store in {folder}")
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("store", "finished", "rows", "signals", "MiB", "fingerprint"):
+        table.add_column(name, justify="right" if name in ("finished", "rows", "MiB") else "left")
+    for path in stores:
+        try:
+            manifest = Manifest.read(path)
+        except StoreError as error:
+            table.add_row(path.name, "", "", "", _mebibytes(path), str(error))
+            continue
+        share = f"{100 * len(manifest.commits) // manifest.blocks} %"  # 100 only when it is
+        signals = "\n".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in manifest.signals.items())
+        parts = "\n".join(f"{part}: {text}" for part, text in manifest.fingerprint.items())
+        table.add_row(path.name, share, f"{manifest.rows:,}", signals, _mebibytes(path), parts)
+    Console().print(table)
+
+
+@app.command()
+def rm(folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Remove the store in FOLDER, or all stores below it."""
+    with _plain_errors():
+        stores = _some_stores(folder)
+        print("\n".join(f"{path}  {_mebibytes(path)} MiB" for path in stores))
+        if not yes:
+            typer.confirm(f"Remove {len(stores)} stores?", abort=True)
+        for path in stores:
+            _remove(path)
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Compare every committed byte with its checksum; exit 1 names the damaged blocks."""
+    from coretune.manifest import Manifest, StoreError
+
+    with _plain_errors():
+        stores = _some_stores(folder)
+    whole = True
+    for path in stores:
+        try:
+            manifest = Manifest.read(path)
+        except StoreError as error:
+            print(error)
+            whole = False
+            continue
+        damaged = manifest.damaged(path)
+        whole &= not damaged
+        found = f"damaged blocks: {', '.join(map(str, damaged))}" if damaged else "no damage"
+        print(f"{path}: {found}, {len(manifest.commits)} of {manifest.blocks} blocks committed")
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _stores(folder: Path) -> list[Path]:
+    from coretune.manifest import MANIFEST
+
+    return sorted(path.parent for path in folder.rglob(MANIFEST))
+
+
+def _some_stores(folder: Path) -> list[Path]:
+    if stores := _stores(folder):
+        return stores
+    raise ValueError(f"no store in {folder}")
+
+
+def _remove(folder: Path) -> None:
+    """Arrays first, the manifest last: cut off in between, it is a damaged store, not nameless files."""
+    import fcntl
+    import os
+
+    from coretune.manifest import MANIFEST
+    from coretune.store import LOCK, acquire, foreign
+
+    arrays = list(folder.glob("*.npy"))
+    if others := foreign(folder, own=(path.name for path in arrays)):
+        raise ValueError(
+            f"{folder} holds {others[0]}, which is no store's: move it away, or remove all by hand"
+        )
+    lock = acquire(folder, fcntl.LOCK_EX)
+    try:
+        for path in (*arrays, folder / f"{MANIFEST}.part", folder / MANIFEST, folder / LOCK):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+    finally:
+        os.close(lock)
+
+
+def _mebibytes(folder: Path) -> str:
+    """What the folder takes on disk: blocks not yet measured are holes in the files."""
+    return f"{sum(path.stat().st_blocks * 512 for path in folder.iterdir()) / 2**20:,.1f}"
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """An error the user can mend is one line on stderr and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"coretune: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
