@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from coretune.measure.hooks import RULES, Chosen, listening, rule_for
+from coretune.measure.hooks import GRADIENT_SCALE, RULES, Chosen, listening, rule_for
 
 LAYERS = {
     "linear": lambda a, b: torch.nn.Linear(a, b),
@@ -17,6 +18,7 @@ LAYERS = {
     "embedding": lambda a, b: torch.nn.Embedding(a, b, padding_idx=0),
     "layer_norm": lambda a, b: torch.nn.LayerNorm(a),
     "rms_norm": lambda a, b: LlamaRMSNorm(a),
+    "gemma_rms_norm": lambda a, b: GemmaRMSNorm(a),
 }
 
 
@@ -29,7 +31,7 @@ class Collected(dict):
 
 def loss_of_rows(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(B,) something that depends on every output in its own way."""
-    return (weight * torch.tanh(output)).sum((1, 2))
+    return (weight * torch.tanh(output)).flatten(1).sum(1)
 
 
 @given(
@@ -37,18 +39,19 @@ def loss_of_rows(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows=st.integers(1, 16),
     tokens=st.integers(1, 12),
     width=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    heads=st.sampled_from([(), (3,)]),
     seed=st.integers(0, 9999),
 )
-@settings(deadline=None, max_examples=60)
-def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, seed):
+@settings(deadline=None, max_examples=50)
+def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads, seed):
     torch.manual_seed(seed)
     layer = LAYERS[kind](*width)
     for parameter in layer.parameters():
         parameter.data.normal_()
     if kind == "embedding":
-        x = torch.randint(0, width[0], (rows, tokens))
+        x = torch.randint(0, width[0], (rows, tokens, *heads))
     else:
-        x = torch.randn(rows, tokens, width[0])
+        x = torch.randn(rows, tokens, *heads, width[0])
     weight = torch.randn(layer(x).shape)
     names = [name for name, _ in layer.named_parameters()]
     each = [
@@ -61,7 +64,7 @@ def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, seed):
     found = Collected()
     item = Chosen("layer", layer, rule_for("layer", layer), {name: name for name in names})
     with listening([item], rows, [found]):
-        loss_of_rows(layer(x), weight).sum().backward()
+        (GRADIENT_SCALE * loss_of_rows(layer(x), weight).sum()).backward()
     for name, expected in zip(names, zip(*each, strict=True), strict=True):
         gradients, form, reference = torch.stack(expected), found[name], torch.randn(expected[0].shape)
         close = {"rtol": 1e-4, "atol": 1e-4}
@@ -82,12 +85,23 @@ def test_a_layer_used_twice_in_one_pass_is_refused_by_name():
         layer(layer(torch.randn(2, 4, 3)))
 
 
-@pytest.mark.parametrize("shape", [(8, 3), (5, 4, 3)])
+@pytest.mark.parametrize("shape", [(8, 3), (5, 4, 3), (5, 4, 2, 3)])
 def test_a_layer_that_mixes_rows_is_refused_by_name(shape):
     layer = torch.nn.Linear(3, 3).requires_grad_(False)
     item = Chosen("expert", layer, rule_for("expert", layer), {"weight": "w"})
     with listening([item], 2, []), pytest.raises(ValueError, match="'expert' sees an input of shape"):
         layer(torch.randn(shape))
+
+
+def test_an_input_that_is_changed_in_place_is_refused_by_name():
+    layer = torch.nn.Linear(3, 3).requires_grad_(False)
+    item = Chosen("layer", layer, rule_for("layer", layer), {"weight": "w"})
+    x = torch.randn(2, 4, 3)
+    with torch.no_grad(), listening([item], 2, []):
+        output = layer(x)
+        x += 1.0
+        with pytest.raises(ValueError, match="'layer' was changed in place"):
+            output.sum().backward()
 
 
 def test_hooks_are_gone_afterwards():

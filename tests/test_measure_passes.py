@@ -185,6 +185,15 @@ def test_an_unused_adapter_is_refused_by_name():
         measure(model, random_rows(2, 0), ["gradient_norm"])
 
 
+def test_a_layer_that_gets_no_gradient_is_refused_by_name():
+    model = tiny_model("llama")
+    model.model.layers[2].self_attn.register_forward_hook(
+        lambda layer, inputs, output: (output[0].detach(), None)
+    )
+    with pytest.raises(ValueError, match=r"layers\.2\.self_attn\.o_proj.*got no gradient"):
+        measure(model, random_rows(2, 0), ["gradient_norm"])
+
+
 def test_a_layer_without_a_rule_is_refused_by_name():
     class Strange(torch.nn.Linear):
         pass

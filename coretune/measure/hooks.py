@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ def rms_norm(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
     return _root_mean_square(x, g, layer.variance_epsilon)
 
 
+def gemma_rms_norm(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """Gemma's: y = (1 + w) ⊙ x̂, with the same gradient."""
+    return _root_mean_square(x, g, layer.eps)
+
+
 #: By class name, for some of these classes are transformers' own. A subclass with a name of its own is
 #: another layer: it may compute something else.
 RULES: dict[str, Rule] = {
@@ -62,11 +67,17 @@ RULES: dict[str, Rule] = {
     "Conv1D": conv1d,
     "Embedding": embedding,
     "LayerNorm": layer_norm,
+    "FalconLinear": linear,
+    "GemmaRMSNorm": gemma_rms_norm,
+    "Gemma3RMSNorm": gemma_rms_norm,
+    "GraniteRMSNorm": rms_norm,
     "LlamaRMSNorm": rms_norm,
     "MistralRMSNorm": rms_norm,
+    "Olmo2RMSNorm": rms_norm,
     "Phi3RMSNorm": rms_norm,
     "Qwen2RMSNorm": rms_norm,
     "Qwen3RMSNorm": rms_norm,
+    "SmolLM3RMSNorm": rms_norm,
 }
 
 
@@ -102,41 +113,57 @@ GRADIENT_SCALE = 1024.0
 Reader = Callable[[str, Form], None]
 
 
+@dataclass(frozen=True)
+class Heard:
+    """Names of the layers that ran, and of those whose gradients the readers were told."""
+
+    forward: set[str] = field(default_factory=set)
+    backward: set[str] = field(default_factory=set)
+
+
 @contextmanager
-def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[set[str]]:
+def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[Heard]:
     """While inside, a backward pass tells every reader the gradients of the chosen parameters.
 
-    Yields the set of the names of the layers that took part in the forward pass. To be entered with gradients
-    off and the parameters frozen: the graph begins at the output of the first chosen layer, which turns them
-    on, and backward stops there, even where the inputs were made to require gradients, as PEFT does for
-    gradient checkpointing.
+    To be entered with gradients off and the parameters frozen: the graph begins at the output of the first
+    chosen layer, which turns them on, and backward stops there, even where the inputs were made to require
+    gradients, as PEFT does for gradient checkpointing.
     """
-    seen: set[str] = set()
+    heard = Heard()
 
     def listen(item: Chosen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def forward_hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            if item.name in seen:
+            if item.name in heard.forward:
                 raise ValueError(
                     f"layer {item.name!r} is used twice in one forward pass; this is not supported"
                 )
-            seen.add(item.name)
-            x, tokenwise = inputs[0].detach(), 2 if type(layer) is nn.Embedding else 3
-            if x.dim() != tokenwise or x.shape[0] not in (1, batch_size):
+            heard.forward.add(item.name)
+            x, feature_dims = inputs[0].detach(), 0 if type(layer) is nn.Embedding else 1
+            if x.dim() < 2 + feature_dims or x.shape[0] not in (1, batch_size):
                 raise ValueError(
                     f"layer {item.name!r} sees an input of shape {tuple(x.shape)}, not one row an example "
                     f"(batch of {batch_size}); layers that mix examples, such as experts, are not supported"
                 )
             # Position embeddings are looked up once for all rows; their gradient would arrive as one sum.
-            x, output = x.expand(batch_size, *x.shape[1:]), output.expand(batch_size, *output.shape[1:])
+            if len(output) < batch_size:
+                x, output = x.expand(batch_size, *x.shape[1:]), output.expand(batch_size, *output.shape[1:])
             torch.set_grad_enabled(True)
             if not output.requires_grad:
                 output.requires_grad_()
-            output.register_hook(lambda g: tell(layer, x, g))
+            version = x._version
+            output.register_hook(lambda g: tell(layer, x, version, g))
             return output
 
-        def tell(layer: nn.Module, x: Tensor, g: Tensor) -> None:
+        def tell(layer: nn.Module, x: Tensor, version: int, g: Tensor) -> None:
+            if x._version != version:
+                raise ValueError(
+                    f"the input of layer {item.name!r} was changed in place; this is not supported"
+                )
+            heard.backward.add(item.name)
             with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-                forms = item.rule(layer, x, g.float() / GRADIENT_SCALE)
+                # A norm of each attention head sees (B, T, heads, width): more places that share a parameter.
+                places = x.flatten(1) if type(layer) is nn.Embedding else x.flatten(1, -2)
+                forms = item.rule(layer, places, g.flatten(1, -2).float() / GRADIENT_SCALE)
                 for local, name in item.parameters.items():
                     for read in readers:
                         read(name, forms[local])
@@ -145,7 +172,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
 
     handles = [item.layer.register_forward_hook(listen(item)) for item in chosen]
     try:
-        yield seen
+        yield heard
     finally:
         for handle in handles:
             handle.remove()

@@ -79,27 +79,27 @@ def forward_backward(
     hooked = [*choice.layers, *([choice.tied] if choice.tied is not None else [])]
     with (
         torch.no_grad(),  # until the first layer that counts
-        listening(choice.layers, batch.size, readers) as seen,
-        listening(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as seen_tied,
+        listening(choice.layers, batch.size, readers) as heard,
+        listening(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as heard_tied,
     ):
         hidden = forward(model, batch)
-        _refuse_idle(hooked, seen | seen_tied)
+        _refuse_silent(hooked, heard.forward | heard_tied.forward, "took no part in the forward pass")
         head = model.get_output_embeddings()
         result = response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
         if hidden.requires_grad:  # it does not where nothing but the head counts
             torch.autograd.backward(hidden, result.hidden_gradient)
+        _refuse_silent(hooked, heard.backward | heard_tied.backward, "got no gradient in the backward pass")
     if choice.head is not None:
         tell_head(choice.head, hidden.detach(), batch, tied, readers)
     return hidden.detach(), result
 
 
-def _refuse_idle(chosen: Sequence[Chosen], seen: set[str]) -> None:
-    """ValueError names a layer that counts but took no part: hooks would take its gradient for zero."""
-    idle = [item.name for item in chosen if item.name not in seen]
-    if idle:
+def _refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
+    """ValueError names a layer that counts but was not heard of: its gradient would be taken for zero."""
+    silent = [item.name for item in chosen if item.name not in heard]
+    if silent:
         raise ValueError(
-            f"layer {idle[0]!r} took no part in the forward pass (an inactive or merged adapter?); "
-            "activate or remove it"
+            f"layer {silent[0]!r} {what}; where it is an inactive or merged adapter, activate or remove it"
         )
 
 
