@@ -68,8 +68,10 @@ class Store:
         or when the disk has not the room.
         """
         folder = Path(folder)
-        layout = {name: (tuple(shape), np.dtype(dtype).str) for name, (shape, dtype) in signals.items()}
-        wanted = Manifest(dict(fingerprint), rows, block, layout)
+        layout = {
+            name: (tuple(map(int, shape)), np.dtype(dtype).str) for name, (shape, dtype) in signals.items()
+        }
+        wanted = Manifest(dict(fingerprint), int(rows), int(block), layout)
         if (folder / MANIFEST).exists() and Manifest.read(folder).finished:
             store = cls._locked(folder, wanted, fcntl.LOCK_SH)
             if store.finished and not store.verify():
@@ -86,7 +88,7 @@ class Store:
 
     @classmethod
     def _locked(cls, folder: Path, wanted: Manifest, how: int) -> Store:
-        if not (folder / MANIFEST).exists() and (others := foreign(folder)):
+        if (others := foreign(folder)) and not (folder / MANIFEST).exists():
             raise StoreError(f"{folder} is no store, but holds {others[0]}: give an empty or a new folder")
         lock = acquire(folder, how)
         try:

@@ -127,6 +127,13 @@ def test_a_pass_goes_on_where_it_was(tmp_path: Path, whole: dict[str, bytes]) ->
     assert arrays(tmp_path / "store") == whole
 
 
+def test_sizes_may_be_numpys(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    sizes = {"loss": ((), "<f4"), "gradient": (np.array([4]), np.float16)}
+    with opened(tmp_path / "store", rows=np.int64(ROWS), block=np.int64(BLOCK), signals=sizes) as store:
+        fill(store, measure)
+    assert arrays(tmp_path / "store") == whole
+
+
 PASS = f"""
 from __future__ import annotations
 import sys, time
