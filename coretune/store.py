@@ -174,13 +174,8 @@ class Store:
         damaged = self.verify()
         for block in damaged:
             rows = manifest.rows_of(block)
-            logger.warning(
-                "%s: block %d (rows %d to %d) is damaged and is measured again",
-                self.folder,
-                block,
-                rows[0],
-                rows[-1],
-            )
+            place = f"block {block} (rows {rows[0]} to {rows[-1]})"
+            logger.warning("%s: %s is damaged and is measured again", self.folder, place)
             del manifest.commits[block]
         if damaged or manifest.unreadable:
             manifest.write(self.folder)

@@ -382,13 +382,18 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_bytes_reach_the_disk_before_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a power cut may take is what was not flushed: no line may be on disk before its bytes are."""
     events: list[str] = []
+    handed: list[tuple[Path, int, bytes]] = []
     write_at = store_module._write_at
 
     def recorded(descriptor: int) -> None:
-        events.append(f"flushed {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        path, offset, data = handed[-1]
+        assert os.path.samestat(os.fstat(descriptor), path.stat())
+        assert path.read_bytes()[offset:][: len(data)] == data  # the system has it, not only a buffer here
+        events.append(f"flushed {path.name}")
 
     def writing(path: Path, offset: int, data: Any) -> None:
         events.append(f"writes {path.name}")
+        handed.append((path, offset, bytes(data)))
         write_at(path, offset, data)
 
     with opened(tmp_path / "store") as store, monkeypatch.context() as patch:
