@@ -29,17 +29,22 @@ def ls(folder: Folder) -> None:
         return
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("store", "finished", "rows", "signals", "MiB", "fingerprint"):
-        table.add_column(name, justify="right" if name in ("finished", "rows", "MiB") else "left")
+        table.add_column(
+            name, justify="right" if name in ("finished", "rows", "MiB") else "left", overflow="fold"
+        )
     for path in stores:
+        name = str(path.relative_to(folder)) if path != folder else path.name
         try:
             manifest = Manifest.read(path)
         except StoreError as error:
-            table.add_row(path.name, "", "", "", _mebibytes(path), str(error))
+            table.add_row(name, "", "", "", _mebibytes(path), str(error))
             continue
         share = f"{100 * len(manifest.commits) // manifest.blocks} %"  # 100 only when it is
-        signals = "\n".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in manifest.signals.items())
+        signals = "\n".join(
+            f"{signal} {shape} {dtype}" for signal, (shape, dtype) in manifest.signals.items()
+        )
         parts = "\n".join(f"{part}: {text}" for part, text in manifest.fingerprint.items())
-        table.add_row(path.name, share, f"{manifest.rows:,}", signals, _mebibytes(path), parts)
+        table.add_row(name, share, f"{manifest.rows:,}", signals, _mebibytes(path), parts)
     Console().print(table)
 
 
