@@ -28,6 +28,7 @@ NUMBERS_ONLY = [
     "coretune.dynamic",
     "coretune.ledger",
     "coretune.audit",
+    "coretune.store",
 ]
 
 
