@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from coretune import run
@@ -48,6 +49,7 @@ def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 200) ->
     for name in ("data", *map(_folder_of, ARMS)):
         shutil.rmtree(folder / name, ignore_errors=True)
     run.quiet()
+    torch.set_num_threads(1)  # two threads that wait for each other on a busy machine are many times slower
     pool = make_pool(seed, rows=rows)
     pool.write(folder / "data")
     table: list[tuple[str, ...]] = [HEADER]
