@@ -82,7 +82,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     target = _corpus_of(config.target_data, config, tokenizer, length) if config.target_data else None
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
-    return CoresetSFTTrainer(
+    trainer = CoresetSFTTrainer(
         model=config.model_name_or_path,
         args=args,
         train_dataset=pool.dataset,
@@ -95,6 +95,8 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         target=target,
         **stock,
     )
+    trainer.kept_alive = (held_out, target)
+    return trainer
 
 
 def _silent_trainer(config: RunConfig, on_step: Callable[[], object]) -> CoresetSFTTrainer:

@@ -47,7 +47,6 @@ from coretune.state import State
 from coretune.types import Rows
 
 LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
-
 log = logging.getLogger("coretune")
 
 
@@ -89,8 +88,9 @@ class CoresetSFTTrainer(SFTTrainer):
         self.ledger = Ledger()
         self.coreset_state: State | None = None
         self.stop_at: int | None = None
+        self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
         self._order: Rows = np.zeros(0, np.int64)
-        self._step_began = 0.0
+        self.step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         self.clock = self._make_clock()
         self.cost, self.meter = self._make_meter(measuring or MeasureSettings(), target)
@@ -150,9 +150,6 @@ class CoresetSFTTrainer(SFTTrainer):
         self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
         return now
 
-    def begin_step(self) -> None:
-        self._step_began = self.ledger.clock()
-
     def end_step(self, global_step: int) -> None:
         """Book the step that ended: its rows, tokens and FLOPs, as warm-up or as training."""
         assert self.coreset_state is not None
@@ -162,7 +159,7 @@ class CoresetSFTTrainer(SFTTrainer):
         if self.coreset_state.selections:  # the seconds are those of the phase that `train` has opened
             self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
         else:
-            seconds = self.ledger.clock() - self._step_began
+            seconds = self.ledger.clock() - self.step_began
             self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
 
     def _record_selection(self, now: State) -> None:
@@ -277,7 +274,7 @@ class _Rounds(TrainerCallback):
         self.trainer.begin_round(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.begin_step()
+        self.trainer.step_began = self.trainer.ledger.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.end_step(state.global_step)

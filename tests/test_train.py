@@ -20,7 +20,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from coretune import audit
+from coretune import audit, graph
 from coretune.dynamic import round_rows
 from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
@@ -57,16 +57,28 @@ def names(made: Spy, rows: Any) -> list[str]:
 # ------------------------------------------------------------------------------------ what is trained on
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_rows_trained_on_are_the_rows_of_the_rounds(tmp_path: Path, accumulate: int) -> None:
-    config = coreset_config("grace", warmup=0.1, refresh_every=2)
+@pytest.mark.parametrize(
+    ("settings", "accumulate", "coresets"),
+    [
+        ({"warmup": 0.1, "refresh_every": 2}, 1, 4),
+        ({"warmup": 0.1, "refresh_every": 2}, 2, 4),
+        ({"refresh_every": "adaptive", "check_every": 2, "threshold": 0.0}, 1, 4),
+        ({"refresh_every": "adaptive", "check_every": 2, "threshold": 99.0}, 1, 1),
+        ({"refresh_every": "never", "warmup": 0.1}, 1, 2),
+        ({"budget": "200 tokens", "refresh_every": 3}, 1, 3),
+    ],
+)
+def test_the_rows_trained_on_are_the_rows_of_the_rounds(
+    tmp_path: Path, settings: dict[str, Any], accumulate: int, coresets: int
+) -> None:
+    config = coreset_config("grace", **settings)
     made, states = watched(tmp_path, config, gradient_accumulation_steps=accumulate, max_steps=7)
     handed_out = [name for state in states for name in names(made, round_rows(state, made.clock, 0))]
     trained = [name for batch in made.trained for name in batch]
     assert trained == handed_out[: len(trained)]
     assert len(trained) == 7 * 4 * accumulate
     assert [state.round for state in states] == list(range(len(states)))
-    assert len({tuple(state.coreset.indices) for state in states}) >= 3
+    assert len({tuple(state.coreset.indices) for state in states}) == coresets
 
 
 def test_a_random_coreset_changes_too_and_full_is_the_whole_pool(tmp_path: Path) -> None:
@@ -386,6 +398,22 @@ def test_a_selection_is_logged_for_every_logger_and_as_a_line(
     assert "% of them kept; measured" in lines[1]
     assert "against a full measurement: spearman" in lines[1]
     assert not any("coreset/round" in line for line in shown)
+
+
+def test_the_recall_of_an_inexact_graph_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graph, "EXACT_ROWS", 10)
+    monkeypatch.setattr(graph, "EXACT_PAIRS", 0)
+    made = trainer(tmp_path, coreset_config("grace", refresh_every="never"), max_steps=1)
+    made.train()
+    recall = made.ledger.rounds[0].approximation["graph_recall"]
+    logged = next(entry for entry in made.state.log_history if "coreset/graph_recall" in entry)
+    assert 0 < logged["coreset/graph_recall"] == recall <= 1
+    assert json.loads((tmp_path / "ledger.json").read_text())["rounds"][0]["approximation"] == {
+        "graph_recall": recall
+    }
+    assert f"graph recall {recall:.3f}" in capsys.readouterr().out
 
 
 def test_the_audit_has_every_row_of_every_selection(tmp_path: Path) -> None:
