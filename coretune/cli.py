@@ -1,4 +1,4 @@
-"""The command: train, select, demo, cache. Heavy packages are imported inside them, so that --help is quick."""
+"""The command: train, select, demo, cache. Heavy packages are imported inside, so that --help is quick."""
 
 from __future__ import annotations
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
+
+#: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
+WEIGHTS_SINCE = (1, 16)
+
+
+def can_weigh(trl: str) -> bool:
+    """Whether this version of TRL can train a weighted loss."""
+    return tuple(int(part) for part in trl.split(".")[:2]) >= WEIGHTS_SINCE
 
 
 def refuse_arguments(args: Any, weighted: bool, loss_function: Any = None) -> None:
@@ -37,6 +46,10 @@ def _refuse_unweightable(args: Any, loss_function: Any) -> None:
         )
     if args.use_liger_kernel:
         raise ValueError("weighted needs per-token losses, which Liger may hide; set weighted: false")
+    if not can_weigh(version("trl")):
+        raise ValueError(
+            f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade or set weighted: false"
+        )
 
 
 def refuse_rows(dataset: Any, n: int) -> None:

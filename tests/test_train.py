@@ -24,10 +24,12 @@ from coretune import audit, graph
 from coretune.dynamic import round_rows
 from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
+from coretune.refusals import can_weigh
 from coretune.rounds import PreparedRows, RoundSampler, with_positions
 from coretune.state import load
 from coretune.train import CoresetSFTTrainer
 
+needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 VERSIONS = f"transformers {version('transformers')}, trl {version('trl')}"
 
 
@@ -140,6 +142,7 @@ def run_of_equal_rows(folder: Path, weighted: bool, accumulate: int) -> Spy:
     return made
 
 
+@needs_weights
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_weights_of_one_are_the_stock_loss(tmp_path: Path, accumulate: int) -> None:
     plain = run_of_equal_rows(tmp_path / "plain", False, accumulate)
@@ -184,6 +187,7 @@ def test_a_weight_scales_its_rows_loss_and_gradient(one_batch: Any) -> None:
     assert all(part.abs().max() > 0 for part, _ in parts)
 
 
+@needs_weights
 def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path: Path) -> None:
     """Without a corpus, with unused columns kept, and with a column of our name that means something else."""
     rows = corpus().dataset.remove_columns("example_id")
@@ -335,6 +339,7 @@ def test_the_methods_we_override_are_there(owner: type, method: str, parameters:
     assert found == parameters, f"{owner.__name__}.{method} takes {found} ({VERSIONS})"
 
 
+@needs_weights
 def test_the_methods_we_override_are_called_as_we_think(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +365,7 @@ def test_the_methods_we_override_are_called_as_we_think(
     assert rounds == list(range(6)), f"on_epoch_begin no longer begins every round ({VERSIONS})"
 
 
+@needs_weights
 def test_trl_still_gives_the_loss_per_token(tmp_path: Path) -> None:
     """What the weighted loss multiplies: log_probs (batch, tokens) of a dataclass, 0 where not counted."""
     made = trainer(tmp_path, coreset_config("random"))
@@ -457,7 +463,7 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
 
 def test_evaluation_works_in_between_and_is_not_training(tmp_path: Path) -> None:
     settings = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
-    config = coreset_config("grace", weighted=True, warmup=0.1)
+    config = coreset_config("grace", weighted=can_weigh(version("trl")), warmup=0.1)
     made = trainer(tmp_path, config, eval_dataset=corpus(12, 1).dataset, max_steps=6, **settings)
     made.train()
     losses = [entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry]
@@ -542,3 +548,9 @@ def test_a_checkpoint_holds_the_state_of_its_round(uninterrupted: tuple[Path, Sp
     folder, _ = uninterrupted
     for step in range(1, 12):
         assert load(folder / f"checkpoint-{step}").round == (step - 1) // 3
+
+
+def test_weights_are_refused_where_trl_cannot_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coretune.refusals.version", lambda _: "1.14.2")
+    with pytest.raises(ValueError, match=r"weighted needs TRL 1\.16 or later, here is 1\.14\.2"):
+        trainer(tmp_path, coreset_config("random", weighted=True))
