@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.types import Coreset, Pool, Rows
+from coretune.types import Array, Coreset, Pool, Rows
 
 WHOLE_POOL = 20_000  # pools up to this size are recorded whole
 SAMPLE = 10_000  # of larger pools, as many rows that were not chosen
@@ -88,7 +88,7 @@ def describe(
     """
     if len(ids) != pool.n:
         raise ValueError(f"{len(ids)} ids for a pool of {pool.n} rows: give one id a row")
-    rank = np.full(pool.n, -1, dtype=np.int32)
+    rank: Array = np.full(pool.n, -1, dtype=np.int32)
     rank[coreset.indices] = np.arange(len(coreset.indices), dtype=np.int32)
     rank = rank[rows]
     chosen = rank >= 0

@@ -112,7 +112,8 @@ def _stamp(state: State, clock: Clock, seed: int) -> Array:
 def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
-    pool, rows = state.pool, np.zeros(0, np.int64)
+    pool = state.pool
+    rows: Rows = np.zeros(0, np.int64)
     figures: dict[str, float] = {}
     if config.needs:
         pool, rows = _measure(config, state, meter, ledger)

@@ -105,7 +105,7 @@ class Grace:
         return self._objective(pool, Budget(len(chosen.indices), "rows")).value(chosen.indices)
 
     def _objective(self, pool: Pool, budget: Budget) -> Objective:
-        modular = np.zeros(pool.n)
+        modular: Array = np.zeros(pool.n)
         if self.lambda_:
             worth = scaled(importance(self.importance).score(pool), pool.usable)
             modular = self.lambda_ / self._terms(pool, budget) * worth

@@ -252,7 +252,8 @@ def _lazy(chosen: _Chosen, rows: Rows, by_cost: bool) -> None:
 
 def _evaluate_top(chosen: _Chosen, heap: Heap, by_cost: bool, tie: float) -> tuple[Rows, Array]:
     """Take rows off the heap until none that is left can win; (m,) rows and their worth now."""
-    fresh, worth = np.empty(0, dtype=np.int64), np.empty(0)
+    fresh: Rows = np.empty(0, dtype=np.int64)
+    worth: Array = np.empty(0)
     count = chosen.objective.similarity.width
     while heap.size and not (len(fresh) and _cannot_win(heap.top, fresh, worth, tie)):
         rows = chosen.fitting(heap.take(count))  # what does not fit now never will
