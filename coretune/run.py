@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from peft import LoraConfig
-from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
@@ -82,6 +82,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     target = _corpus_of(config.target_data, config, tokenizer, length) if config.target_data else None
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
+    set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
     trainer = CoresetSFTTrainer(
         model=config.model_name_or_path,
         args=args,

@@ -176,6 +176,7 @@ def one_batch(tmp_path: Path) -> Any:
     return gradient
 
 
+@needs_weights
 def test_a_weight_scales_its_rows_loss_and_gradient(one_batch: Any) -> None:
     """Through the real training step: the whole is the weighted sum of the rows' own parts."""
     weight = [0.5, 2.0, 0.0, 1.5]
@@ -553,4 +554,4 @@ def test_a_checkpoint_holds_the_state_of_its_round(uninterrupted: tuple[Path, Sp
 def test_weights_are_refused_where_trl_cannot_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coretune.refusals.version", lambda _: "1.14.2")
     with pytest.raises(ValueError, match=r"weighted needs TRL 1\.16 or later, here is 1\.14\.2"):
-        trainer(tmp_path, coreset_config("random", weighted=True))
+        trainer(tmp_path, coreset_config("random", weighted=True), loss_type="nll")
