@@ -20,7 +20,7 @@ SMALL = {
     "coreset": {"method": "grace", "budget": "10%"},
 }
 TEXT = """\
-model_name_or_path: ../shared/models/base3m     # folder or hub id
+model_name_or_path: models/base3m     # folder or hub id
 train_data: pool.jsonl
 eval_data: eval.jsonl
 columns: {prompt: prompt, completion: completion}
