@@ -161,3 +161,13 @@ def test_progress_counts_every_row_once():
     meter(np.arange(11))
     assert sum(done) == 11
     assert len(done) > 1
+
+
+@pytest.mark.parametrize("parameters", ["adapter_or_attention", "trainable"])
+def test_every_signal_comes_as_float32_under_autocast(parameters):
+    """Whatever the model computes in, sums are taken and handed out in fp32; TRL trains in bf16 by default."""
+    model, rows, target = tiny_model("llama"), random_rows(7, seed=1), random_rows(3, seed=2)
+    exact = measure(model, rows, SIGNALS, target, parameters=parameters)
+    found = measure(model, rows, SIGNALS, target, parameters=parameters, autocast="bfloat16")
+    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(found["target_cosine"], exact["target_cosine"], atol=0.05)

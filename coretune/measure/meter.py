@@ -190,7 +190,9 @@ def _gradient_signals(
     if "gradient_norm" in value:
         value["gradient_norm"] = value["gradient_norm"].clamp_min(0.0).sqrt()
     if references.direction is not None and "gradient" in value:
-        value["target_cosine"] = functional.normalize(value["gradient"], dim=1) @ references.direction
+        # Not a matrix product: autocast would make it one of bf16.
+        unit = functional.normalize(value["gradient"], dim=1)
+        value["target_cosine"] = (unit * references.direction).sum(1)
     return value
 
 
