@@ -165,7 +165,7 @@ def test_progress_counts_every_row_once():
 
 @pytest.mark.parametrize("parameters", ["adapter_or_attention", "trainable"])
 def test_every_signal_comes_as_float32_under_autocast(parameters):
-    """Whatever the model computes in, sums are taken and handed out in fp32; TRL trains in bf16 by default."""
+    """Whatever the model computes in, values come in fp32; TRL trains in bf16 by default."""
     model, rows, target = tiny_model("llama"), random_rows(7, seed=1), random_rows(3, seed=2)
     exact = measure(model, rows, SIGNALS, target, parameters=parameters)
     found = measure(model, rows, SIGNALS, target, parameters=parameters, autocast="bfloat16")
