@@ -51,6 +51,8 @@ class Pool:
     measured_at  (n,) int32         round of the last exact look, -1 = never
     usable       (n,) bool          False = may never be chosen (its signals were not finite)
     graph        NeighborGraph | None
+    references   name -> (targets, ...)  of a signal of the target's examples, what rows are compared with;
+                                         "share" (targets,) is each target's part of the budget
     """
 
     features: Mapping[str, Array]
@@ -58,6 +60,7 @@ class Pool:
     measured_at: Array
     usable: Array
     graph: NeighborGraph | None = None
+    references: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -123,3 +126,24 @@ class Valued(Protocol):
     """A selector that maximises a set function can say what a coreset is worth under a pool."""
 
     def value(self, pool: Pool, coreset: Coreset) -> float: ...
+
+
+@runtime_checkable
+class Taught(Protocol):
+    """A selector that looks through a teacher: checkpoints of a short run made first, or of the user's own.
+
+    The training that follows starts from the base model, as if there had been no teacher.
+
+    teacher      "warmup": a run on `coreset.warmup` of the pool; else a folder of checkpoints
+    checkpoints  how many of them are looked through, evenly spaced, the last one included
+    defaults     what the settings beside it in the `coreset` section are where nothing is given
+    """
+
+    @property
+    def teacher(self) -> str: ...
+
+    @property
+    def checkpoints(self) -> int: ...
+
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
