@@ -38,6 +38,7 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     """Write the two files into the folder; `load` gives back an equal state."""
     pool, coreset, graph = state.pool, state.coreset, state.pool.graph
     arrays: dict[str, Array] = {f"feature/{name}": value for name, value in pool.features.items()}
+    arrays |= {f"reference/{name}": value for name, value in pool.references.items()}
     arrays |= {f"pool/{name}": getattr(pool, name) for name in ("cost", "measured_at", "usable")}
     arrays |= {f"coreset/{name}": getattr(coreset, name) for name in ("indices", "weights", "gains")}
     arrays |= {f"reason/{name}": value for name, value in coreset.reasons.items()}
@@ -58,12 +59,20 @@ def load(folder: str | os.PathLike[str]) -> State:
         )
     numbers = json.loads((Path(folder) / NUMBERS).read_text(encoding="utf-8"))
     groups: dict[str, dict[str, Array]] = {
-        name: {} for name in ("feature", "pool", "coreset", "reason", "graph")
+        name: {} for name in ("feature", "reference", "pool", "coreset", "reason", "graph")
     }
     with np.load(Path(folder) / ARRAYS) as arrays:
         for key in arrays.files:
             group, name = key.split("/", 1)
             groups[group][name] = arrays[key]
     graph = NeighborGraph(**groups["graph"]) if groups["graph"] else None
-    pool = Pool(features=groups["feature"], graph=graph, **groups["pool"])
+    known = groups["pool"]
+    pool = Pool(
+        features=groups["feature"],
+        cost=known["cost"],
+        measured_at=known["measured_at"],
+        usable=known["usable"],
+        graph=graph,
+        references=groups["reference"],
+    )
     return State(pool=pool, coreset=Coreset(reasons=groups["reason"], **groups["coreset"]), **numbers)
