@@ -15,8 +15,12 @@ One row group a round, rounds ascending; one line a pool row:
     measured     bool     measured exactly in this round; else its values are propagated or older
     measured_at  int32    round of the last exact measurement, -1 = never
     excluded     string   why the row may not be chosen; null where it may
+    representative  int32    row of the nearest chosen row among its neighbours in the graph; its own if chosen
+    closeness    float32  cosine with it; both are null where no neighbour was chosen, or there is no graph
+    neighbors    list<int32>  rows of its NEIGHBORS nearest in the graph; null where there is no graph
     and one float32 column for each component in `Coreset.reasons`; null in rounds that had no such component
 
+Rows are numbers of lines in pool.parquet (`run_record.py`).
 Parquet cannot grow in place, so the file is written again beside itself and swapped in: at any kill it is
 whole, with or without the new round.
 """
@@ -33,10 +37,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.types import Array, Coreset, Pool, Rows
+from coretune.representative import representatives
+from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 WHOLE_POOL = 20_000  # pools up to this size are recorded whole
 SAMPLE = 10_000  # of larger pools, as many rows that were not chosen
+NEIGHBORS = 5  # of the k in the graph: as many as one reads
 
 FIXED = pa.schema(
     [
@@ -49,6 +55,9 @@ FIXED = pa.schema(
         ("measured", pa.bool_()),
         ("measured_at", pa.int32()),
         ("excluded", pa.string()),
+        ("representative", pa.int32()),
+        ("closeness", pa.float32()),
+        ("neighbors", pa.list_(pa.int32())),
     ]
 )
 # Dictionaries only where values repeat: of ids and scores, all distinct, they make the file 1.5 × as large.
@@ -95,6 +104,8 @@ def describe(
     measured_at = pool.measured_at[rows].astype(np.int32)
     reasons = excluded or {}
     why = [None if pool.usable[row] else reasons.get(int(row), NOT_FINITE) for row in rows]
+    nearest, closeness = representatives(pool.graph, coreset.indices, pool.n)
+    alone = nearest[rows] < 0
     columns = {
         "round": np.full(len(rows), round, dtype=np.int32),
         "id": [ids[row] for row in rows],
@@ -105,6 +116,9 @@ def describe(
         "measured": measured_at == round,
         "measured_at": measured_at,
         "excluded": why,
+        "representative": pa.array(nearest[rows], mask=alone),
+        "closeness": pa.array(closeness[rows], mask=alone),
+        "neighbors": _neighbor_lists(pool.graph, rows),
     }
     schema = FIXED
     for name, values in coreset.reasons.items():
@@ -115,6 +129,16 @@ def describe(
         columns[name] = values[rows].astype(np.float32)
         schema = schema.append(pa.field(name, pa.float32()))
     return pa.table(columns, schema=schema)
+
+
+def _neighbor_lists(graph: NeighborGraph | None, rows: Rows) -> pa.Array:
+    """(m,) list<int32>, nearest first; null without a graph."""
+    if graph is None:
+        return pa.nulls(len(rows), pa.list_(pa.int32()))
+    listed = graph.neighbors[rows, :NEIGHBORS]
+    there = listed >= 0
+    ends = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(listed[there].astype(np.int32)))
 
 
 def append(path: str | os.PathLike[str], table: pa.Table) -> None:
@@ -151,7 +175,7 @@ def read(path: str | os.PathLike[str], round: int | None = None) -> pa.Table:
     only = None if round is None else [("round", "=", round)]
     table = pq.read_table(path, filters=only, partitioning=None)
     if round is not None and not len(table):
-        raise KeyError(f"no round {round} in {path}; it has {_round_numbers(path)}")
+        raise KeyError(f"no round {round} in {path}; it has {round_numbers(path)}")
     return table
 
 
@@ -169,7 +193,7 @@ def explain(path: str | os.PathLike[str], id: str) -> list[dict[str, Any]]:
     recorded = {line["round"]: {**line, "recorded": True} for line in lines}
     return [
         _with_components({"recorded": False, **absent, "round": number, **recorded.get(number, {})})
-        for number in _round_numbers(path)
+        for number in round_numbers(path)
     ]
 
 
@@ -185,7 +209,7 @@ def _rounds(path: str | os.PathLike[str]) -> Iterator[pa.Table]:
             yield file.read_row_group(group)
 
 
-def _round_numbers(path: str | os.PathLike[str]) -> list[int]:
+def round_numbers(path: str | os.PathLike[str]) -> list[int]:
     return pq.read_table(path, columns=["round"], partitioning=None)["round"].unique().to_pylist()
 
 

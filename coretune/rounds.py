@@ -26,6 +26,7 @@ class PoolRows(Protocol):
     ids            n texts
     prompt_length  (n,) int64  tokens before the first one that the loss counts
     length         (n,) int64
+    source         (n,) object, text or None: where a row is from; None when no row says
     """
 
     @property
@@ -36,6 +37,9 @@ class PoolRows(Protocol):
 
     @property
     def length(self) -> Array: ...
+
+    @property
+    def source(self) -> Array | None: ...
 
     def tokens(self, rows: Rows) -> Sequence[Array]: ...
 
@@ -48,10 +52,11 @@ class PreparedRows:
     ids: list[str]
     prompt_length: Array
     length: Array
+    source: Array | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> PreparedRows:
-        """From a dataset with input_ids and labels, as SFTTrainer leaves it; its `id`s name the rows."""
+        """From a dataset with input_ids and labels, as SFTTrainer leaves it; its `id` and `source` are read."""
         columns = dataset.column_names
         if "input_ids" not in columns or "labels" not in columns:
             raise ValueError(f"a prepared dataset has input_ids and labels, this one has {columns}")
@@ -59,7 +64,8 @@ class PreparedRows:
         first = [int(np.argmax(row != -100)) if (row != -100).any() else len(row) for row in labels]
         ids = [str(name) for name in (dataset["id"] if "id" in columns else range(len(labels)))]
         lengths = [len(row) for row in labels]
-        return cls(dataset, ids, np.asarray(first, np.int64), np.asarray(lengths, np.int64))
+        source = np.array(dataset["source"], dtype=object) if "source" in columns else None
+        return cls(dataset, ids, np.asarray(first, np.int64), np.asarray(lengths, np.int64), source)
 
     def tokens(self, rows: Rows) -> list[Array]:
         return [np.asarray(ids, np.int64) for ids in self.dataset[np.asarray(rows, np.int64)]["input_ids"]]

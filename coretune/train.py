@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from coretune import audit, dynamic, selection_log, state
+from coretune import dynamic, run_record, selection_log, state
 from coretune.dynamic import Meter
 from coretune.graph import check_k
 from coretune.ledger import Ledger
@@ -164,14 +164,20 @@ class CoresetSFTTrainer(SFTTrainer):
 
     def _record_selection(self, now: State) -> None:
         """Log, audit and ledger of a selection that was just made."""
+        if self.is_world_process_zero():
+            folder, config = Path(self.args.output_dir), self.coreset_config
+            with self.ledger.phase("other"):
+                run_record.record(
+                    folder, now, self.pool_rows, self._decode, config.refresh.embedding, config.seed
+                )
+            self.ledger.write(folder / "ledger.json")
         # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
+        # After the files, so that a callback told of a selection can read it.
         Trainer.log(self, selection_log.figures(self.ledger.rounds[-1], now))
-        if not self.is_world_process_zero():
-            return
-        rows = audit.rows_to_keep(now.pool, now.coreset, self.coreset_config.seed)
-        table = audit.describe(now.pool, now.coreset, round=now.round, ids=self.pool_rows.ids, rows=rows)
-        audit.append(Path(self.args.output_dir) / "selection.parquet", table)
-        self.ledger.write(Path(self.args.output_dir) / "ledger.json")
+
+    def _decode(self, tokens: list[list[int]]) -> list[str]:
+        texts: list[str] = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        return texts
 
     # ------------------------------------------------------------------------------------ Trainer's seams
 

@@ -67,6 +67,9 @@ def test_each_line_says_what_the_coreset_says(n: int, seed: int, round: int, dat
             "measured": pool.measured_at[row] == round,
             "measured_at": pool.measured_at[row],
             "excluded": None if pool.usable[row] else audit.NOT_FINITE,
+            "representative": row if row in chosen else None,
+            "closeness": 1.0 if row in chosen else None,
+            "neighbors": None,
             "importance": np.float32(coreset.reasons["importance"][row]),
             "coverage": np.float32(coreset.reasons["coverage"][row]),
         }

@@ -19,17 +19,22 @@ def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -
     says which pairs to look at, the embedding whether they are copies: two rows that ask the same and answer
     differently are neighbours in a graph of prompts and no copies by their responses.
     """
-    if pool.graph is None:
-        raise ValueError(
-            "copies are found along the k-NN graph, but the pool has none: build the graph first"
-        )
-    similarity = _edge_cosines(pool.graph, pool.feature(embedding))
-    group = near_copies(replace(pool.graph, similarity=similarity), threshold)
+    group = copy_groups(pool, threshold, embedding)
     order = np.argsort(np.where(pool.usable, noise, np.inf), kind="stable")
     _, first = np.unique(group[order], return_index=True)
     best = np.zeros(pool.n, bool)
     best[order[first]] = True
     return best & pool.usable
+
+
+def copy_groups(pool: Pool, threshold: float, embedding: str) -> Array:
+    """(n,) int32: the lowest row of each row's group of copies; a row without copies is its own group."""
+    if pool.graph is None:
+        raise ValueError(
+            "copies are found along the k-NN graph, but the pool has none: build the graph first"
+        )
+    similarity = _edge_cosines(pool.graph, pool.feature(embedding))
+    return near_copies(replace(pool.graph, similarity=similarity), threshold)
 
 
 def _edge_cosines(graph: NeighborGraph, embedding: Array) -> Array:

@@ -1,0 +1,111 @@
+"""Reads a run directory: what was chosen, of what pool, at what cost. Needs neither the model nor the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from coretune import audit
+from coretune.types import Array
+
+POOL, SELECTION, LEDGER, CONFIG = "pool.parquet", "selection.parquet", "ledger.json", "config.yaml"
+HISTORY = "trainer_state.json"
+MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory, also one that is still being written.
+
+    Raises FileNotFoundError, naming the file, where `path` holds no selection or no pool.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> RunFiles:
+        folder = Path(path)
+        for name in (SELECTION, POOL):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} holds no {name}: give the output_dir of a run that has selected at least once"
+                )
+        return cls(folder)
+
+    @cached_property
+    def pool(self) -> pa.Table:
+        """One line a pool row (`run_record.py`)."""
+        return pq.read_table(self.path / POOL, partitioning=None)
+
+    @cached_property
+    def map_facts(self) -> dict[str, Any]:
+        """embedding, copies_by, and variance_shown where there is a map."""
+        facts: dict[str, Any] = json.loads(self.pool.schema.metadata[MAP_FACTS])
+        return facts
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return list(self.pool["id"].to_pylist())
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    @cached_property
+    def rounds(self) -> list[int]:
+        return audit.round_numbers(self.path / SELECTION)
+
+    def selection(self, round: int) -> pa.Table:
+        """The lines of one selection; KeyError names those there are."""
+        return audit.read(self.path / SELECTION, round)
+
+    def chosen(self, round: int) -> list[str]:
+        """Ids of that selection's coreset, in the order chosen."""
+        lines = self.selection(round).select(["id", "chosen", "rank"])
+        lines = lines.filter(lines["chosen"]).sort_by("rank")
+        return list(lines["id"].to_pylist())
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """ledger.json; empty where there is none yet."""
+        return _json(self.path / LEDGER)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml; empty where a trainer was used without one."""
+        path = self.path / CONFIG
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The trainer's log lines: of the finished run, else of its last checkpoint; [] where there is none."""
+        checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for folder in (self.path, *reversed(checkpoints)):
+            if (folder / HISTORY).is_file():
+                lines: list[dict[str, Any]] = _json(folder / HISTORY)["log_history"]
+                return lines
+        return []
+
+    def column(self, name: str) -> Array:
+        """(n,) of pool.parquet; null numbers become NaN."""
+        return np.asarray(self.pool[name].to_numpy(zero_copy_only=False))
+
+
+def excerpt(texts: Sequence[str | None], row: int, length: int) -> str:
+    """The text of a row on one line, cut to `length` characters."""
+    text = " ".join((texts[row] or "").split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
