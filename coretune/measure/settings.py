@@ -14,6 +14,8 @@ class MeasureSettings:
                     "trainable": every parameter that requires a gradient, in those blocks; with None anywhere
     projection_dim  dimension of `gradient` and of `head_gradient`
     factor_dim      a side of a weight longer than this is projected to it first (see project.py)
+    preconditioner  "none", "adam" or "linear": what gradients go through before they are projected (see
+                    precondition.py); the last two need an optimiser's moments
     batch_tokens    padded tokens in a batch at most
     reference_rows  pool rows whose mean gradient is the reference of `alignment` when there is no target
     autocast        name of a dtype ("bfloat16") to run the model in; None: its own, or the caller's autocast
@@ -24,6 +26,7 @@ class MeasureSettings:
     parameters: str = "adapter_or_attention"
     projection_dim: int = 512
     factor_dim: int = 128
+    preconditioner: str = "none"
     batch_tokens: int = 4096
     reference_rows: int = 256
     autocast: str | None = None
@@ -39,6 +42,8 @@ class MeasureSettings:
             )
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be null, bfloat16 or float16")
+        if self.preconditioner not in ("none", "adam", "linear"):
+            raise ValueError(f"preconditioner is {self.preconditioner!r}; it must be none, adam or linear")
         if self.parameters not in ("adapter_or_attention", "trainable"):
             raise ValueError(
                 f"parameters is {self.parameters!r}; it must be adapter_or_attention or trainable"

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from coretune.measure.batches import TokenRows
 from coretune.measure.meter import Meter, References
+from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
 from coretune.types import Array, Measure, Rows
@@ -45,6 +46,7 @@ def measurer(
     pad_token_id: int,
     bos_token_id: int,
     target: TokenRows | None = None,
+    moments: Moments | Callable[[], Moments] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Measure:
     """The measurement of the signals `names` of `rows` under whatever weights `model` has when it is called.
@@ -52,6 +54,8 @@ def measurer(
     model         a transformers causal language model, or a PEFT model around one
     bos_token_id  what the response follows in `unconditional_loss`; the eos token where there is no bos
     target        trusted examples: the reference of `alignment` and of `target_cosine`
+    moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
+                  every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
     progress      called with the number of rows finished, after every batch
 
     The reference is measured anew at every call, under the weights of that moment.
@@ -63,6 +67,11 @@ def measurer(
         raise ValueError(f"unknown signals {unknown}; known are {list(SIGNALS)}")
     if "target_cosine" in names and target is None:
         raise ValueError("target_cosine needs target examples and none are given; set target_data")
+    if settings.preconditioner != "none" and moments is None:
+        raise ValueError(
+            f"preconditioner {settings.preconditioner} needs an optimizer's moments and none are given; "
+            "give moments=Moments.from_checkpoint(folder, model), or set preconditioner: none"
+        )
     meter = Meter(model, settings, frozenset(names), pad_token_id)
 
     def measure(asked: Rows) -> dict[str, Array]:
