@@ -30,10 +30,17 @@ LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candida
 
 @dataclass(frozen=True)
 class Meter:
-    """The door to the model, and what a look through it costs."""
+    """The door to the model, and what a look through it costs.
+
+    references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
+                once a refresh, its FLOPs in those of a look
+    first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
+    """
 
     measure: Measure
     flops: Callable[[Rows], float]
+    references: Callable[[], Mapping[str, Array]] = dict
+    first: Meter | None = None
 
 
 def empty_pool(cost: Array) -> Pool:
@@ -137,6 +144,8 @@ def _measure(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     not looked at just before, and what turns out contradicted gives way.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
+    meter = _meter_of(meter, state.pool)
+    state = replace(state, pool=_with_references(state.pool, meter, ledger))
     if config.refresh.anchors != "candidates" or not state.selections:
         rows = config.refresh.plan(state.pool, state.round, rng)
         fresh = _look(meter, state.pool, rows, ledger, "measurement")
@@ -160,9 +169,19 @@ def _absorb(
         return config.refresh.absorb(state.pool, rows, fresh, state.round)
 
 
-def _look(meter: Meter | None, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
+def _meter_of(meter: Meter | None, pool: Pool) -> Meter:
+    """The one to look through now; the first look has its own where there is one."""
     if meter is None:
         raise ValueError("this method measures the pool, so it needs a model to measure with")
+    return meter.first if meter.first is not None and (pool.measured_at < 0).all() else meter
+
+
+def _with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
+    with ledger.phase("measurement"):
+        return replace(pool, references=meter.references())
+
+
+def _look(meter: Meter, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
     with ledger.phase(phase, rows=len(rows), tokens=int(pool.cost[rows].sum()), flops=meter.flops(rows)):
         return meter.measure(rows)
 
@@ -208,7 +227,7 @@ def _audit(
     refresh, selector = config.refresh, config.selector
     with ledger.phase("other"):
         everyone = np.flatnonzero(state.pool.usable)
-        fresh = _look(meter, pool, everyone, ledger, "other")
+        fresh = _look(_meter_of(meter, pool), pool, everyone, ledger, "other")
         oracle = replace(refresh, anchors="all", repair="rebuild")
         exact = oracle.absorb(state.pool, everyone, fresh, state.round)
         rng = np.random.default_rng([config.seed, state.round, 4])

@@ -27,6 +27,7 @@ Repair = Literal["local", "rebuild", "none"]
 Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
 
 UNIT = "_embedding"  # features whose names end so have rows of length 1
+FINITE_BLOCK = 8192  # rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class AnchorRefresh:
     memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves [choice]
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
+    Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured
+    for it: there is a graph only if the selector itself asks for the `embedding`.
     """
 
     anchors: Anchors = "candidates"
@@ -84,7 +87,14 @@ class AnchorRefresh:
             raise ValueError(f"memory is {self.memory}: give a share from 0 to below 1")
 
     @property
+    def follows_graph(self) -> bool:
+        """Whether anything is chosen, spread or mended along a graph."""
+        return (self.anchors, self.propagate, self.repair) != ("all", "none", "none")
+
+    @property
     def needs(self) -> tuple[str, ...]:
+        if not self.follows_graph:
+            return ()
         return tuple(dict.fromkeys((self.embedding, *self.scores, self.priority_score)))
 
     def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows:
@@ -114,7 +124,8 @@ class AnchorRefresh:
         features stay as they were, or are 0 where it was never measured, and then it has no edge either.
         Unusable rows neither give nor take in the propagation. `measured_at` changes for the rows measured
         well and for no other; their `previous_loss` becomes the loss the pool held of them until now (NaN
-        where they were never measured). The first call builds the graph.
+        where they were never measured). The first call builds the graph. A signal may change its width from
+        one call to the next, as trajectories do with the number of checkpoints: it is then a new one.
 
         ValueError when arrays do not fit the rows, when a signal is new but not every usable row was
         measured, when no usable row is left; and what `graph.build` raises.
@@ -135,8 +146,10 @@ class AnchorRefresh:
         if pool.graph is not None and self.propagate != "none":
             self._propagate(pool, written, usable, anchors)
         features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
-        graph = self._mended(pool.graph, features[self.embedding], round)
-        if "gradient" in features:
+        graph = pool.graph
+        if self.embedding in features:
+            graph = self._mended(pool.graph, features[self.embedding], round)
+        if "gradient" in features and graph is not None:
             features["agreement"] = self._agreement(pool, graph, features["gradient"], usable, anchors)
         return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
 
@@ -293,15 +306,21 @@ def _finite_rows(rows: Rows, fresh: Mapping[str, Array]) -> Array:
     for name, value in fresh.items():
         if len(value) != len(rows):
             raise ValueError(f"{len(rows)} rows were measured, {name} has {len(value)}: return one for each")
-        good &= np.isfinite(value).all(axis=tuple(range(1, np.ndim(value))))
+        for first in range(0, len(rows), FINITE_BLOCK):  # in blocks: a signal may be larger than the memory
+            block = np.asarray(value[first : first + FINITE_BLOCK])
+            good[first : first + FINITE_BLOCK] &= np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
     return good
 
 
 def _written(pool: Pool, name: str, rows: Rows, good: Array, usable: Array, value: Array) -> Array:
     """(n, ...) float32: the feature with the good rows' fresh values; never the old array itself."""
-    if good.all() and np.array_equal(rows, np.arange(pool.n)):
+    whole = np.array_equal(rows, np.arange(pool.n))
+    if whole and good.all():
         return np.asarray(value, np.float32)  # a whole fresh feature is not copied: it may be memory-mapped
-    if name in pool.features:
+    if whole and name not in pool.features and isinstance(value, np.memmap) and value.mode == "c":
+        value[~good] = 0  # a private map: what is set in it never reaches the file
+        return np.asarray(value, np.float32)
+    if name in pool.features and pool.features[name].shape[1:] == np.shape(value)[1:]:
         written = np.array(pool.features[name], np.float32)
     else:
         known = np.isin(np.flatnonzero(usable), rows)

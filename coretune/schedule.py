@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from coretune.budget import BudgetRequest
 from coretune.refresh import AnchorRefresh
-from coretune.types import Pool, Selector
+from coretune.types import Pool, Selector, Taught
+
+WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class CoresetConfig:
                    differ from what was believed by more than `threshold` of their mean (after CREST, Yang et
                    al. 2023, which tests its loss prediction so; the default 0.1 is theirs)
     warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
-                   methods that look at nothing have none
+                   methods that look at nothing have none. For a method that looks through a teacher: share of
+                   the pool that the teacher is trained on, aside; the training itself has no warm-up then
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
@@ -54,13 +57,40 @@ class CoresetConfig:
                 raise ValueError(f"{name} is {every}: give at least 1 {unit}")
         if not self.threshold >= 0:
             raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
+        self._refuse_combinations()
+
+    def _refuse_combinations(self) -> None:
+        if self.audit_every is not None and not self.refresh.follows_graph:
+            raise ValueError(
+                "audit_every compares what was propagated with the truth, and nothing is propagated with "
+                "anchors all, propagate none and repair none: leave it out"
+            )
+        changing = "trajectory" in self.selector.needs and self.refresh_every != "never"
+        if changing and self.refresh.anchors != "all":
+            raise ValueError(
+                f"anchors is {self.refresh.anchors}, and trajectories of later looks are shorter than those "
+                "of the first, so that all rows are measured again: set anchors to all"
+            )
+        if self.teaching and self.warmup == 0:
+            raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")
+
+    @property
+    def taught(self) -> bool:
+        """Whether the first selection looks through a teacher."""
+        return isinstance(self.selector, Taught)
+
+    @property
+    def teaching(self) -> bool:
+        """Whether that teacher is a warm-up run of this run's own, and not a folder of the user's."""
+        return isinstance(self.selector, Taught) and self.selector.teacher == WARMUP
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Signals to measure; none for a selector that looks at nothing."""
         if not self.selector.needs:
             return ()
-        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs)))
+        tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
+        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs, *tested)))
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,7 @@ def make_clock(config: CoresetConfig, n: int, coreset_rows: int, batch: int) -> 
     coreset_rows  rows in the coreset (estimated for a token budget)
     batch         rows an optimiser step takes over all processes
     """
-    warmup = math.ceil(config.warmup * n / batch) if config.needs else 0
+    warmup = math.ceil(config.warmup * n / batch) if config.needs and not config.taught else 0
     if config.refresh_every == "never":
         steps = warmup or math.ceil(coreset_rows / batch)
         return Clock(steps, batch, 1 if warmup else 0, 0)

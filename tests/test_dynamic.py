@@ -12,6 +12,7 @@ import pytest
 from fake_model import FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from taught import Pupil
 
 from coretune import graph
 from coretune.budget import parse_budget
@@ -429,3 +430,61 @@ def test_an_unreadable_state_is_not_half_read(tmp_path: Path) -> None:
     (tmp_path / "coreset_state.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Exception, match="zip"):
         load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- through a teacher
+
+
+def pupil(**settings: Any) -> CoresetConfig:
+    selector = Pupil(**{key: settings.pop(key) for key in ("teacher", "signal") if key in settings})
+    alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.1}
+    return config(selector, **{**alone, **settings})
+
+
+def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone() -> None:
+    assert clock_of(pupil(refresh_every="never")).warmup_rounds == 0
+    assert pupil().needs == ("gradient",)
+    assert pupil(refresh_every="adaptive").needs == ("gradient", "loss")
+    run = Run(pupil()).go(2)
+    assert [state.pool.graph for state in run.states] == [None] * 3
+    assert [len(rows) for rows in run.model.looks] == [N] * 3
+
+
+def test_the_first_look_has_a_meter_of_its_own_and_references_are_of_their_moment() -> None:
+    young, old = FakeModel(N), FakeModel(N)
+    old.age = 5
+    asked: list[int] = []
+
+    def references() -> dict[str, Any]:
+        asked.append(old.age)
+        return {"trajectory": np.full((1, 2), float(old.age)), "share": np.ones(1)}
+
+    settings = pupil()
+    first = dataclasses.replace(young.meter("gradient"), references=dict)
+    meter = dataclasses.replace(old.meter("gradient"), references=references, first=first)
+    clock, ledger = clock_of(settings), Ledger()
+    state = start(settings, empty_pool(COST), clock, meter, ledger)
+    assert (len(young.looks), len(old.looks), asked) == (1, 0, [])
+    assert state.pool.references == {}
+    state = advance(settings, state, clock, meter, ledger)
+    assert (len(young.looks), len(old.looks), asked) == (1, 1, [5])
+    assert state.pool.references["trajectory"].tolist() == [[5.0, 5.0]]
+    assert np.array_equal(state.pool.feature("gradient"), old.signal("gradient"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"audit_every": 1}, "audit_every compares what was propagated .* leave it out"),
+        ({"warmup": 0.0}, "warmup is 0 and the teacher is trained on that share of the pool: raise it"),
+        ({"signal": "trajectory", "anchors": "random"}, "anchors is random, and trajectories .* to all"),
+    ],
+)
+def test_what_cannot_go_with_a_teacher_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pupil(**settings)
+
+
+def test_a_teacher_of_the_users_needs_no_warmup() -> None:
+    assert pupil(teacher="runs/before", warmup=0.0).taught
+    assert not pupil(teacher="runs/before").teaching

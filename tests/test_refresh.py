@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -532,3 +533,52 @@ def test_agreement_is_a_running_mean_over_exact_looks() -> None:
     np.testing.assert_allclose(after.features["agreement"][anchors], expected, atol=1e-6)
     others = np.delete(np.arange(N), anchors)  # also those that propagation moved
     np.testing.assert_array_equal(after.features["agreement"][others], pool.features["agreement"][others])
+
+
+# -------------------------------------------------------------------------------------- nothing along a graph
+
+
+def graphless(**settings: object) -> AnchorRefresh:
+    return AnchorRefresh(anchors="all", propagate="none", repair="none", **settings)  # type: ignore[arg-type]
+
+
+def test_without_spreading_nothing_is_measured_for_a_graph_and_none_is_made() -> None:
+    refresh = graphless(embedding="response_embedding")
+    assert refresh.needs == ()
+    fresh = {name: value for name, value in signals(1).items() if name == "gradient"}
+    pool = refresh.absorb(unmeasured(), np.arange(N), fresh, 0)
+    assert pool.graph is None
+    assert set(pool.features) == {"gradient"}
+    again = refresh.absorb(pool, refresh.plan(pool, 1, np.random.default_rng(0)), fresh, 1)
+    assert np.array_equal(again.measured_at, np.full(N, 1))
+
+
+def test_a_selector_that_asks_for_the_embedding_still_gets_its_graph() -> None:
+    pool = graphless(k=K, embedding="response_embedding").absorb(unmeasured(), np.arange(N), signals(1), 0)
+    assert pool.graph is not None
+    assert "agreement" in pool.features
+
+
+def test_a_signal_may_become_narrower_when_all_rows_are_measured() -> None:
+    refresh = graphless()
+    wide, narrow = np.ones((N, 6), np.float32), np.full((N, 2), 7, np.float32)
+    narrow[3] = np.nan
+    pool = refresh.absorb(unmeasured(), np.arange(N), {"trajectory": wide}, 0)
+    pool = refresh.absorb(pool, np.arange(N), {"trajectory": narrow}, 1)
+    assert pool.feature("trajectory").shape == (N, 2)
+    assert not pool.usable[3]
+    assert np.array_equal(np.delete(pool.feature("trajectory"), 3, 0), np.delete(narrow, 3, 0))
+    with pytest.raises(ValueError, match=f"trajectory is new, and {N - 2} of {N - 1} usable rows have none"):
+        refresh.absorb(pool, np.array([5]), {"trajectory": wide[:1]}, 2)
+
+
+def test_a_memory_map_stays_one_also_with_unusable_rows(tmp_path: Path) -> None:
+    truth = np.ones((N, 6), np.float32)
+    truth[4, 2] = np.inf
+    np.save(tmp_path / "wide.npy", truth)
+    mapped = np.load(tmp_path / "wide.npy", mmap_mode="c")
+    pool = graphless().absorb(unmeasured(), np.arange(N), {"wide": mapped}, 0)
+    assert np.shares_memory(pool.feature("wide"), mapped)
+    assert np.array_equal(np.flatnonzero(~pool.usable), [4])
+    assert not pool.feature("wide")[4].any()
+    assert np.array_equal(np.load(tmp_path / "wide.npy"), truth)

@@ -1,0 +1,44 @@
+"""A method that looks through a teacher, small enough to see through: the test of what is done around one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from coretune.types import Budget, Coreset, Pool
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """The rows whose `signal` is longest, weighted by their length."""
+
+    signal: str = "gradient"
+    teacher: str = "warmup"
+    checkpoints: int = 2
+
+    name: ClassVar[str] = "pupil"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.signal,)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        return {
+            "projection_dim": 16,
+            "weighted": True,
+            "warmup": 0.25,
+            "refresh_every": "never",
+            "anchors": "all",
+            "propagate": "none",
+            "repair": "none",
+        }
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        length = np.linalg.norm(pool.feature(self.signal), axis=1).astype(np.float64)
+        order = np.argsort(-np.where(pool.usable, length, -1), kind="stable")
+        rows = order[: budget.amount]
+        return Coreset(rows, length[rows] / length[rows].mean(), length[rows], {"length": length})
