@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from coretune.measure import passes
 from coretune.measure.batches import Batch, collate, pack
+from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding, where_good
 from coretune.measure.head import HeadResult
 from coretune.measure.parameters import Choice, choose
 from coretune.measure.project import MatrixProjection, Sketch, generator
@@ -132,12 +133,14 @@ class Meter:
             value["loss"] = response.loss
             if response.feature is not None:
                 value["head_gradient"] = response.feature
-            value = {name: _where(response.loss.isfinite(), signal) for name, signal in value.items()}
+            value = {name: where_good(response.loss.isfinite(), signal) for name, signal in value.items()}
         if "response_embedding" in names:
-            value["response_embedding"] = _response_embedding(hidden, batch)
+            value["response_embedding"] = response_embedding(hidden, batch)
         if "prompt_embedding" in names:
-            value["prompt_embedding"] = _prompt_embedding(hidden, batch)
-        return {name: _where(_finite(signal), signal) for name, signal in value.items() if name in names}
+            value["prompt_embedding"] = prompt_embedding(hidden, batch)
+        return {
+            name: where_good(finite_rows(signal), signal) for name, signal in value.items() if name in names
+        }
 
     def _readers(
         self, rows: int, names: frozenset[str], references: References
@@ -194,29 +197,3 @@ def _gradient_signals(
         unit = functional.normalize(value["gradient"], dim=1)
         value["target_cosine"] = (unit * references.direction).sum(1)
     return value
-
-
-def _response_embedding(hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, d) float32 unit: mean of the last hidden states over the response tokens."""
-    weight = batch.response_mask().float()
-    weight = weight / weight.sum(1, keepdim=True)
-    # Not hidden * weight: a padded position that is not finite would spoil the row (0 · NaN).
-    mean = torch.where(weight[..., None] > 0, hidden.float(), 0.0).mul_(weight[..., None]).sum(1)
-    return functional.normalize(mean, dim=1)
-
-
-def _prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, d) float32 unit: the last hidden state at the last prompt token; NaN where the row ends before."""
-    last = (batch.start - 1).clamp_max(hidden.shape[1] - 1)
-    state = hidden[torch.arange(batch.size, device=hidden.device), last].float()
-    return _where(batch.start <= batch.length, functional.normalize(state, dim=1))
-
-
-def _finite(signal: Tensor) -> Tensor:
-    """(B,) bool: every entry of the row is finite."""
-    return signal.isfinite().flatten(1).all(1) if signal.dim() > 1 else signal.isfinite()
-
-
-def _where(good: Tensor, signal: Tensor) -> Tensor:
-    """`signal`, NaN in the rows that are not good."""
-    return torch.where(good.view(-1, *[1] * (signal.dim() - 1)), signal, torch.nan)
