@@ -171,8 +171,11 @@ class Meter:
 
     def _matrix_projection(self, name: str, shape: tuple[int, int]) -> MatrixProjection:
         settings = self.settings
+        longest = (
+            max(shape) if settings.basis == "sjlt" else settings.factor_dim
+        )  # of a side that stays whole
         return MatrixProjection.make(
-            name, shape, settings.projection_dim, settings.factor_dim, settings.seed, self.device
+            name, shape, settings.projection_dim, longest, settings.seed, self.device
         )
 
     def _head_projection(self) -> MatrixProjection:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BASES = ("rademacher", "sjlt", "gradient_pca", "parameter_pca")
+
 
 @dataclass(frozen=True)
 class MeasureSettings:
@@ -14,6 +16,9 @@ class MeasureSettings:
                     "trainable": every parameter that requires a gradient, in those blocks; with None anywhere
     projection_dim  dimension of `gradient` and of `head_gradient`
     factor_dim      a side of a weight longer than this is projected to it first (see project.py)
+    basis           what gradients are projected with. "rademacher": sides cut by Rademacher matrices, then a
+                    sparse sketch; "sjlt": that sketch alone, of the whole gradient; "gradient_pca" and
+                    "parameter_pca" (see bases.py): in `trajectory`, other signals as with rademacher
     preconditioner  "none", "adam" or "linear": what gradients go through before they are projected (see
                     precondition.py); the last two need an optimiser's moments
     batch_tokens    padded tokens in a batch at most
@@ -26,6 +31,7 @@ class MeasureSettings:
     parameters: str = "adapter_or_attention"
     projection_dim: int = 512
     factor_dim: int = 128
+    basis: str = "rademacher"
     preconditioner: str = "none"
     batch_tokens: int = 4096
     reference_rows: int = 256
@@ -42,6 +48,8 @@ class MeasureSettings:
             )
         if self.autocast not in (None, "bfloat16", "float16"):
             raise ValueError(f"autocast is {self.autocast!r}; it must be null, bfloat16 or float16")
+        if self.basis not in BASES:
+            raise ValueError(f"basis is {self.basis!r}; it must be one of {', '.join(BASES)}")
         if self.preconditioner not in ("none", "adam", "linear"):
             raise ValueError(f"preconditioner is {self.preconditioner!r}; it must be none, adam or linear")
         if self.parameters not in ("adapter_or_attention", "trainable"):
