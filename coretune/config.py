@@ -1,7 +1,10 @@
 """The run's config: the one place where strings become objects.
 
-model_name_or_path, train_data, eval_data, target_data, columns, output_dir, seed, skip_bad_rows
-coreset:   method, budget, and side by side the settings of that method, of the refresh, of the measurement
+model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_rows
+target_data:  a file, or {file: share of the budget}
+signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
+coreset:   method, budget, and side by side the settings of that method, of the refresh, of the measurement.
+           What is not given is what the method asks for, and else the setting's own default
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
 """
@@ -23,6 +26,7 @@ from coretune.measure.settings import MeasureSettings
 from coretune.refresh import AnchorRefresh
 from coretune.schedule import CoresetConfig
 from coretune.select import SELECTORS
+from coretune.types import Taught
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
 _OWN = {"method", "budget"}
@@ -44,7 +48,8 @@ class RunConfig(BaseModel):
     output_dir: str
     coreset: dict[str, Any]
     eval_data: str | None = None
-    target_data: str | None = None
+    target_data: str | dict[str, float] | None = None
+    signals_dir: str | None = None
     columns: dict[str, str] | None = None
     seed: int = 0
     skip_bad_rows: bool = False
@@ -123,6 +128,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(_first(error)) from None
     build_coreset(config.coreset, config.seed)
+    _check_shares(config.target_data)
     return config
 
 
@@ -137,9 +143,13 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
     known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
     known["coreset"] -= {"budget"}
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
+    selector = _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
+    if isinstance(selector, Taught):
+        section = {**selector.defaults, **section}
+        refuse_unknown("coreset.", section, _OWN.union(*known.values()))
     given = {name: {k: v for k, v in section.items() if k in keys} for name, keys in known.items()}
     objects = {
-        "selector": _build(parts["selector"], given["selector"]),
+        "selector": selector,
         "refresh": _build(AnchorRefresh, given["refresh"]),
         "budget": _budget(section),
         "seed": seed,
@@ -160,6 +170,19 @@ def coreset(method: str, *, seed: int = 0, **settings: Any) -> CoresetConfig:
             f"measuring=MeasureSettings({measuring[0]}=…)"
         )
     return build_coreset(section, seed).coreset
+
+
+def _check_shares(targets: str | Mapping[str, float] | None) -> None:
+    if not isinstance(targets, Mapping):
+        return
+    if not targets or not all(share > 0 for share in targets.values()):
+        raise ConfigError(
+            f"target_data is {dict(targets)}: give each file a share above 0, as {{a.jsonl: 0.7}}"
+        )
+    if abs(sum(targets.values()) - 1) > 1e-6:
+        raise ConfigError(
+            f"the shares of target_data sum to {sum(targets.values()):g}: let them sum to 1, the whole budget"
+        )
 
 
 def _method(section: Mapping[str, Any]) -> type:

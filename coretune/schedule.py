@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from coretune.budget import BudgetRequest
+from coretune.measure.settings import MeasureSettings
 from coretune.refresh import AnchorRefresh
 from coretune.types import Pool, Selector, Taught
 
@@ -91,6 +92,13 @@ class CoresetConfig:
             return ()
         tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
         return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs, *tested)))
+
+
+def default_measuring(config: CoresetConfig) -> MeasureSettings:
+    """How signals are measured where nothing is said: as the method asks for."""
+    asked = config.selector.defaults if isinstance(config.selector, Taught) else {}
+    known = {field.name for field in fields(MeasureSettings)}
+    return MeasureSettings(**{key: value for key, value in asked.items() if key in known}, seed=config.seed)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from taught import Pupil
 
-from coretune.config import ConfigError, RunConfig, build_coreset, check_config, load_config
+from coretune.config import ConfigError, RunConfig, build_coreset, check_config, coreset, load_config
+from coretune.measure.settings import MeasureSettings
+from coretune.schedule import default_measuring
 from coretune.select import SELECTORS
 
 SMALL = {
@@ -224,7 +227,7 @@ def test_a_section_spelled_out_replays(method: str) -> None:
             "weighted": st.booleans(),
             "audit_every": st.none() | st.integers(1, 3),
         },
-    )
+    ).filter(lambda given_: given_.get("audit_every") is None or given_.get("repair") != "none")
 )
 @settings(deadline=None, max_examples=50)
 def test_any_settings_spelled_out_replay(settings_: dict[str, Any]) -> None:
@@ -253,3 +256,47 @@ def test_a_config_is_not_changed_by_being_checked() -> None:
     assert config.peft == {}
     assert config.target_data is None
     assert raw["coreset"] == SMALL["coreset"]
+
+
+# ---------------------------------------------------------------------------------------- taught methods
+
+
+@pytest.fixture
+def pupil(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+
+
+@pytest.mark.usefixtures("pupil")
+def test_a_taught_method_brings_defaults_that_what_is_given_beats() -> None:
+    given_ = {"method": "pupil", "budget": "10%", "warmup": 0.5, "projection_dim": 8, "k": 3}
+    section = build_coreset(given_, seed=2)
+    assert (section.coreset.warmup, section.measuring.projection_dim, section.coreset.refresh.k) == (
+        0.5,
+        8,
+        3,
+    )
+    assert (section.coreset.weighted, section.coreset.refresh_every) == (True, "never")
+    spelled = section.spelled_out(given_)
+    assert (spelled["weighted"], spelled["anchors"], spelled["checkpoints"]) == (True, "all", 2)
+    assert build_coreset(spelled, seed=2) == section
+    assert coreset("pupil", budget="10%").weighted
+    assert default_measuring(coreset("pupil", budget="10%", seed=4)) == MeasureSettings(
+        projection_dim=16, seed=4
+    )
+
+
+@pytest.mark.usefixtures("pupil")
+def test_a_default_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pupil, "defaults", {"projection_dims": 3})
+    with pytest.raises(ConfigError, match=r"unknown key coreset.projection_dims, did you mean"):
+        build_coreset({"method": "pupil", "budget": 5}, 0)
+
+
+def test_targets_have_shares_that_make_a_whole() -> None:
+    assert check_config({**SMALL, "target_data": {"a.jsonl": 0.7, "b.jsonl": 0.3}}).target_data == {
+        "a.jsonl": 0.7,
+        "b.jsonl": 0.3,
+    }
+    assert "the shares of target_data sum to 0.9" in message({**SMALL, "target_data": {"a": 0.7, "b": 0.2}})
+    assert "give each file a share above 0" in message({**SMALL, "target_data": {"a": 1.5, "b": -0.5}})
+    assert "give each file a share above 0" in message({**SMALL, "target_data": {}})
