@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coretune.refresh import AnchorRefresh
     from coretune.schedule import CoresetConfig
     from coretune.select.grace import Grace
-    from coretune.train import CoresetSFTTrainer
+    from coretune.train import CoresetSFTTrainer, CoresetTrainer
     from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
 
 _MODULE_OF = {
@@ -27,6 +27,7 @@ _MODULE_OF = {
     "Coreset": "coretune.types",
     "CoresetConfig": "coretune.schedule",
     "CoresetSFTTrainer": "coretune.train",
+    "CoresetTrainer": "coretune.train",
     "Corpus": "coretune.corpus",
     "MeasureSettings": "coretune.measure.settings",
     "coreset": "coretune.config",
@@ -46,6 +47,7 @@ __all__ = [
     "Coreset",
     "CoresetConfig",
     "CoresetSFTTrainer",
+    "CoresetTrainer",
     "Corpus",
     "Grace",
     "Ledger",

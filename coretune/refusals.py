@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
+
+from coretune.schedule import CoresetConfig
 
 #: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
 WEIGHTS_SINCE = (1, 16)
@@ -14,12 +17,8 @@ def can_weigh(trl: str) -> bool:
     return tuple(int(part) for part in trl.split(".")[:2]) >= WEIGHTS_SINCE
 
 
-def refuse_arguments(args: Any, weighted: bool, loss_function: Any = None) -> None:
-    """ValueError for stock arguments (SFTConfig, compute_loss_func) that a coreset contradicts."""
-    if args.packing or args.padding_free:
-        raise ValueError(
-            "packing and padding_free join rows, so that rows cannot be selected; set both to false"
-        )
+def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
+    """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
     if args.world_size > 1:
         raise ValueError(f"one process is supported so far, and {args.world_size} were started")
     if args.train_sampling_strategy != "random":
@@ -33,22 +32,64 @@ def refuse_arguments(args: Any, weighted: bool, loss_function: Any = None) -> No
     ):
         if getattr(args, name):
             raise ValueError(f"{name} does not go with a coreset, since {why}; set it to false")
+    if stock.get("model_init") is not None:
+        raise ValueError(
+            "model_init makes the model anew in train(), and a coreset is chosen by the model it was given; "
+            "give model, and for a search over settings a trainer each"
+        )
     if weighted:
-        _refuse_unweightable(args, loss_function)
+        _refuse_unweightable(args, stock)
 
 
-def _refuse_unweightable(args: Any, loss_function: Any) -> None:
-    if loss_function is not None:
+def _refuse_unweightable(args: Any, stock: Mapping[str, Any]) -> None:
+    if stock.get("compute_loss_func") is not None:
         raise ValueError("weighted needs the stock loss; leave out compute_loss_func or set weighted: false")
-    if args.loss_type != "nll" or args.label_smoothing_factor:
+    if args.label_smoothing_factor:
         raise ValueError(
             "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
         )
     if args.use_liger_kernel:
         raise ValueError("weighted needs per-token losses, which Liger may hide; set weighted: false")
+
+
+def refuse_sft_arguments(args: Any, weighted: bool) -> None:
+    """ValueError for what an SFTConfig has beyond TrainingArguments."""
+    if args.packing or args.padding_free:
+        raise ValueError(
+            "packing and padding_free join rows, so that rows cannot be selected; set both to false"
+        )
+    if not weighted:
+        return
+    if args.loss_type != "nll":
+        raise ValueError(
+            "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
+        )
     if not can_weigh(version("trl")):
         raise ValueError(
             f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade or set weighted: false"
+        )
+
+
+def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
+    """ValueError for what transformers' own Trainer may leave out and a coreset needs."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process make DataParallel, which joins rows anew; start one process a "
+            "GPU with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if coreset.needs and stock.get("processing_class") is None:
+        raise ValueError(
+            "this method measures rows, and needs a tokenizer's padding and first token for it; give "
+            "processing_class"
+        )
+
+
+def refuse_plain_model(model: Any, weighted: bool) -> None:
+    """ValueError for a model whose own loss is more than a sum over tokens."""
+    if weighted and model.config.get_text_config().to_dict().get("output_router_logits"):
+        raise ValueError(
+            "weighted replaces the model's own loss, which balances experts too (output_router_logits); use "
+            "CoresetSFTTrainer, or set weighted: false"
         )
 
 

@@ -7,7 +7,7 @@ prepared dataset ─► PreparedRows   what measuring reads
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +56,7 @@ class PreparedRows:
 
     @classmethod
     def of(cls, dataset: Any) -> PreparedRows:
-        """From a dataset with input_ids and labels, as SFTTrainer leaves it; its `id` and `source` are read."""
+        """From a dataset with input_ids and labels, as SFTTrainer leaves it; `id` and `source` if there."""
         columns = dataset.column_names
         if "input_ids" not in columns or "labels" not in columns:
             raise ValueError(f"a prepared dataset has input_ids and labels, this one has {columns}")
@@ -102,16 +102,3 @@ def with_example_id(collate: Collate) -> Collate:
         return batch
 
     return collated
-
-
-def weighing(model: Any, weights: torch.Tensor) -> Callable[..., Any]:
-    """`model` with the log-probabilities of each example's tokens multiplied by its weight.
-
-    weights  (b,)  of the batch's examples; log_probs of TRL's fused head are (b, tokens), 0 where not counted
-    """
-
-    def weighted(**inputs: Any) -> Any:
-        outputs = model(**inputs)
-        return replace(outputs, log_probs=outputs.log_probs * weights[:, None])
-
-    return weighted

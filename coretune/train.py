@@ -1,306 +1,56 @@
-"""The seam to transformers and TRL: an unmodified trainer that trains on a changing coreset.
-
-    Trainer epoch begins ─► due? ─► measure, select (dynamic.py) ─► the sampler hands out this round's rows
-
-One round is one Trainer epoch: a sampler swapped in on_epoch_begin takes effect in that very epoch, while
-rows swapped inside one would meet batches that are prefetched already. Every round is equally long, because
-the Trainer reads the sampler's length once.
-"""
+"""The trainers: those of transformers and TRL, unmodified, on a changing coreset (see `mixin.py`)."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Sampler
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from coretune import dynamic, run_record, selection_log, state
-from coretune.dynamic import Meter
-from coretune.graph import check_k
-from coretune.ledger import Ledger
-from coretune.look import Look
-from coretune.measure.settings import MeasureSettings
-from coretune.model_cost import ModelCost
-from coretune.refusals import refuse_arguments, refuse_rows, refuse_steps
-from coretune.rounds import (
-    EXAMPLE_ID,
-    PoolRows,
-    PreparedRows,
-    RoundSampler,
-    weighing,
-    with_example_id,
-    with_positions,
-)
-from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
-from coretune.state import State
-from coretune.types import Rows
+from coretune.mixin import CoresetMixin
+from coretune.refusals import refuse_plain_arguments, refuse_plain_model, refuse_sft_arguments
+from coretune.schedule import CoresetConfig
+from coretune.weighting import weighing, weighted_loss
 
-LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
-log = logging.getLogger("coretune")
+__all__ = ["CoresetSFTTrainer", "CoresetTrainer"]
 
 
-class CoresetSFTTrainer(SFTTrainer):
-    """TRL's SFTTrainer on a changing coreset of `train_dataset`.
+class CoresetTrainer(CoresetMixin):
+    """transformers' Trainer on a coreset of a causal language model's rows; arguments as in `CoresetMixin`.
 
-    coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
-    rows       the pool's tokens; left out, they are read from the prepared `train_dataset`
-    measuring  how signals are measured
-    target     trusted rows for the methods that take a target
-
-    `num_train_epochs` counts passes over the coreset, after the warm-up; `max_steps` counts all steps. What
-    the stock trainer does once an epoch it does once a round here, and the `epoch` it logs is the round.
-    Writes selection.parquet and ledger.json in output_dir and the coreset's state into every checkpoint, from
-    which `resume_from_checkpoint` goes on. ValueError before anything is trained when settings, rows and
-    model do not go together.
+    train_dataset holds input_ids and labels (IGNORED where the loss does not count), and data_collator makes
+    of n rows a batch of n rows in their order.
     """
 
-    train_dataset: Any
-    data_collator: Any
-    _signature_columns: Any
+    def __init__(self, model: Any = None, args: Any = None, **settings: Any) -> None:
+        super().__init__(model, args, **settings)
+        refuse_plain_model(self.model, self.coreset_config.weighted)
 
-    def __init__(
-        self,
-        model: Any,
-        args: SFTConfig | None = None,
-        *,
-        coreset: CoresetConfig,
-        rows: PoolRows | None = None,
-        measuring: MeasureSettings | None = None,
-        target: PoolRows | None = None,
-        **stock: Any,
-    ) -> None:
-        if args is not None:
-            refuse_arguments(args, coreset.weighted, stock.get("compute_loss_func"))
-        super().__init__(model, args, **stock)
-        self.coreset_config = coreset
-        self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
-        self.ledger = Ledger()
-        self.coreset_state: State | None = None
-        self.stop_at: int | None = None
-        self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
-        self._order: Rows = np.zeros(0, np.int64)
-        self.step_began = 0.0
-        refuse_rows(self.train_dataset, len(self.pool_rows.length))
-        self.clock = self._make_clock()
-        self.cost, self.meter = self._make_meter(measuring or MeasureSettings(), target)
-        if coreset.weighted:
-            if rows is None:
-                self.train_dataset = with_positions(self.train_dataset)
-            self.data_collator = with_example_id(self.data_collator)
-        self._set_callbacks()
+    def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
+        super()._refuse(args, coreset, stock)
+        refuse_plain_arguments(args, coreset, stock)
 
-    # ------------------------------------------------------------------------------------------- rounds
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The stock `train`; a checkpoint without coreset state is refused."""
-        self._refuse_second_run()
-        folder = self._checkpoint(resume_from_checkpoint)
-        if folder is not None:
-            self.coreset_state = state.load(folder)
-            kept, now = self.coreset_state.pool.n, len(self.pool_rows.length)
-            if kept != now:
-                raise ValueError(f"{folder} is of a pool of {kept} rows, here are {now}: give the same data")
-            saved = json.loads((Path(folder) / LEDGER).read_text(encoding="utf-8"))
-            self.ledger = Ledger.from_dict(saved)
-        with self.ledger.phase("training") as visit:
-            visit.flops = 0.0  # every step is booked by itself
-            result = super().train(folder, *args, **kwargs)
-        if self.is_world_process_zero():
-            self.ledger.write(Path(self.args.output_dir) / "ledger.json")
-        return result
-
-    def select(self) -> State:
-        """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
-        self._refuse_second_run()
-        self.stop_at = self.clock.warmup_rounds * self.clock.steps
-        if self.stop_at:
-            self.train()
-        return self.begin_round(self.stop_at)
-
-    def begin_round(self, global_step: int) -> State:
-        """Bring the state to the round that starts at this step; nothing to do when it was resumed there."""
-        config, before = self.coreset_config, self.coreset_state
-        if before is None:
-            pool = dynamic.empty_pool(self.pool_rows.length)
-            now = dynamic.start(config, pool, self.clock, self.meter, self.ledger)
-        elif before.round < global_step // self.clock.steps:
-            now = dynamic.advance(config, before, self.clock, self.meter, self.ledger)
-        else:
-            now = before
-        self.coreset_state = now
-        warning = selection_log.excluded(
-            before.pool.usable if before else np.ones(now.pool.n, bool), now.pool.usable, self.pool_rows.ids
-        )
-        if warning is not None:
-            log.warning("%s", warning)
-        if now.selections > (before.selections if before else 0):
-            self._record_selection(now)
-        self._order = dynamic.round_rows(now, self.clock, config.seed)
-        self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
-        return now
-
-    def end_step(self, global_step: int) -> None:
-        """Book the step that ended: its rows, tokens and FLOPs, as warm-up or as training."""
-        assert self.coreset_state is not None
-        at = (global_step - 1) % self.clock.steps * self.clock.batch
-        rows = self._order[at : at + self.clock.batch]
-        tokens, flops = int(self.pool_rows.length[rows].sum()), self.cost.training(rows)
-        if self.coreset_state.selections:  # the seconds are those of the phase that `train` has opened
-            self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
-        else:
-            seconds = self.ledger.clock() - self.step_began
-            self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
-
-    def _record_selection(self, now: State) -> None:
-        """Log, audit and ledger of a selection that was just made."""
-        if self.is_world_process_zero():
-            folder, config = Path(self.args.output_dir), self.coreset_config
-            with self.ledger.phase("other"):
-                run_record.record(
-                    folder, now, self.pool_rows, self._decode, config.refresh.embedding, config.seed
-                )
-            self.ledger.write(folder / "ledger.json")
-        # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
-        # After the files, so that a callback told of a selection can read it.
-        Trainer.log(self, selection_log.figures(self.ledger.rounds[-1], now))
-
-    def _decode(self, tokens: list[list[int]]) -> list[str]:
-        texts: list[str] = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
-        return texts
-
-    # ------------------------------------------------------------------------------------ Trainer's seams
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
-        return RoundSampler(lambda: self._order, self.clock.rows)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Ours goes first: the stock method writes trainer_state.json last, so that it says all is there."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and self.coreset_state is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            state.save(self.coreset_state, folder)
-            self.ledger.write(folder / LEDGER)
-        super()._save_checkpoint(model, trial)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""
-        super()._set_signature_columns_if_needed()
-        if self.coreset_config.weighted and EXAMPLE_ID not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, EXAMPLE_ID]
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock loss; with weights Σ_i w_i Σ_t ℓ_it / (number of response tokens): ones change nothing.
-
-        [choice] The weights' mean is 1 over the coreset, not over each batch, so that a row counts alike
-        whatever it is batched with.
-        """
-        ids = inputs.pop(EXAMPLE_ID, None)
-        if not self.model.training:
-            self._count_evaluation(inputs)
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        if ids is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        return super().compute_loss(weighing(model, self._weights[ids]), inputs, *args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.ledger.phase("evaluation"):
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        return metrics
-
-    def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
-        lengths = inputs["attention_mask"].sum(dim=1).cpu().numpy()
-        flops = self.cost.evaluation(lengths)
-        self.ledger.add("evaluation", rows=len(lengths), tokens=int(lengths.sum()), flops=flops)
-
-    # -------------------------------------------------------------------------------------------- set-up
-
-    def _make_clock(self) -> Clock:
-        """The rounds' length; epochs are turned into steps."""
-        args, pool = self.args, dynamic.empty_pool(self.pool_rows.length)
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = coreset_rows(self.coreset_config, pool)
-        clock = make_clock(self.coreset_config, pool.n, rows, batch)
-        warmup = clock.warmup_rounds * clock.steps
-        if args.max_steps <= 0:
-            args.max_steps = warmup + math.ceil(args.num_train_epochs * math.ceil(rows / batch))
-        refuse_steps(args.max_steps, warmup)
-        return clock
-
-    def _make_meter(self, settings: MeasureSettings, target: Any) -> tuple[ModelCost, Meter | None]:
-        """ValueError for what this model or pool cannot give."""
-        needs, args = self.coreset_config.needs, self.args
-        settings = replace(settings, autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None)
-        checkpointing = bool(args.gradient_checkpointing)
-        cost = ModelCost.of(self.model, self.pool_rows, needs, settings, target, checkpointing)
-        if not needs:
-            return cost, None
-        check_k(self.coreset_config.refresh.k, len(self.pool_rows.length))
-        bar = not args.disable_tqdm and self.is_world_process_zero()
-        look = Look(self.model, self.pool_rows, needs, settings, self.processing_class, target, bar)
-        return cost, Meter(look, cost.measurement)
-
-    def _set_callbacks(self) -> None:
-        for stock, ours in ((ProgressCallback, _Progress), (PrinterCallback, _Printer)):
-            if self.pop_callback(stock) is not None:
-                self.add_callback(ours)
-        self.add_callback(_Rounds(self))
-
-    def _refuse_second_run(self) -> None:
-        if self.coreset_state is not None:
-            raise ValueError("this trainer has run: make a new one, with resume_from_checkpoint to go on")
-
-    def _checkpoint(self, asked: str | bool | None) -> str | None:
-        if asked is not True:
-            return asked or None
-        last: str | None = get_last_checkpoint(self.args.output_dir)
-        if last is None:
-            raise ValueError(f"no checkpoint in {self.args.output_dir}; train without resume_from_checkpoint")
-        return last
+    def _weighted_loss(
+        self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
+    ) -> Any:
+        """Divided and scaled as `Trainer.compute_loss` divides and scales the model's own loss."""
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = weighted_loss(outputs.logits, labels, weights, items)
+        if self.args.average_tokens_across_devices and items is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, outputs) if return_outputs else loss
 
 
-class _Rounds(TrainerCallback):
-    """Turns the Trainer's clock into rounds and steps."""
+class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
+    """TRL's SFTTrainer on a coreset; arguments as in `CoresetMixin`."""
 
-    def __init__(self, trainer: CoresetSFTTrainer) -> None:
-        self.trainer = trainer
+    def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
+        super()._refuse(args, coreset, stock)
+        refuse_sft_arguments(args, coreset.weighted)
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.begin_round(state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.step_began = self.trainer.ledger.clock()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.end_step(state.global_step)
-        if state.global_step == self.trainer.stop_at:
-            control.should_training_stop = True
-
-
-class _Readable(TrainerCallback):
-    """Selections as a line for people; all else as the stock console shows it."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not selection_log.is_selection(logs):
-            super().on_log(args, state, control, logs=logs, **kwargs)
-        elif state.is_world_process_zero:
-            tqdm.write(selection_log.line(logs, state.global_step))
-
-
-class _Progress(_Readable, ProgressCallback):
-    pass
-
-
-class _Printer(_Readable, PrinterCallback):
-    pass
+    def _weighted_loss(
+        self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
+    ) -> Any:
+        return SFTTrainer.compute_loss(self, weighing(model, weights), inputs, return_outputs, items)

@@ -1,0 +1,57 @@
+"""The weighted loss: Σ_i w_i Σ_t ℓ_it / (number of response tokens); weights of one change nothing.
+
+[choice] The weights' mean is 1 over the coreset, not over each batch, so that a row counts alike whatever it
+is batched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED = -100
+CHUNK = 1024  # tokens whose logits are held in fp32 at once, beside what autograd keeps
+
+
+def weighing(model: Any, weights: Tensor) -> Callable[..., Any]:
+    """`model` with the log-probabilities of each example's tokens multiplied by its weight.
+
+    weights  (b,)  of the batch's examples; log_probs of TRL's fused head are (b, tokens), 0 where not counted
+    """
+
+    def weighted(**inputs: Any) -> Any:
+        outputs = model(**inputs)
+        return replace(outputs, log_probs=outputs.log_probs * weights[:, None])
+
+    return weighted
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, items: Tensor | int | None) -> Tensor:
+    """The loss of a batch from its logits, in fp32 as the stock loss of transformers' causal models.
+
+    logits   (b, t, vocabulary)
+    labels   (b, t)  not shifted; IGNORED where the loss does not count
+    weights  (b,)
+    items    what the sum is divided by: tokens of the whole accumulated batch; None = those of this one
+
+    ValueError when there is not one weight a row, as after a collator that joins rows.
+    """
+    if len(logits) != len(weights):
+        raise ValueError(
+            f"a batch of {len(weights)} examples has become {len(logits)} rows, and which weight is whose is "
+            "lost: use a collator that keeps one row an example, or set weighted: false"
+        )
+    targets = labels[:, 1:]
+    counted = (targets != IGNORED).nonzero()
+    total = logits.new_zeros((), dtype=torch.float32)
+    for row, token in (piece.unbind(1) for piece in counted.split(CHUNK)):
+        loss = functional.cross_entropy(logits[row, token].float(), targets[row, token], reduction="none")
+        total = total + (loss * weights[row]).sum()
+    if not len(counted):
+        total = total + 0 * logits.sum()  # a gradient of zero, which backward can still be asked for
+    return total / torch.as_tensor(len(counted) if items is None else items).clamp(min=1)
