@@ -1,7 +1,7 @@
 """Everything that decides the rounds to come, and how a checkpoint holds it.
 
 checkpoint-40/coreset_state.npz    arrays: features, graph, coreset, what is known of each row
-checkpoint-40/coreset_state.json   round, round of the last selection, number of selections
+checkpoint-40/coreset_state.json   round, round of the last selection, number of selections, its figures
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
         arrays |= {f"graph/{name}": getattr(graph, name) for name in kept}
     np.savez(Path(folder) / ARRAYS, **arrays)  # type: ignore[arg-type]
     numbers = {"round": state.round, "selected_in": state.selected_in, "selections": state.selections}
+    numbers |= {"figures": dict(coreset.figures)}
     (Path(folder) / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 
 
@@ -75,4 +76,5 @@ def load(folder: str | os.PathLike[str]) -> State:
         graph=graph,
         references=groups["reference"],
     )
-    return State(pool=pool, coreset=Coreset(reasons=groups["reason"], **groups["coreset"]), **numbers)
+    coreset = Coreset(reasons=groups["reason"], figures=numbers.pop("figures"), **groups["coreset"])
+    return State(pool=pool, coreset=coreset, **numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -45,8 +46,9 @@ def check_selector(selector: Selector, *, seed: int = 0) -> None:
     """Raises AssertionError naming the case and the promise that is broken.
 
     Promises: indices distinct, in range, usable; exactly K rows for a budget of K rows, never more tokens
-    than a budget of tokens; weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,); the same
-    coreset for the same seed; the pool left as it was; only features it names in `needs` are read.
+    than a budget of tokens; weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,);
+    figures that JSON can hold, none of them NaN or infinite; the same coreset for the same seed; the pool left
+    as it was; only features it names in `needs` are read.
     Cases: budgets from one row to all; copies, all rows equal, unusable rows holding NaN, fewer rows than
     neighbours.
     """
@@ -128,6 +130,11 @@ def _examine_worth(coreset: Coreset, pool: Pool, case: str) -> None:
         _require(
             value.shape == (pool.n,), f"{case}: reason {name!r} has shape {value.shape}, not ({pool.n},)"
         )
+    for name, figure in coreset.figures.items():
+        try:
+            json.dumps(figure, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"{case}: figure {name!r} is not what JSON can hold: {error}") from None
 
 
 def _require(kept: bool, message: str) -> None:
@@ -138,6 +145,7 @@ def _require(kept: bool, message: str) -> None:
 def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
     """Every signal a measurement can return, and what a refresh keeps beside them."""
     loss = rng.gamma(2.0, 1.0, size=n).astype(np.float32)
+    other = rng.spawn(1)[0]  # a stream of its own: more signals do not change the pools of older tests
     return {
         "loss": loss,
         "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
@@ -151,6 +159,8 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
         "agreement": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
         "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
+        "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
+        "if_gradient": other.gamma(2.0, 0.5, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
     }
 
 

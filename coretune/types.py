@@ -81,12 +81,15 @@ class Coreset:
     weights  (K,) float64  >= 0, mean 1
     gains    (K,) float64  what each pick was worth when it was picked
     reasons  name -> (n,)  the components of that worth for EVERY pool row, for the audit
+    figures  name -> number, text, or list of numbers (what JSON can hold) about the selection as a whole,
+             for the ledger and the report: a certificate, a curve that was searched, a residual
     """
 
     indices: Rows
     weights: Array
     gains: Array
     reasons: Mapping[str, Array] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

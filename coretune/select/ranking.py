@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,11 @@ def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
 
 
 def coreset(
-    indices: Rows, gains: Array, reasons: Mapping[str, Array], weights: Array | None = None
+    indices: Rows,
+    gains: Array,
+    reasons: Mapping[str, Array],
+    weights: Array | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> Coreset:
     """A Coreset with float64 gains, and weights 1 unless given; given ones are brought to mean 1."""
     if weights is None:
@@ -65,4 +70,5 @@ def coreset(
         weights=np.asarray(weights / weights.mean(), dtype=np.float64),
         gains=np.asarray(gains, dtype=np.float64),
         reasons=reasons,
+        figures=figures or {},
     )
