@@ -47,7 +47,7 @@ def check_selector(selector: Selector, *, seed: int = 0) -> None:
 
     Promises: indices distinct, in range, usable; exactly K rows for a budget of K rows, never more tokens
     than a budget of tokens; weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,);
-    figures that JSON can hold, none of them NaN or infinite; the same coreset for the same seed; the pool left
+    figures that JSON can hold, none NaN or infinite; the same coreset for the same seed; the pool left
     as it was; only features it names in `needs` are read.
     Cases: budgets from one row to all; copies, all rows equal, unusable rows holding NaN, fewer rows than
     neighbours.
