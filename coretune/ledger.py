@@ -219,8 +219,10 @@ class ModelShape:
 #: Signals by what they make the model do; a pass is shared by all signals that need it.
 TRUNK_SIGNALS = frozenset({"response_embedding", "prompt_embedding"})
 LOSS_SIGNALS = frozenset({"loss", "head_gradient"})
-UNCONDITIONAL_SIGNALS = frozenset({"unconditional_loss"})
-GRADIENT_SIGNALS = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
+UNCONDITIONAL_SIGNALS = frozenset({"unconditional_loss", "kn_gradient"})
+GRADIENT_SIGNALS = frozenset(
+    {"gradient_norm", "gradient", "alignment", "target_cosine", "kn_gradient", "if_gradient"}
+)
 _KNOWN_SIGNALS = TRUNK_SIGNALS | LOSS_SIGNALS | UNCONDITIONAL_SIGNALS | GRADIENT_SIGNALS
 
 
@@ -283,7 +285,10 @@ def measurement_flops(
     gradient signals     backward through activations only: 2·P_h·ΣR for the head, for the b last of L blocks
                          (b/L)·(2·P_b·ΣT + 8·L·d·ΣT²), and 2·m·ΣT to form the gradients of the m chosen
                          parameters: an upper bound, as ghost norms and factorised projections do less.
-    Rows of a reference or a target are rows too: count them by a call of their own.
+    kn_gradient          the same of the R response tokens after one token of context
+    if_gradient          both: those of gradient and of kn_gradient
+    Rows of a reference or a target are rows too: count them by a call of their own. Preconditioning and
+    sketching work entry by entry, and are left out as norms and activations are.
 
     lengths, responses (m,) tokens of each row and of its response; blocks = b; chosen_parameters = m
     Raises ValueError for a signal that is not known here.
@@ -292,20 +297,27 @@ def measurement_flops(
     if unknown := sorted(asked - _KNOWN_SIGNALS):
         known = ", ".join(sorted(_KNOWN_SIGNALS))
         raise ValueError(f"no FLOP formula for {', '.join(unknown)}; there is one for {known}")
-    tokens, squares = _sums(lengths)
     scored = np.asarray(responses)
-    nothing = np.zeros_like(scored)
     flops = 0.0
-    if asked - UNCONDITIONAL_SIGNALS:
-        needs_head = bool(asked & (LOSS_SIGNALS | GRADIENT_SIGNALS))
-        flops += forward_flops(shape, lengths, scored if needs_head else nothing)
-    if asked & UNCONDITIONAL_SIGNALS:
+    if whole := (asked - UNCONDITIONAL_SIGNALS):
+        needs_head = bool(whole & (LOSS_SIGNALS | GRADIENT_SIGNALS))
+        flops += forward_flops(shape, lengths, scored if needs_head else np.zeros_like(scored))
+        if whole & GRADIENT_SIGNALS:
+            flops += _backward_flops(shape, np.asarray(lengths), scored, blocks, chosen_parameters)
+    if alone := (asked & UNCONDITIONAL_SIGNALS | asked & {"if_gradient"}):
         flops += forward_flops(shape, scored + 1, scored)
-    if asked & GRADIENT_SIGNALS:
-        attention = 8.0 * shape.layers * shape.attention_width * squares
-        flops += blocks / shape.layers * (2.0 * shape.block_parameters * tokens + attention)
-        flops += 2.0 * shape.head_parameters * _sums(scored)[0] + 2.0 * chosen_parameters * tokens
+        if alone & GRADIENT_SIGNALS:
+            flops += _backward_flops(shape, scored + 1, scored, blocks, chosen_parameters)
     return flops
+
+
+def _backward_flops(
+    shape: ModelShape, lengths: Array, scored: Array, blocks: int, chosen_parameters: int
+) -> float:
+    tokens, squares = _sums(lengths)
+    attention = 8.0 * shape.layers * shape.attention_width * squares
+    trunk = blocks / shape.layers * (2.0 * shape.block_parameters * tokens + attention)
+    return trunk + 2.0 * shape.head_parameters * _sums(scored)[0] + 2.0 * chosen_parameters * tokens
 
 
 def _sums(lengths: Array | Sequence[int]) -> tuple[float, float]:

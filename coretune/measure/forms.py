@@ -2,19 +2,22 @@
 
 Whatever the layer, the gradient of example i's loss is a sum over its tokens s of outer products, a sum of
 rows put at token ids, or a vector. Norms, inner products and projections are taken from the factors, in
-float32; the gradient itself is built only where that is cheaper.
+float32; the gradient itself is built only where that is cheaper, or where its entries are asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from coretune.measure.project import DENSE_ENTRIES, MatrixProjection, Sketch
+
+#: Rows of the batch, entries of the parameter's first dimension, and their gradients (rows, entries, ...).
+Part = tuple[slice, slice, Tensor]
 
 
 class Form(Protocol):
@@ -34,6 +37,10 @@ class Form(Protocol):
 
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         """Adds the projection of each G_i to `total` (B, dim), in place."""
+        ...
+
+    def dense(self) -> Iterator[Part]:
+        """The G_i themselves, float32, in parts of at most DENSE_ENTRIES entries, to be used one by one."""
         ...
 
 
@@ -56,13 +63,10 @@ class Outer:
         b = self.right.shape[2]
         if tokens * (a + b) < a * b:
             return ((self.left @ self.left.mT) * (self.right @ self.right.mT)).sum((1, 2))
-        step = max(1, DENSE_ENTRIES // (a * b))
-        return torch.cat(
-            [
-                (self.left[i : i + step].mT @ self.right[i : i + step]).square().sum((1, 2))
-                for i in range(0, rows, step)
-            ]
-        )
+        norm = self.left.new_zeros(rows)
+        for part, _, gradients in self.dense():
+            norm[part] += gradients.square().sum((1, 2))
+        return norm
 
     def inner(self, reference: Tensor) -> Tensor:
         if self.left.shape[2] < self.right.shape[2]:
@@ -75,6 +79,10 @@ class Outer:
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
         projection.add_to(total, projection.cut_left(self.left), self.right)
+
+    def dense(self) -> Iterator[Part]:
+        for rows, entries in parts(len(self.left), self.left.shape[2], self.right.shape[2]):
+            yield rows, entries, self.left[rows, :, entries].mT @ self.right[rows]
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,24 @@ class Lookup:
 
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
-        if projection.left is None:
-            left = functional.one_hot(self.ids, self.entries).float()
-        else:
-            left = projection.left[self.ids]
-        projection.add_to(total, left, self.right)
+        if projection.left is not None:
+            projection.add_to(total, projection.left[self.ids], self.right)
+            return
+        # Not by one-hot vectors: a vocabulary that stays whole may be a large one.
+        right = self.right if projection.right is None else self.right @ projection.right
+        place = self.ids[..., None] * right.shape[2] + torch.arange(right.shape[2], device=right.device)
+        signed = right * projection.sketch.sign[place]
+        total.scatter_add_(1, projection.sketch.bucket[place].flatten(1), signed.flatten(1))
+
+    def dense(self) -> Iterator[Part]:
+        width = self.right.shape[2]
+        for rows, entries in parts(len(self.ids), self.entries, width):
+            ids, tall = self.ids[rows], entries.stop - entries.start
+            inside = (ids >= entries.start) & (ids < entries.stop)
+            place = ids - entries.start + tall * torch.arange(len(ids), device=ids.device)[:, None]
+            gradients = self.right.new_zeros(len(ids) * tall, width)
+            gradients.index_add_(0, place[inside], self.right[rows][inside])
+            yield rows, entries, gradients.view(len(ids), tall, width)
 
 
 @dataclass(frozen=True)
@@ -129,3 +150,16 @@ class Vector:
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, Sketch)
         projection.add_to(total, self.values)
+
+    def dense(self) -> Iterator[Part]:
+        for rows, entries in parts(len(self.values), self.values.shape[1], 1):
+            yield rows, entries, self.values[rows, entries]
+
+
+def parts(rows: int, entries: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Whole rows while one has no more than DENSE_ENTRIES entries, else one row's in stretches."""
+    stretch = min(entries, max(1, DENSE_ENTRIES // width))
+    step = max(1, DENSE_ENTRIES // (stretch * width))
+    for i in range(0, rows, step):
+        for j in range(0, entries, stretch):
+            yield slice(i, min(i + step, rows)), slice(j, min(j + stretch, entries))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from coretune.measure.batches import Batch
-from coretune.measure.forms import Form, Lookup, Vector
+from coretune.measure.forms import Form, Lookup, Part, Vector
 from coretune.measure.head import CHUNK_ENTRIES, scatter
 from coretune.measure.hooks import Chosen, Reader
-from coretune.measure.project import MatrixProjection, Sketch
+from coretune.measure.project import DENSE_ENTRIES, MatrixProjection, Sketch
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,17 @@ class HeadWeight:
         return error.mul_(self.share[:, None])
 
     def blocks(self) -> Iterator[slice]:
-        return vocabulary_blocks(len(self.weight), len(self.state))
+        """Of the vocabulary: no more than a chunk of logits, and than DENSE_ENTRIES of a row's gradient."""
+        vocabulary, width = self.weight.shape
+        step = max(1, min(CHUNK_ENTRIES // max(1, len(self.state)), DENSE_ENTRIES // width))
+        for begin in range(0, vocabulary, step):
+            yield slice(begin, min(begin + step, vocabulary))
 
     def square_norm(self) -> Tensor:
         """Direct, row by row, block by block: T · vocabulary · d multiplications, as the head's own pass."""
-        row = self.where.nonzero()[:, 0]
-        norm = torch.zeros(len(self.where), device=row.device)
-        for block in self.blocks():
-            error = self.error(block)
-            for i in range(len(norm)):
-                gradient = error[row == i].mT @ self.state[row == i]
-                if self.lookup is not None:
-                    ids = self.lookup.ids[i]
-                    inside = (ids >= block.start) & (ids < block.stop)
-                    gradient.index_add_(0, ids[inside] - block.start, self.lookup.right[i][inside])
-                norm[i] += gradient.square().sum()
+        norm = torch.zeros(len(self.where), device=self.state.device)
+        for rows, _, gradient in self.dense():
+            norm[rows] += gradient.square().sum((1, 2))
         return norm
 
     def inner(self, reference: Tensor) -> Tensor:
@@ -86,12 +82,25 @@ class HeadWeight:
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
         if projection.left is None:
-            left = torch.cat([self.error(block) for block in self.blocks()], 1)
-        else:
-            left = torch.stack([self.error(block) @ projection.left[block] for block in self.blocks()]).sum(0)
+            for rows, block, gradient in self.dense():
+                projection.add_part(total[rows], block, gradient)
+            return
+        left = torch.stack([self.error(block) @ projection.left[block] for block in self.blocks()]).sum(0)
         projection.add_to(total, scatter(left, self.where), scatter(self.state, self.where))
         if self.lookup is not None:
             self.lookup.project(projection, total)
+
+    def dense(self) -> Iterator[Part]:
+        row = self.where.nonzero()[:, 0]
+        for block in self.blocks():
+            error = self.error(block)
+            for i in range(len(self.where)):
+                gradient = error[row == i].mT @ self.state[row == i]
+                if self.lookup is not None:
+                    ids = self.lookup.ids[i]
+                    inside = (ids >= block.start) & (ids < block.stop)
+                    gradient.index_add_(0, ids[inside] - block.start, self.lookup.right[i][inside])
+                yield slice(i, i + 1), block, gradient[None]
 
     def bias_gradient(self) -> Vector:
         """(B, vocabulary): Σ_t error_t."""
@@ -100,13 +109,6 @@ class HeadWeight:
         for block in self.blocks():
             whole[:, block].index_add_(0, row, self.error(block))
         return Vector(whole)
-
-
-def vocabulary_blocks(vocabulary: int, tokens: int) -> Iterator[slice]:
-    """Slices of the vocabulary, none of which makes more than a chunk of logits."""
-    step = max(1, CHUNK_ENTRIES // max(1, tokens))
-    for begin in range(0, vocabulary, step):
-        yield slice(begin, min(begin + step, vocabulary))
 
 
 def tell_head(

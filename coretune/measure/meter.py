@@ -15,15 +15,18 @@ from coretune.measure import passes
 from coretune.measure.batches import Batch, collate, pack
 from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding, where_good
 from coretune.measure.head import HeadResult
+from coretune.measure.moments import Moments
 from coretune.measure.parameters import Choice, choose
+from coretune.measure.precondition import Precondition, preconditioner
 from coretune.measure.project import MatrixProjection, Sketch, generator
-from coretune.measure.readers import Inner, Projected, SquareNorm, Total
+from coretune.measure.readers import Inner, Preconditioned, Projected, SquareNorm, Total
 from coretune.measure.settings import MeasureSettings
 from coretune.types import Array
 
 NEED_HEAD = frozenset({"loss", "head_gradient"})
 NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
 PROJECTED = frozenset({"gradient", "target_cosine"})
+GradientReader = SquareNorm | Inner | Projected | Preconditioned
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,32 @@ class Meter:
         names: frozenset[str],
         references: References,
         progress: Callable[[int], None] | None,
+        precondition: Precondition | None = None,
     ) -> dict[str, Array]:
-        """Name -> (m, ...) float32, row r describes tokens[r]; `unconditional_loss` is left to the caller."""
+        """Name -> (m, ...) float32, row r describes tokens[r].
+
+        precondition   of the projected signals; None where the settings ask for none, and for the target
+        """
         found: dict[str, Array] = {
             name: np.full((len(tokens), *self._shape(name)), np.nan, dtype=np.float32)
-            for name in sorted(names - {"unconditional_loss"})
+            for name in sorted(names)
         }
         if not found:
             return found
         for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
-            for name, value in self._measure(batch, names, references).items():
+            for name, value in self._measure(batch, names, references, precondition).items():
                 found[name][batch.where] = value.cpu().numpy()
             if progress is not None:
                 progress(batch.size)
         return found
+
+    def preconditioner(self, moments: Moments) -> Precondition | None:
+        """What the settings ask for, of the chosen parameters; ValueError where the moments are of others."""
+        if self.settings.preconditioner == "none":
+            return None
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+        chosen = {name: shapes[name] for name in self.choice.names}
+        return preconditioner(self.settings.preconditioner, moments, chosen, self.device)
 
     def mean_gradient(self, tokens: Sequence[Array], prompt_length: Array) -> dict[str, Tensor]:
         """Mean over rows of the gradient of their token-mean loss, by parameter, float32.
@@ -113,13 +128,19 @@ class Meter:
         for where in pack(lengths, batch_tokens):
             yield collate(tokens, prompt_length, where, self.pad_token_id).to(self.device)
 
-    def _measure(self, batch: Batch, names: frozenset[str], references: References) -> dict[str, Tensor]:
+    def _measure(
+        self,
+        batch: Batch,
+        names: frozenset[str],
+        references: References,
+        precondition: Precondition | None,
+    ) -> dict[str, Tensor]:
         """Name -> (B, ...) of one batch."""
         projection = self.head_projection if "head_gradient" in names else None
         value: dict[str, Tensor] = {}
         response: HeadResult | None
         if names & NEED_BACKWARD:
-            readers = self._readers(batch.size, names, references)
+            readers = self._readers(batch.size, names, references, precondition)
             hidden, response = passes.forward_backward(
                 self.model, batch, self.choice, list(readers.values()), projection=projection
             )
@@ -143,16 +164,21 @@ class Meter:
         }
 
     def _readers(
-        self, rows: int, names: frozenset[str], references: References
-    ) -> dict[str, SquareNorm | Inner | Projected]:
-        readers: dict[str, SquareNorm | Inner | Projected] = {}
+        self, rows: int, names: frozenset[str], references: References, precondition: Precondition | None
+    ) -> dict[str, GradientReader]:
+        readers: dict[str, GradientReader] = {}
         if "gradient_norm" in names:
             readers["gradient_norm"] = SquareNorm(rows, self.device)
         if "alignment" in names:
             assert references.gradient is not None
             readers["alignment"] = Inner(rows, references.gradient, self.device)
         if names & PROJECTED:
-            readers["gradient"] = Projected(rows, self.settings.projection_dim, self.projections, self.device)
+            given = (rows, self.settings.projection_dim, self.projections)
+            readers["gradient"] = (
+                Projected(*given, self.device)
+                if precondition is None
+                else Preconditioned(*given, precondition, self.device)
+            )
         return readers
 
     def _projections(self) -> dict[str, MatrixProjection | Sketch]:
@@ -171,16 +197,24 @@ class Meter:
 
     def _matrix_projection(self, name: str, shape: tuple[int, int]) -> MatrixProjection:
         settings = self.settings
-        longest = (
-            max(shape) if settings.basis == "sjlt" else settings.factor_dim
-        )  # of a side that stays whole
+        # [choice] No side is cut where the gradient is built to be preconditioned: one sketch varies less.
+        whole = settings.basis == "sjlt" or settings.preconditioner != "none"
+        longest = max(shape) if whole else settings.factor_dim  # of a side that is not cut
         return MatrixProjection.make(
             name, shape, settings.projection_dim, longest, settings.seed, self.device
         )
 
     def _head_projection(self) -> MatrixProjection:
+        settings = self.settings
         vocabulary, width = self.model.get_output_embeddings().weight.shape
-        return self._matrix_projection("head_gradient", (vocabulary, width))
+        return MatrixProjection.make(
+            "head_gradient",
+            (vocabulary, width),
+            settings.projection_dim,
+            settings.factor_dim,
+            settings.seed,
+            self.device,
+        )
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of one row of that signal."""
@@ -189,9 +223,7 @@ class Meter:
         return (self.settings.projection_dim,) if name in ("gradient", "head_gradient") else ()
 
 
-def _gradient_signals(
-    readers: dict[str, SquareNorm | Inner | Projected], references: References
-) -> dict[str, Tensor]:
+def _gradient_signals(readers: dict[str, GradientReader], references: References) -> dict[str, Tensor]:
     value = {name: reader.value for name, reader in readers.items()}
     if "gradient_norm" in value:
         value["gradient_norm"] = value["gradient_norm"].clamp_min(0.0).sqrt()

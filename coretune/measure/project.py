@@ -57,6 +57,15 @@ class Sketch:
         """Adds the sketch of each of `vectors` (B, size) to `total` (B, dim), in place."""
         total.index_add_(1, self.bucket, vectors * self.sign)
 
+    def add_part(self, total: Tensor, entries: slice, gradients: Tensor) -> None:
+        """Adds to `total` (B, dim) the share of some entries of a parameter's gradients, in place.
+
+        gradients (B, entries, ...)   at these entries of the first dimension
+        """
+        width = gradients[0, 0].numel()
+        part = slice(entries.start * width, entries.stop * width)
+        total.index_add_(1, self.bucket[part], gradients.flatten(1) * self.sign[part])
+
 
 @dataclass(frozen=True)
 class MatrixProjection:
@@ -108,3 +117,12 @@ class MatrixProjection:
         for i in range(0, len(total), step):
             part = slice(i, i + step)
             self.sketch.add_to(total[part], (left[part].mT @ right[part]).flatten(1))
+
+    def add_part(self, total: Tensor, entries: slice, gradients: Tensor) -> None:
+        """As `Sketch.add_part`, of gradients (B, entries, b) that are there as such."""
+        if self.right is not None:
+            gradients = gradients @ self.right
+        if self.left is None:
+            self.sketch.add_part(total, entries, gradients)
+        else:
+            self.sketch.add_to(total, (self.left[entries].mT @ gradients).flatten(1))

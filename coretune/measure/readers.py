@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from coretune.measure.forms import Form
+from coretune.measure.precondition import Precondition
 from coretune.measure.project import MatrixProjection, Sketch
 
 
@@ -43,6 +44,26 @@ class Projected:
 
     def __call__(self, name: str, form: Form) -> None:
         form.project(self.projections[name], self.value)
+
+
+class Preconditioned:
+    """value (B, dim): Σ over parameters of the projections of their preconditioned gradients."""
+
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        projections: Mapping[str, MatrixProjection | Sketch],
+        precondition: Precondition,
+        device: torch.device,
+    ) -> None:
+        self.projections, self.precondition = projections, precondition
+        self.value = torch.zeros(rows, dim, device=device)
+
+    def __call__(self, name: str, form: Form) -> None:
+        for rows, entries, gradients in form.dense():
+            gradients = self.precondition(name, entries, gradients)
+            self.projections[name].add_part(self.value[rows], entries, gradients)
 
 
 class Total:

@@ -3,6 +3,12 @@
     rows ─ sorted by length, packed by a token budget ─► forward ─► head in chunks ─► loss, embeddings
                                                               └─ backward to the chosen layers ─► gradients
 
+`unconditional_loss` and `kn_gradient` are of the response after the bos token alone, in a pass of its own:
+of the same target tokens, divided by the same number of them, so that the rest, `if_gradient`, is the
+gradient of the instruction's part of the loss alone. [BRIEF, Shen et al. 2026, Eqs. 1, 4-11]
+
+    L_SFT = L_KN + L_IF       kn_gradient = P Γ(∇L_KN)       if_gradient = P (Γ(∇L_SFT) − Γ(∇L_KN))
+
 Every signal is exact to a batch-1 autograd loop. Scoring uses a forward pass of its own, so fused training
 losses change nothing here.
 """
@@ -10,6 +16,7 @@ losses change nothing here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coretune.measure.batches import TokenRows
-from coretune.measure.meter import Meter, References
+from coretune.measure.meter import PROJECTED, Meter, References
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
@@ -32,9 +39,14 @@ SIGNALS = (
     "head_gradient",
     "gradient_norm",
     "gradient",
+    "kn_gradient",
+    "if_gradient",
     "alignment",
     "target_cosine",
 )
+
+#: Signals of the response after the bos token alone, and what they are of that row.
+WITHOUT_PROMPT = {"unconditional_loss": "loss", "kn_gradient": "gradient"}
 
 
 def measurer(
@@ -53,12 +65,15 @@ def measurer(
 
     model         a transformers causal language model, or a PEFT model around one
     bos_token_id  what the response follows in `unconditional_loss`; the eos token where there is no bos
-    target        trusted examples: the reference of `alignment` and of `target_cosine`
+    target        trusted examples: the reference of `alignment` and of `target_cosine`. Their own gradients
+                  are not preconditioned: LESS compares the step of an example with the target's gradient
     moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
     progress      called with the number of rows finished, after every batch
 
     The reference is measured anew at every call, under the weights of that moment.
+    Preconditioned are `gradient`, `kn_gradient`, `if_gradient` and the pool's side of `target_cosine`, not
+    `gradient_norm` and `alignment`.
     A row whose signal is not finite, or that has no response, comes back as NaN.
     ValueError: an unknown signal; `target_cosine` without a target; a model or layer that is not supported.
     """
@@ -67,28 +82,64 @@ def measurer(
         raise ValueError(f"unknown signals {unknown}; known are {list(SIGNALS)}")
     if "target_cosine" in names and target is None:
         raise ValueError("target_cosine needs target examples and none are given; set target_data")
-    if settings.preconditioner != "none" and moments is None:
+    passes = _Passes.of(frozenset(names))
+    if passes.names & PROJECTED and settings.preconditioner != "none" and moments is None:
         raise ValueError(
             f"preconditioner {settings.preconditioner} needs an optimizer's moments and none are given; "
             "give moments=Moments.from_checkpoint(folder, model), or set preconditioner: none"
         )
-    meter = Meter(model, settings, frozenset(names), pad_token_id)
+    meter = Meter(model, settings, passes.names, pad_token_id)
 
     def measure(asked: Rows) -> dict[str, Array]:
         asked = np.asarray(asked, dtype=np.int64)
         tokens, prompt_length = rows.tokens(asked), rows.prompt_length[asked]
         with untouched(model), autocasting(meter.device, settings.autocast):
             meter.check_head(tokens)
+            precondition = None
+            if passes.names & PROJECTED and moments is not None:
+                precondition = meter.preconditioner(moments() if callable(moments) else moments)
             references = References(
                 _reference_gradient(meter, rows, target) if "alignment" in names else None,
                 _target_direction(meter, target) if target is not None and "target_cosine" in names else None,
             )
-            found = meter.signals(tokens, prompt_length, frozenset(names), references, progress)
-            if "unconditional_loss" in names:
-                found["unconditional_loss"] = _unconditional_loss(meter, tokens, prompt_length, bos_token_id)
-        return {name: found[name] for name in names}
+            found = meter.signals(tokens, prompt_length, passes.whole, references, progress, precondition)
+            alone: dict[str, Array] = {}
+            if passes.alone:
+                responses = _after_bos(tokens, prompt_length, bos_token_id)
+                rest = None if passes.whole else progress
+                alone = meter.signals(*responses, passes.alone, References(), rest, precondition)
+        return _named(names, found, alone)
 
     return measure
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What is measured in the pass over whole rows, and in the one over the responses alone."""
+
+    whole: frozenset[str]
+    alone: frozenset[str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.whole | self.alone
+
+    @staticmethod
+    def of(names: frozenset[str]) -> _Passes:
+        alone = {WITHOUT_PROMPT[name] for name in names & WITHOUT_PROMPT.keys()}
+        whole = names - WITHOUT_PROMPT.keys() - {"if_gradient"}
+        if "if_gradient" in names:
+            return _Passes(whole | {"gradient"}, frozenset(alone | {"gradient"}))
+        return _Passes(whole, frozenset(alone))
+
+
+def _named(names: Sequence[str], whole: dict[str, Array], alone: dict[str, Array]) -> dict[str, Array]:
+    """The signals asked for, from those of the two passes."""
+    found = {name: alone[WITHOUT_PROMPT[name]] for name in names if name in WITHOUT_PROMPT}
+    if "if_gradient" in names:
+        # A projection is linear: the difference of two projections is that of the difference.
+        found["if_gradient"] = whole["gradient"] - alone["gradient"]
+    return {name: found[name] if name in found else whole[name] for name in names}
 
 
 def _reference_gradient(meter: Meter, rows: TokenRows, target: TokenRows | None) -> dict[str, Tensor]:
@@ -117,17 +168,15 @@ def _target_direction(meter: Meter, target: TokenRows) -> Tensor:
     return functional.normalize(torch.from_numpy(features), dim=1).mean(0).to(meter.device)
 
 
-def _unconditional_loss(
-    meter: Meter, tokens: Sequence[Array], prompt_length: Array, bos_token_id: int
-) -> Array:
-    """(m,) float32: token-mean loss of each response after the bos token alone."""
+def _after_bos(
+    tokens: Sequence[Array], prompt_length: Array, bos_token_id: int
+) -> tuple[Sequence[Array], Array]:
+    """Each response after the bos token alone, and the length of that prompt."""
     alone = [
         np.concatenate([[bos_token_id], row[max(int(begin), 1) :]]).astype(np.int64)
         for row, begin in zip(tokens, prompt_length, strict=True)
     ]
-    return meter.signals(alone, np.ones(len(alone), dtype=np.int64), frozenset({"loss"}), References(), None)[
-        "loss"
-    ]
+    return alone, np.ones(len(alone), dtype=np.int64)
 
 
 def _whole(rows: TokenRows) -> tuple[Sequence[Array], Array]:
