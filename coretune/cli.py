@@ -1,16 +1,19 @@
-"""The command: train, select, demo, cache. Heavy packages are imported inside, so that --help is quick."""
+"""The command. Heavy packages are imported inside the functions, so that --help is quick.
+
+train, select, demo are here; `reading_command.py` reads runs, `cache_command.py` stores.
+"""
 
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from coretune import cache_command
+from coretune import cache_command, reading_command
+from coretune.console import Traceback, guarded, print_table
 
 app = typer.Typer(
     add_completion=False,
@@ -24,7 +27,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")
 ]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and list them.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 
 
 @app.command()
@@ -41,10 +43,10 @@ def train(
 
         settings = _load(config, overrides, skip_bad_rows)
         trainer = run.train(settings)
-        _print_table("Cost of this run", run.summary(trainer))
+        print_table("Cost of this run", run.summary(trainer))
         print(f"run directory: {settings.output_dir}")
 
-    _guarded(work, traceback)
+    guarded(work, traceback)
 
 
 @app.command()
@@ -63,7 +65,7 @@ def select(
         path = run.select(settings)
         print(f"coreset: {path}")
 
-    _guarded(work, traceback)
+    guarded(work, traceback)
 
 
 @app.command()
@@ -79,10 +81,14 @@ def demo(
 
         from coretune.demo import run_demo
 
-        _print_table("Equal steps; seconds include selection", run_demo(Path(output_dir), seed))
+        print_table("Equal steps; seconds include selection", run_demo(Path(output_dir), seed))
         print(f"run directory: {output_dir}")
 
-    _guarded(work, traceback)
+    guarded(work, traceback)
+
+
+for command in (reading_command.explain, reading_command.diff):
+    app.command()(command)
 
 
 def main() -> None:
@@ -98,32 +104,6 @@ def _load(path: str, overrides: Sequence[str] | None, skip_bad_rows: bool) -> An
 
     config = load_config(path, overrides or ())
     return config.model_copy(update={"skip_bad_rows": True}) if skip_bad_rows else config
-
-
-def _guarded(work: Callable[[], None], traceback: bool) -> None:
-    """Run it; an error the user can mend is one line on stderr and exit code 1."""
-    try:
-        work()
-    except (ValueError, OSError) as error:
-        if traceback:
-            raise
-        # Libraries' errors about files and models run over many lines; ours break lines only in lists.
-        text = " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
-        print(f"coretune: {text}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-def _print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
 
 
 if __name__ == "__main__":

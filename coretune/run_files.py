@@ -1,4 +1,4 @@
-"""Reads a run directory: what was chosen, of what pool, at what cost. Needs neither the model nor the data."""
+"""Reads a run directory: what was chosen, of what pool, at what cost. Needs no model and no data."""
 
 from __future__ import annotations
 
@@ -65,8 +65,15 @@ class RunFiles:
     def rounds(self) -> list[int]:
         return audit.round_numbers(self.path / SELECTION)
 
+    def step_of(self, round: int) -> int | None:
+        """The optimiser step before that round; None where no config.yaml says how long a round is."""
+        steps = self.config.get("provenance", {}).get("round_steps")
+        return None if steps is None else round * int(steps)
+
     def selection(self, round: int) -> pa.Table:
-        """The lines of one selection; KeyError names those there are."""
+        """The lines of one selection; ValueError names those there are."""
+        if round not in self.rounds:
+            raise ValueError(f"{self.path} has no refresh {round}; it has {', '.join(map(str, self.rounds))}")
         return audit.read(self.path / SELECTION, round)
 
     def chosen(self, round: int) -> list[str]:
@@ -88,7 +95,7 @@ class RunFiles:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """The trainer's log lines: of the finished run, else of its last checkpoint; [] where there is none."""
+        """The trainer's log lines: of the finished run, else of its last checkpoint; [] without either."""
         checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
         for folder in (self.path, *reversed(checkpoints)):
             if (folder / HISTORY).is_file():

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.greedy import Objective, coverage_worth, lazy_greedy
 from coretune.select.importance import contradicted, cut_off, importance, scaled
@@ -48,7 +49,8 @@ class Grace:
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
-                     max_{j∈S} sim; noise = the score cut by; candidate = 1 for a row that could be chosen
+                     max_{j∈S} sim; noise = the score cut by; candidate = 1 for a row that could be chosen;
+                     held_back = why another could not (`held_back.py`), 0 for a candidate
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: the least noisy of those cut,
     and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
@@ -84,7 +86,8 @@ class Grace:
         return tuple(dict.fromkeys((*weighing, *cutting, *copies, self.embedding)))
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-        noise, candidates = self._candidates(pool, budget)
+        noise, held_back = self._held_back(pool, budget)
+        candidates = pool.usable & (held_back == 0)
         objective = self._objective(pool, budget)
         picks = lazy_greedy(objective, budget, pool.cost, candidates)
         reasons = {
@@ -93,6 +96,7 @@ class Grace:
             "covered": picks.best,
             "noise": noise,
             "candidate": candidates.astype(np.float32),
+            "held_back": held_back.astype(np.float32),
         }
         return coreset(picks.indices, picks.gains, reasons)
 
@@ -116,23 +120,28 @@ class Grace:
             demand=pool.usable.astype(np.float64),
         )
 
-    def _candidates(self, pool: Pool, budget: Budget) -> tuple[Array, Array]:
-        """(n,) the noise score and (n,) bool who may be chosen."""
+    def _held_back(self, pool: Pool, budget: Budget) -> tuple[Array, Array]:
+        """(n,) the noise score and (n,) why a row may not be chosen; 0 = it may."""
         noise = importance(self.cutoff_by).score(pool) if self._looks_for_noise else np.zeros(pool.n)
+        why: Array = np.zeros(pool.n, np.int8)
         kept = pool.usable
         if self.agreement_below:
-            kept = kept & ~contradicted(pool, self.agreement_below, self.loss_above)
+            kept = _without(
+                kept, ~contradicted(pool, self.agreement_below, self.loss_above), why, CONTRADICTED
+            )
         if self.copies <= 1:
-            kept = kept & best_of_copies(pool, noise, self.copies, "response_embedding")
-        kept = cut_off(noise, kept, self.cutoff)
+            kept = _without(kept, best_of_copies(pool, noise, self.copies, "response_embedding"), why, COPY)
+        kept = _without(kept, cut_off(noise, kept, self.cutoff), why, OUTLIER)
         kept = kept | _enough(pool, budget, np.lexsort((noise, ~kept)))
         trained_at = pool.features.get("trained_at")
-        if not self.rest or trained_at is None:
-            return noise, kept
-        last = trained_at[pool.usable].max()
-        rested = kept & ((trained_at < 0) | (trained_at <= last - self.rest))
-        longest_ago = np.lexsort((noise, np.where(kept, trained_at, np.inf)))
-        return noise, rested | (kept & _enough(pool, budget, longest_ago))
+        if self.rest and trained_at is not None:
+            last = trained_at[pool.usable].max()
+            longest_ago = np.lexsort((noise, np.where(kept, trained_at, np.inf)))
+            rested = (trained_at < 0) | (trained_at <= last - self.rest)
+            rested |= _enough(pool, budget, longest_ago)
+            kept = _without(kept, rested, why, RESTING)
+        why[kept] = 0
+        return noise, why
 
     def _terms(self, pool: Pool, budget: Budget) -> float:
         """What the sum of importances is divided by."""
@@ -141,6 +150,12 @@ class Grace:
         if budget.unit == "rows":
             return float(budget.amount)
         return max(1.0, budget.amount / float(pool.cost[pool.usable].mean()))
+
+
+def _without(kept: Array, allowed: Array, why: Array, code: int) -> Array:
+    """(n,) bool `kept` and `allowed`; `why` (n,) gets the code where that makes the difference."""
+    why[kept & ~allowed] = code
+    return kept & allowed
 
 
 def _enough(pool: Pool, budget: Budget, order: Rows) -> Array:
