@@ -150,18 +150,26 @@ def test_the_heads_own_gradient_is_told_in_blocks_of_the_vocabulary(family, monk
 
 def test_only_the_asked_work_is_done(monkeypatch):
     model, rows = tiny_model("llama"), random_rows(4, seed=5)
-    head_calls = []
-    model.lm_head.register_forward_hook(lambda layer, inputs, output: head_calls.append(output.requires_grad))
+    positions, grad = [], []
+
+    def watch(layer, inputs, output):
+        positions.append(output.numel() // output.shape[-1])
+        grad.append(output.requires_grad)
+
+    model.lm_head.register_forward_hook(watch)
     measure(model, rows, ["response_embedding", "prompt_embedding"])
-    assert len(head_calls) == 2  # the two of the check that the logits are the head's
-    calls = len(head_calls)
+    checked = min(8, len(rows.token_rows[0]))  # twice, that the logits are the head's, and then nothing
+    assert positions == [checked, checked, 0]
+    positions.clear()
     measure(model, rows, ["unconditional_loss"])
-    assert (
-        len(head_calls) == calls + 3
-    )  # the check again, and one batch of responses; no pass over the whole rows
+    responses = sum(
+        len(row) - max(start, 1) for row, start in zip(rows.token_rows, rows.prompt_length, strict=True)
+    )
+    assert positions == [checked, checked, 0, responses]  # no pass over the whole rows
+    grad.clear()
     monkeypatch.setattr(torch.autograd, "backward", None)
     measure(model, rows, ["loss", "head_gradient"])
-    assert not any(head_calls)
+    assert not any(grad)
 
 
 @pytest.mark.parametrize("inputs_require_grads", [False, True])

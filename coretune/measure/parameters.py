@@ -52,6 +52,11 @@ class Choice:
     tied: Chosen | None = None
 
     @property
+    def hooked(self) -> list[Chosen]:
+        """The layers that hooks are to hear of."""
+        return [*self.layers, *([self.tied] if self.tied is not None else [])]
+
+    @property
     def names(self) -> list[str]:
         """Of the parameters in the model, each once."""
         items = [*self.layers, *([self.head] if self.head is not None else [])]

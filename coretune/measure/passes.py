@@ -5,9 +5,9 @@ The model is left as it was found: modes, gradients, what requires a gradient, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader, listening
 from coretune.measure.parameters import Choice
 from coretune.measure.project import MatrixProjection
+
+Used = TypeVar("Used")
 
 
 @contextmanager
@@ -46,21 +48,56 @@ def autocasting(device: torch.device, dtype: str | None) -> AbstractContextManag
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
-    """Last hidden states (B, T, d), after the final norm."""
-    hidden: Tensor = model.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden
+def forward(
+    model: Any, batch: Batch, use: Callable[[Tensor, Any], Used], *, logits: bool = False
+) -> tuple[Tensor, Used]:
+    """Last hidden states (B, T, d), after the final norm, and use(hidden states, the model's output).
+
+    Through the model's own forward pass, not through its decoder alone, and `use` before that ends: where
+    weights are sharded (FSDP), those outside the blocks (embeddings, final norm, head) are together only that
+    long, and again when a gradient comes back to what the model returned. Unless `logits` are asked for, the
+    model's own call of its head is given no positions: what is needed of the head is `use`'s business.
+    """
+    states: list[Tensor] = []
+    used: list[Used] = []
+    skip = model.get_output_embeddings().register_forward_pre_hook(
+        lambda layer, inputs: None if logits else (inputs[0][:, :0],)
+    )
+
+    def decoded(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        states.append(output.last_hidden_state)
+
+    def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
+        skip.remove()
+        used.append(use(states[0], output))
+        return states[0]
+
+    # First of the hooks: FSDP2 takes its weights apart again in one of its own, FSDP1 around the module.
+    outermost = model.module if type(model).__name__ == "FullyShardedDataParallel" else model
+    handles = [
+        skip,
+        model.get_decoder().register_forward_hook(decoded),
+        outermost.register_forward_hook(leave, prepend=True),
+    ]
+    try:
+        hidden: Tensor = model(input_ids=batch.input_ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return hidden, used[0]
 
 
 def forward_only(
     model: Any, batch: Batch, *, head: bool, projection: MatrixProjection | None
 ) -> tuple[Tensor, HeadResult | None]:
     """Last hidden states and, if asked for, what the head says of them; nothing is kept for a backward."""
+    output_head = model.get_output_embeddings()
+
+    def use(hidden: Tensor, output: Any) -> HeadResult | None:
+        return response_loss(output_head, hidden, batch, projection=projection) if head else None
+
     with torch.no_grad():
-        hidden = forward(model, batch)
-        if not head:
-            return hidden, None
-        return hidden, response_loss(model.get_output_embeddings(), hidden, batch, projection=projection)
+        return forward(model, batch, use)
 
 
 def forward_backward(
@@ -76,25 +113,28 @@ def forward_backward(
     Losses are summed over rows, so that no row's gradient is scaled by the size of the batch.
     """
     tied: dict[str, Form] = {}
-    hooked = [*choice.layers, *([choice.tied] if choice.tied is not None else [])]
+    hooked = choice.hooked
+    head = model.get_output_embeddings()
     with (
         torch.no_grad(),  # until the first layer that counts
         listening(choice.layers, batch.size, readers) as heard,
         listening(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as heard_tied,
     ):
-        hidden = forward(model, batch)
-        _refuse_silent(hooked, heard.forward | heard_tied.forward, "took no part in the forward pass")
-        head = model.get_output_embeddings()
-        result = response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
+
+        def use(hidden: Tensor, output: Any) -> HeadResult:
+            refuse_silent(hooked, heard.forward | heard_tied.forward, "took no part in the forward pass")
+            return response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
+
+        hidden, result = forward(model, batch, use)
         if hidden.requires_grad:  # it does not where nothing but the head counts
             torch.autograd.backward(hidden, result.hidden_gradient)
-        _refuse_silent(hooked, heard.backward | heard_tied.backward, "got no gradient in the backward pass")
+        refuse_silent(hooked, heard.backward | heard_tied.backward, "got no gradient in the backward pass")
     if choice.head is not None:
         tell_head(choice.head, hidden.detach(), batch, tied, readers)
     return hidden.detach(), result
 
 
-def _refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
+def refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
     """ValueError names a layer that counts but was not heard of: its gradient would be taken for zero."""
     silent = [item.name for item in chosen if item.name not in heard]
     if silent:
@@ -105,9 +145,13 @@ def _refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None
 
 def check_head(model: Any, batch: Batch) -> None:
     """ValueError unless the model's logits are its head's: a cap or a scale behind it would be missed."""
+    head = model.get_output_embeddings()
+
+    def both(hidden: Tensor, output: Any) -> tuple[Tensor, Tensor]:
+        return output.logits.float(), head(hidden).float()
+
     with torch.no_grad():
-        expected = model(input_ids=batch.input_ids, use_cache=False).logits.float()
-        found = model.get_output_embeddings()(forward(model, batch)).float()
+        _, (expected, found) = forward(model, batch, both, logits=True)
     gap = float("inf")
     if expected.shape == found.shape:  # virtual tokens of prompt tuning make more of them
         gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
