@@ -9,7 +9,6 @@ with random rows, so that gradients mean something; then a coreset is chosen, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ import numpy as np
 from coretune import graph
 from coretune.approximation import compare
 from coretune.ledger import Ledger, Round, overlap
+from coretune.order import round_order
 from coretune.schedule import Clock, CoresetConfig
 from coretune.state import State
 from coretune.types import Array, Coreset, Measure, Pool, Rows, Valued
@@ -64,8 +64,8 @@ def start(config: CoresetConfig, pool: Pool, clock: Clock, meter: Meter | None, 
 
 def advance(config: CoresetConfig, state: State, clock: Clock, meter: Meter | None, ledger: Ledger) -> State:
     """The state of the next round: the same coreset, or a new one when a refresh is due."""
-    features = {**state.pool.features, TRAINED_AT: _stamp(state, clock, config.seed)}
-    state = replace(state, round=state.round + 1, pool=replace(state.pool, features=features))
+    rows = round_order(state, clock, config.seed).trained
+    state = replace(_trained(state, rows), round=state.round + 1, skipped=0)
     if state.round < clock.warmup_rounds:
         return state
     if state.selected_in == NO_SELECTION:
@@ -75,20 +75,15 @@ def advance(config: CoresetConfig, state: State, clock: Clock, meter: Meter | No
     return _refresh(config, state, meter, ledger)
 
 
-def round_rows(state: State, clock: Clock, seed: int) -> Rows:
-    """(clock.rows,) this round's rows in training order: a piece of endless shuffled passes over the coreset.
+def relaid(state: State, clock: Clock, steps: int, seed: int) -> State:
+    """The state after `steps` of its round's steps, for the rest of the round to go on in another batch.
 
-    The passes run on from round to round, so that no row is met twice before every other was met once,
-    however short a round is. Each is drawn from the seed, the selection and its own number alone, so that a
-    resumed run finds the same order.
+    The coreset's passes go on where they stopped: no row is skipped and none comes again.
+    clock  under which the steps were made
     """
-    rows = state.coreset.indices
-    first = (state.round - max(state.selected_in, 0)) * clock.rows  # handed out before this round
-    skipped = first // len(rows)
-    passes = range(skipped, math.ceil((first + clock.rows) / len(rows)))
-    draws = [np.random.default_rng([seed, state.selected_in + 1, number, 1]) for number in passes]
-    order = np.concatenate([draw.permutation(rows) for draw in draws])
-    return order[first - skipped * len(rows) :][: clock.rows]
+    order = round_order(state, clock, seed)
+    rows = order.of(order.skipped, max(order.skipped, steps * clock.batch))
+    return replace(_trained(state, rows), skipped=steps)
 
 
 def row_weights(state: State) -> Array:
@@ -110,10 +105,12 @@ def _nothing() -> Coreset:
     return Coreset(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
 
-def _stamp(state: State, clock: Clock, seed: int) -> Array:
+def _trained(state: State, rows: Rows) -> State:
+    """The state after training on the next `rows` of the passes."""
     stamped = state.pool.feature(TRAINED_AT).copy()
-    stamped[round_rows(state, clock, seed)] = state.selections
-    return stamped
+    stamped[rows] = state.selections
+    features = {**state.pool.features, TRAINED_AT: stamped}
+    return replace(state, pool=replace(state.pool, features=features), cursor=state.cursor + len(rows))
 
 
 def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:

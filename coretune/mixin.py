@@ -31,6 +31,7 @@ from coretune.ledger import Ledger
 from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
 from coretune.model_cost import ModelCost
+from coretune.order import Order, round_order
 from coretune.refusals import refuse_arguments, refuse_rows, refuse_steps
 from coretune.rounds import (
     EXAMPLE_ID,
@@ -42,7 +43,6 @@ from coretune.rounds import (
 )
 from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.state import State
-from coretune.types import Rows
 
 LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
 log = logging.getLogger("coretune")
@@ -89,7 +89,7 @@ class CoresetMixin(Trainer):
         self.coreset_state: State | None = None
         self.stop_at: int | None = None
         self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
-        self._order: Rows = np.zeros(0, np.int64)
+        self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         self.clock = self._make_clock()
@@ -157,7 +157,7 @@ class CoresetMixin(Trainer):
             log.warning("%s", warning)
         if now.selections > (before.selections if before else 0):
             self._record_selection(now)
-        self._order = dynamic.round_rows(now, self.clock, config.seed)
+        self._order = round_order(now, self.clock, config.seed)
         self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
         return now
 
@@ -168,7 +168,7 @@ class CoresetMixin(Trainer):
         """Book the step that ended: its rows, tokens and FLOPs, as warm-up or as training."""
         assert self.coreset_state is not None
         at = (global_step - 1) % self.clock.steps * self.clock.batch
-        rows = self._order[at : at + self.clock.batch]
+        rows = self._order.of(at, at + self.clock.batch)
         tokens, flops = int(self.pool_rows.length[rows].sum()), self.cost.training(rows)
         if self.coreset_state.selections:  # the seconds are those of the phase that `train` has opened
             self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
@@ -198,7 +198,7 @@ class CoresetMixin(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
-        return RoundSampler(lambda: self._order, self.clock.rows)
+        return RoundSampler(lambda: self._order, self.clock.items)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Ours goes first: the stock method writes trainer_state.json last, so that it says all is there."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from coretune.order import Order
 from coretune.types import Array, Rows
 
 EXAMPLE_ID = "example_id"  # column: the row's position in the pool
@@ -74,12 +75,12 @@ class PreparedRows:
 class RoundSampler(Sampler[int]):
     """Hands out the rows of the round that is current when iteration begins; its length never changes."""
 
-    def __init__(self, rows: Callable[[], Rows], length: int) -> None:
-        self._rows = rows
+    def __init__(self, order: Callable[[], Order], length: int) -> None:
+        self._order = order
         self._length = length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._rows().tolist())
+        return iter(self._order().rows.tolist())
 
     def __len__(self) -> int:
         return self._length

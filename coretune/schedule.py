@@ -106,22 +106,43 @@ class Clock:
     """The fixed length of a round, derived once from the settings and the training arguments.
 
     steps          optimiser steps a round
-    batch          rows an optimiser step takes over all processes
+    batch          items an optimiser step takes over all processes
     warmup_rounds  rounds before the first selection
     every          rounds between selections; 0 = one selection only
+    pack           tokens an item holds, which is a pack of rows then; 0 = an item is a row
+    density        rows an item is expected to hold
+    group          rows of like length are put together in batches of so many; 0 = they are not
     """
 
     steps: int
     batch: int
     warmup_rounds: int
     every: int
+    pack: int = 0
+    density: int = 1
+    group: int = 0
+
+    @property
+    def items(self) -> int:
+        """Items a round."""
+        return self.steps * self.batch
 
     @property
     def rows(self) -> int:
-        return self.steps * self.batch
+        """Rows a round is expected to hold; exactly those, where an item is a row."""
+        return self.items * self.density
 
 
-def make_clock(config: CoresetConfig, n: int, coreset_rows: int, batch: int) -> Clock:
+def make_clock(
+    config: CoresetConfig,
+    n: int,
+    coreset_rows: int,
+    batch: int,
+    *,
+    pack: int = 0,
+    density: int = 1,
+    group: int = 0,
+) -> Clock:
     """Choose the length of a round.
 
     The Trainer reads the length of an epoch once, so all rounds are equally long. With a refresh every E
@@ -130,15 +151,15 @@ def make_clock(config: CoresetConfig, n: int, coreset_rows: int, batch: int) -> 
 
     n             rows in the pool
     coreset_rows  rows in the coreset (estimated for a token budget)
-    batch         rows an optimiser step takes over all processes
+    batch, pack, density, group  as in `Clock`
     """
-    warmup = math.ceil(config.warmup * n / batch) if config.needs and not config.taught else 0
+    warmup = math.ceil(config.warmup * n / (batch * density)) if config.needs and not config.taught else 0
     if config.refresh_every == "never":
-        steps = warmup or math.ceil(coreset_rows / batch)
-        return Clock(steps, batch, 1 if warmup else 0, 0)
+        steps = warmup or math.ceil(coreset_rows / (batch * density))
+        return Clock(steps, batch, 1 if warmup else 0, 0, pack, density, group)
     period = config.check_every if config.refresh_every == "adaptive" else int(config.refresh_every)
     steps = next((d for d in range(1, period + 1) if period % d == 0 and d >= warmup), period)
-    return Clock(steps, batch, math.ceil(warmup / steps), period // steps)
+    return Clock(steps, batch, math.ceil(warmup / steps), period // steps, pack, density, group)
 
 
 def coreset_rows(config: CoresetConfig, pool: Pool) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from coretune.types import Array, Coreset, NeighborGraph, Pool
 
 ARRAYS, NUMBERS = "coreset_state.npz", "coreset_state.json"
+COUNTS = ("round", "selected_in", "selections", "cursor", "skipped")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class State:
     round        number of the round this state trains
     selected_in  round of the last selection, -1 while warming up
     selections   how many selections there were
+    cursor       rows of the coreset's passes (`order.py`) that were handed out before this round
+    skipped      steps of this round that were over before the cursor's place, in a run that was resumed with
+                 another batch inside a round
     """
 
     round: int
@@ -32,6 +36,8 @@ class State:
     selections: int
     pool: Pool
     coreset: Coreset
+    cursor: int = 0
+    skipped: int = 0
 
 
 def save(state: State, folder: str | os.PathLike[str]) -> None:
@@ -46,7 +52,7 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
         kept = ("neighbors", "similarity", "built_from")
         arrays |= {f"graph/{name}": getattr(graph, name) for name in kept}
     np.savez(Path(folder) / ARRAYS, **arrays)  # type: ignore[arg-type]
-    numbers = {"round": state.round, "selected_in": state.selected_in, "selections": state.selections}
+    numbers = {name: getattr(state, name) for name in COUNTS}
     numbers |= {"figures": dict(coreset.figures)}
     (Path(folder) / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 

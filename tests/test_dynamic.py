@@ -16,8 +16,9 @@ from taught import Pupil
 
 from coretune import graph
 from coretune.budget import parse_budget
-from coretune.dynamic import TRAINED_AT, advance, empty_pool, round_rows, row_weights, start
+from coretune.dynamic import TRAINED_AT, advance, empty_pool, row_weights, start
 from coretune.ledger import Ledger
+from coretune.order import round_rows
 from coretune.refresh import AnchorRefresh
 from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.select.facility_location import FacilityLocation
@@ -136,7 +137,8 @@ def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selecte
     rounds = -(-4 * rows // clock.rows)
     stream: list[int] = []
     for number in range(begin, begin + rounds):
-        piece = round_rows(a_state(rows, number, selected_in), clock, seed=5)
+        state = dataclasses.replace(a_state(rows, number, selected_in), cursor=len(stream))
+        piece = round_rows(state, clock, seed=5)
         assert piece.shape == (clock.rows,)
         stream += piece.tolist()
     chosen = sorted(a_state(rows).coreset.indices)

@@ -21,9 +21,9 @@ from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
 from coretune import audit, graph
-from coretune.dynamic import round_rows
 from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
+from coretune.order import Order, round_rows
 from coretune.refusals import can_weigh
 from coretune.rounds import PreparedRows, RoundSampler, with_positions
 from coretune.state import load
@@ -94,10 +94,10 @@ def test_a_random_coreset_changes_too_and_full_is_the_whole_pool(tmp_path: Path)
 
 
 def test_the_sampler_has_one_length_and_the_rows_of_the_moment() -> None:
-    rows = np.array([3, 1, 2])
-    sampler = RoundSampler(lambda: rows, 3)
+    order = Order(np.array([3, 1, 2]), np.arange(1, 4))
+    sampler = RoundSampler(lambda: order, 3)
     assert (len(sampler), list(sampler)) == (3, [3, 1, 2])
-    rows = np.array([9, 8, 7])
+    order = Order(np.array([9, 8, 7]), np.arange(1, 4))
     assert (len(sampler), list(sampler)) == (3, [9, 8, 7])
     assert all(type(row) is int for row in sampler)
 
