@@ -50,3 +50,12 @@ def fingerprint_of_arrays(arrays: Iterable[tuple[str, Array]]) -> str:
     """Hex of named arrays in any order: weights in memory, which no file has. Held one at a time."""
     parts = sorted((name, array.dtype.str, array.shape, checksum(bytes_of(array))) for name, array in arrays)
     return checksum(json.dumps(parts).encode())
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """The parts of two fingerprints that differ, each with both values."""
+    return [
+        f"{part} is {there.get(part, 'not given')} there and {here.get(part, 'not given')} here"
+        for part in {**there, **here}
+        if there.get(part) != here.get(part)
+    ]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.fingerprint import checksum
+from coretune.fingerprint import checksum, differences
 
 MANIFEST = "coretune-store.jsonl"
 FORMAT = 1
@@ -174,12 +174,7 @@ class Manifest:
 
     def differences(self, other: Manifest) -> list[str]:
         """The parts in which `other` (here) differs from this (there), each with both values."""
-        there, here = self._parts(), other._parts()
-        return [
-            f"{part} is {there.get(part, 'not given')} there and {here.get(part, 'not given')} here"
-            for part in there | here
-            if there.get(part) != here.get(part)
-        ]
+        return differences(self._parts(), other._parts())
 
     def _parts(self) -> dict[str, str]:
         layout = {f"signal {name}": f"{shape} {dtype}" for name, (shape, dtype) in self.signals.items()}
