@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from coretune.measure import passes
-from coretune.measure.batches import Batch, collate, pack
+from coretune.measure.batches import Batch, collate, filler, pack
 from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding, where_good
 from coretune.measure.head import HeadResult
 from coretune.measure.moments import Moments
-from coretune.measure.parameters import Choice, choose
+from coretune.measure.parameters import Choice, choose, full_shape
 from coretune.measure.precondition import Precondition, preconditioner
-from coretune.measure.project import MatrixProjection, Sketch, generator
-from coretune.measure.readers import Inner, Preconditioned, Projected, SquareNorm, Total
+from coretune.measure.project import Along, MatrixProjection, Sketch, generator
+from coretune.measure.readers import Built, Inner, Projected, SquareNorm, Total
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.split import is_split, most
 from coretune.types import Array
 
 NEED_HEAD = frozenset({"loss", "head_gradient"})
 NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
 PROJECTED = frozenset({"gradient", "target_cosine"})
-GradientReader = SquareNorm | Inner | Projected | Preconditioned
+GradientReader = SquareNorm | Inner | Projected | Built
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,29 @@ class References:
 
 
 class Meter:
-    """A model, the parameters that count, and their projections; to be used inside `passes.untouched`."""
+    """A model, the parameters that count, and their projections; to be used inside `passes.untouched`.
+
+    directions  by parameter, of its shape: the first coordinates of a projected gradient are along these, the
+                others its projection as ever; a parameter that a direction lacks is 0 in it
+    """
 
     def __init__(
-        self, model: Any, settings: MeasureSettings, names: frozenset[str], pad_token_id: int
+        self,
+        model: Any,
+        settings: MeasureSettings,
+        names: frozenset[str],
+        pad_token_id: int,
+        directions: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
         self.model, self.settings, self.pad_token_id = model, settings, pad_token_id
         self.device: torch.device = model.get_output_embeddings().weight.device
+        self.split = is_split(model)
         self.choice = Choice([])
         if names & NEED_BACKWARD:
             self.choice = choose(model, settings.last_blocks, settings.parameters)
+        self.projected_dim = settings.projection_dim - len(directions)
         self.projections = self._projections() if names & PROJECTED else {}
+        self.along = self._along(directions) if directions else {}
         self.head_projection = self._head_projection() if "head_gradient" in names else None
         self._head_checked = False
 
@@ -62,7 +75,7 @@ class Meter:
         prompt_length: Array,
         names: frozenset[str],
         references: References,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], object] | None,
         precondition: Precondition | None = None,
     ) -> dict[str, Array]:
         """Name -> (m, ...) float32, row r describes tokens[r].
@@ -79,16 +92,14 @@ class Meter:
             for name, value in self._measure(batch, names, references, precondition).items():
                 found[name][batch.where] = value.cpu().numpy()
             if progress is not None:
-                progress(batch.size)
+                progress(len(batch.where))
         return found
 
     def preconditioner(self, moments: Moments) -> Precondition | None:
         """What the settings ask for, of the chosen parameters; ValueError where the moments are of others."""
         if self.settings.preconditioner == "none":
             return None
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
-        chosen = {name: shapes[name] for name in self.choice.names}
-        return preconditioner(self.settings.preconditioner, moments, chosen, self.device)
+        return preconditioner(self.settings.preconditioner, moments, self.choice.shapes, self.device)
 
     def mean_gradient(self, tokens: Sequence[Array], prompt_length: Array) -> dict[str, Tensor]:
         """Mean over rows of the gradient of their token-mean loss, by parameter, float32.
@@ -100,6 +111,8 @@ class Meter:
         for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
             total, norm = Total(), SquareNorm(batch.size, self.device)
             _, response = passes.forward_backward(self.model, batch, self.choice, [total, norm])
+            if not len(batch.where):
+                continue
             good = (norm.value + response.loss).isfinite()
             if not bool(good.all()):
                 # One row that is not finite has spoilt the batch's total: once more without it.
@@ -116,17 +129,22 @@ class Meter:
             )
         return {name: value / counted for name, value in mean.items()}
 
-    def check_head(self, tokens: Sequence[Array]) -> None:
+    def check_head(self) -> None:
         """Refuses a model whose logits are not its head's. Once is enough: it depends on no weight."""
-        if not self._head_checked and len(tokens) and len(tokens[0]):
-            few = collate([tokens[0][:8]], np.zeros(1), np.zeros(1, dtype=np.int64), self.pad_token_id)
+        if not self._head_checked:
+            few = collate([np.arange(8)], np.zeros(1), np.zeros(1, dtype=np.int64), self.pad_token_id)
             passes.check_head(self.model, few.to(self.device))
             self._head_checked = True
 
     def _batches(self, tokens: Sequence[Array], prompt_length: Array, batch_tokens: int) -> Iterator[Batch]:
+        """All rows, and after them batches of none where other processes that hold the model have more."""
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
-        for where in pack(lengths, batch_tokens):
+        packed = pack(lengths, batch_tokens)
+        for where in packed:
             yield collate(tokens, prompt_length, where, self.pad_token_id).to(self.device)
+        more = most(len(packed), self.device) - len(packed) if self.split else 0
+        for _ in range(more):
+            yield filler(self.pad_token_id).to(self.device)
 
     def _measure(
         self,
@@ -173,24 +191,22 @@ class Meter:
             assert references.gradient is not None
             readers["alignment"] = Inner(rows, references.gradient, self.device)
         if names & PROJECTED:
-            given = (rows, self.settings.projection_dim, self.projections)
+            dim, projections = self.settings.projection_dim, self.projections
             readers["gradient"] = (
-                Projected(*given, self.device)
-                if precondition is None
-                else Preconditioned(*given, precondition, self.device)
+                Built(rows, dim, self.along or projections, precondition, self.device)
+                if self.along or precondition is not None
+                else Projected(rows, dim, projections, self.device)
             )
         return readers
 
     def _projections(self) -> dict[str, MatrixProjection | Sketch]:
         """One for each chosen parameter, independent of each other."""
         settings = self.settings
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         projections: dict[str, MatrixProjection | Sketch] = {}
-        for name in self.choice.names:
-            shape = shapes[name]
+        for name, shape in self.choice.shapes.items():
             if len(shape) == 1:
                 draw = generator(settings.seed, name)
-                projections[name] = Sketch.make(shape[0], settings.projection_dim, draw, self.device)
+                projections[name] = Sketch.make(shape[0], self.projected_dim, draw, self.device)
             else:
                 projections[name] = self._matrix_projection(name, (shape[0], shape[1]))
         return projections
@@ -200,13 +216,18 @@ class Meter:
         # [choice] No side is cut where the gradient is built to be preconditioned: one sketch varies less.
         whole = settings.basis == "sjlt" or settings.preconditioner != "none"
         longest = max(shape) if whole else settings.factor_dim  # of a side that is not cut
-        return MatrixProjection.make(
-            name, shape, settings.projection_dim, longest, settings.seed, self.device
-        )
+        return MatrixProjection.make(name, shape, self.projected_dim, longest, settings.seed, self.device)
+
+    def _along(self, directions: Sequence[Mapping[str, Tensor]]) -> dict[str, Along]:
+        shapes, along = self.choice.shapes, {}
+        for name, rest in self.projections.items():
+            each = [one[name] if name in one else torch.zeros(shapes[name]) for one in directions]
+            along[name] = Along(torch.stack(each).to(self.device), rest)
+        return along
 
     def _head_projection(self) -> MatrixProjection:
         settings = self.settings
-        vocabulary, width = self.model.get_output_embeddings().weight.shape
+        vocabulary, width = full_shape(self.model.get_output_embeddings(), "weight")
         return MatrixProjection.make(
             "head_gradient",
             (vocabulary, width),
@@ -219,7 +240,7 @@ class Meter:
     def _shape(self, name: str) -> tuple[int, ...]:
         """Of one row of that signal."""
         if name in ("response_embedding", "prompt_embedding"):
-            return (int(self.model.get_output_embeddings().weight.shape[1]),)
+            return (full_shape(self.model.get_output_embeddings(), "weight")[1],)
         return (self.settings.projection_dim,) if name in ("gradient", "head_gradient") else ()
 
 

@@ -126,3 +126,21 @@ class MatrixProjection:
             self.sketch.add_part(total, entries, gradients)
         else:
             self.sketch.add_to(total, (self.left[entries].mT @ gradients).flatten(1))
+
+
+@dataclass(frozen=True)
+class Along:
+    """First the coordinates of a parameter's gradient along given directions, then its projection.
+
+    directions  (r, a, ...) float32, of the parameter's shape
+    rest        to dim − r
+    """
+
+    directions: Tensor
+    rest: MatrixProjection | Sketch
+
+    def add_part(self, total: Tensor, entries: slice, gradients: Tensor) -> None:
+        """As `Sketch.add_part`."""
+        count = len(self.directions)
+        total[:, :count] += gradients.flatten(1) @ self.directions[:, entries].flatten(1).mT
+        self.rest.add_part(total[:, count:], entries, gradients)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coretune.measure.forms import Form
 from coretune.measure.precondition import Precondition
-from coretune.measure.project import MatrixProjection, Sketch
+from coretune.measure.project import Along, MatrixProjection, Sketch
 
 
 class SquareNorm:
@@ -46,15 +46,18 @@ class Projected:
         form.project(self.projections[name], self.value)
 
 
-class Preconditioned:
-    """value (B, dim): Σ over parameters of the projections of their preconditioned gradients."""
+class Built:
+    """value (B, dim): Σ over parameters of the projections of their gradients, which are built for it.
+
+    precondition  what they go through first; None = nothing
+    """
 
     def __init__(
         self,
         rows: int,
         dim: int,
-        projections: Mapping[str, MatrixProjection | Sketch],
-        precondition: Precondition,
+        projections: Mapping[str, Along | MatrixProjection | Sketch],
+        precondition: Precondition | None,
         device: torch.device,
     ) -> None:
         self.projections, self.precondition = projections, precondition
@@ -62,7 +65,8 @@ class Preconditioned:
 
     def __call__(self, name: str, form: Form) -> None:
         for rows, entries, gradients in form.dense():
-            gradients = self.precondition(name, entries, gradients)
+            if self.precondition is not None:
+                gradients = self.precondition(name, entries, gradients)
             self.projections[name].add_part(self.value[rows], entries, gradients)
 
 

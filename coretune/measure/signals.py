@@ -15,7 +15,7 @@ losses change nothing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,8 @@ def measurer(
     bos_token_id: int,
     target: TokenRows | None = None,
     moments: Moments | Callable[[], Moments] | None = None,
-    progress: Callable[[int], None] | None = None,
+    directions: Sequence[Mapping[str, Tensor]] = (),
+    progress: Callable[[int], object] | None = None,
 ) -> Measure:
     """The measurement of the signals `names` of `rows` under whatever weights `model` has when it is called.
 
@@ -69,6 +70,7 @@ def measurer(
                   are not preconditioned: LESS compares the step of an example with the target's gradient
     moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
+    directions    the first coordinates of projected gradients are along these (see `Meter`)
     progress      called with the number of rows finished, after every batch
 
     The reference is measured anew at every call, under the weights of that moment.
@@ -88,13 +90,13 @@ def measurer(
             f"preconditioner {settings.preconditioner} needs an optimizer's moments and none are given; "
             "give moments=Moments.from_checkpoint(folder, model), or set preconditioner: none"
         )
-    meter = Meter(model, settings, passes.names, pad_token_id)
+    meter = Meter(model, settings, passes.names, pad_token_id, directions)
 
     def measure(asked: Rows) -> dict[str, Array]:
         asked = np.asarray(asked, dtype=np.int64)
         tokens, prompt_length = rows.tokens(asked), rows.prompt_length[asked]
         with untouched(model), autocasting(meter.device, settings.autocast):
-            meter.check_head(tokens)
+            meter.check_head()
             precondition = None
             if passes.names & PROJECTED and moments is not None:
                 precondition = meter.preconditioner(moments() if callable(moments) else moments)
