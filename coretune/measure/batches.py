@@ -86,3 +86,9 @@ def collate(tokens: Sequence[Array], prompt_length: Array, where: Array, pad_tok
         input_ids[row, : length[row]] = tokens[i]
     start = np.maximum(prompt_length[where].astype(np.int64), 1)
     return Batch(where, torch.from_numpy(input_ids), torch.from_numpy(start), torch.from_numpy(length))
+
+
+def filler(pad_token_id: int) -> Batch:
+    """A batch that describes no row: one sequence to pass through a model that other processes wait for."""
+    ids = torch.full((1, 2), pad_token_id)
+    return Batch(np.zeros(0, np.int64), ids, torch.tensor([1]), torch.tensor([2]))

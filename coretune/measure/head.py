@@ -55,7 +55,7 @@ def response_loss(
     nats = torch.empty(len(row), device=hidden.device)
     state_gradient = torch.empty_like(state)
     left: list[Tensor] = []
-    step = max(1, CHUNK_ENTRIES // head.weight.shape[0])
+    step = max(1, CHUNK_ENTRIES // head.out_features)
     for begin in range(0, len(row), step):
         part = slice(begin, begin + step)
         chunk = state[part].detach().requires_grad_(gradient)

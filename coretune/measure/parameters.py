@@ -16,6 +16,10 @@ from typing import Any
 from torch import nn
 
 from coretune.measure.hooks import Chosen, rule_for
+from coretune.measure.split import is_split
+
+# Put into names by FSDP1, by activation checkpointing and by torch.compile.
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 ADAPTER = re.compile(r"(^|\.)lora_[AB](\.|$)")
 # As Llama and its kin call it; GPT-2; OPT and GPT-Neo; GPT-NeoX, Phi, Falcon and Bloom.
@@ -62,6 +66,28 @@ class Choice:
         items = [*self.layers, *([self.head] if self.head is not None else [])]
         return [name for item in items for name in item.parameters.values()]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters, by name in the model."""
+        items = [*self.layers, *([self.head] if self.head is not None else [])]
+        return {
+            name: full_shape(item.layer, local) for item in items for local, name in item.parameters.items()
+        }
+
+
+def full_shape(layer: Any, local: str) -> tuple[int, ...]:
+    """A parameter's shape; of a linear layer's or an embedding's weight also where it is taken apart."""
+    if local == "weight" and isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    if local == "weight" and isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    return tuple(getattr(layer, local).shape)
+
+
+def plain_name(name: str) -> str:
+    """A name in the model as it is called where nothing is wrapped around the layers."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
 
 def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
     """The layers and parameters that count.
@@ -83,7 +109,7 @@ def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
     chosen = []
     for name, layer in (pair for block in last for pair in block.named_modules()):
         if pattern.search(name) and "weight" in dict(layer.named_parameters(recurse=False)):
-            full = names[layer]
+            full = plain_name(names[layer])
             chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
     if not chosen:
         raise ValueError(
@@ -102,11 +128,16 @@ def _trainable(model: Any, blocks: Sequence[nn.Module] | None) -> Choice:
         if inside is None or layer in inside:
             own = {local: p for local, p in layer.named_parameters(recurse=False) if p in names}
             if own:
-                parameters = {local: names[p] for local, p in own.items()}
-                chosen[layer] = Chosen(name, layer, rule_for(name, layer), parameters)
+                parameters = {local: plain_name(names[p]) for local, p in own.items()}
+                chosen[layer] = Chosen(plain_name(name), layer, rule_for(name, layer), parameters)
     if not chosen:
         raise ValueError("no parameter that counts requires a gradient; unfreeze some or choose otherwise")
     head = chosen.pop(model.get_output_embeddings(), None)
+    if head is not None and is_split(model):
+        raise ValueError(
+            "the output head's own gradient needs its weight whole, and it is split over processes (FSDP, "
+            "ZeRO-3): set last_blocks, or parameters to adapter_or_attention"
+        )
     tied = None
     if head is not None and model.get_input_embeddings() in chosen:
         embedding = chosen[model.get_input_embeddings()]
