@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from coretune.measure.moments import Moments
+
 VOCABULARY, PAD, BOS = 53, 0, 1
 
 
@@ -96,7 +98,9 @@ def oracle(
     last_blocks: int | None,
     parameters: str = "adapter_or_attention",
 ) -> list[dict[str, torch.Tensor | dict[str, torch.Tensor]]]:
-    """Of each row, alone and by autograd: loss, embeddings, unconditional loss, and the chosen gradients."""
+    """Of each row, alone and by autograd: losses with and without the prompt, the chosen gradients of both,
+    the loss of each response token in both, and embeddings.
+    """
     names = chosen_names(model, last_blocks, parameters)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     leaves = [leaf.requires_grad_(True) for name, leaf in model.named_parameters() if name in names]
@@ -104,11 +108,18 @@ def oracle(
     for tokens, prompt_length in zip(rows.token_rows, rows.prompt_length, strict=True):
         ids, start = torch.from_numpy(tokens).long()[None], max(int(prompt_length), 1)
         output = model(input_ids=ids, output_hidden_states=True)
-        loss = functional.cross_entropy(output.logits[0, start - 1 : -1].float(), ids[0, start:])
+        nats = functional.cross_entropy(
+            output.logits[0, start - 1 : -1].float(), ids[0, start:], reduction="none"
+        )
+        loss = nats.mean()
         hidden = output.hidden_states[-1][0]
         alone = torch.cat([torch.tensor([[BOS]]), ids[:, start:]], 1)
-        unconditional = functional.cross_entropy(model(input_ids=alone).logits[0, :-1].float(), alone[0, 1:])
+        nats_alone = functional.cross_entropy(
+            model(input_ids=alone).logits[0, :-1].float(), alone[0, 1:], reduction="none"
+        )
+        unconditional = nats_alone.mean()
         gradients = torch.autograd.grad(loss, leaves)
+        kn_gradients = torch.autograd.grad(unconditional, leaves)
         found.append(
             {
                 "loss": loss.detach(),
@@ -116,8 +127,48 @@ def oracle(
                 "prompt_embedding": functional.normalize(hidden[start - 1], dim=0).detach(),
                 "unconditional_loss": unconditional.detach(),
                 "gradients": dict(zip(names, gradients, strict=True)),
+                "kn_gradients": dict(zip(names, kn_gradients, strict=True)),
+                "nats": nats.detach(),
+                "nats_alone": nats_alone.detach(),
             }
         )
+    return found
+
+
+def ordinary_moments(model: torch.nn.Module, rows: RaggedRows) -> Moments:
+    """AdamW's own, of the trainable parameters, after a step on each row; the weights stay where they are."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    for tokens in rows.token_rows:
+        ids = torch.from_numpy(tokens).long()[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Moments.of(optimizer, model)
+
+
+def random_moments(model: torch.nn.Module, seed: int) -> Moments:
+    """Of every parameter; nothing of them fits together, so nothing can be mistaken for something else."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    first = {name: 0.02 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    second = {name: (1e-3 * torch.randn(shape, generator=draw)) ** 2 for name, shape in shapes.items()}
+    return Moments(first, second, beta1=0.8, beta2=0.95, epsilon=1e-6, step=7)
+
+
+def preconditioned(
+    kind: str, gradients: dict[str, torch.Tensor], moments: Moments
+) -> dict[str, torch.Tensor]:
+    """By the formulas, in float64."""
+    found = {}
+    for name, gradient in gradients.items():
+        g, m, v = (t.double() for t in (gradient, moments.first[name], moments.second[name]))
+        if kind == "adam":
+            b1, b2 = moments.beta1, moments.beta2
+            g = (b1 * m + (1 - b1) * g) / torch.sqrt(b2 * v + (1 - b2) * g**2 + 1e-8)
+        elif kind == "linear":
+            g = g / (torch.sqrt(v / (1 - moments.beta2**moments.step)) + moments.epsilon)
+        found[name] = g
     return found
 
 

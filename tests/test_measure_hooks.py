@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,6 +31,17 @@ class Collected(dict):
         self[name] = form
 
 
+def whole(form, shape, entries):
+    """The parts of a form put together, each entry from exactly one, none larger than it may be."""
+    found = torch.full(shape, torch.nan)
+    with patch("coretune.measure.forms.DENSE_ENTRIES", entries):
+        for rows, stretch, gradients in form.dense():
+            assert found[rows, stretch].isnan().all()
+            assert gradients.numel() <= max(entries, shape[-1])
+            found[rows, stretch] = gradients
+    return found
+
+
 def loss_of_rows(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """(B,) something that depends on every output in its own way."""
     return (weight * torch.tanh(output)).flatten(1).sum(1)
@@ -41,9 +54,10 @@ def loss_of_rows(output: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     width=st.tuples(st.integers(2, 20), st.integers(2, 20)),
     heads=st.sampled_from([(), (3,)]),
     seed=st.integers(0, 9999),
+    entries=st.sampled_from([1, 7, 60, 900, 1 << 26]),
 )
 @settings(deadline=None, max_examples=50)
-def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads, seed):
+def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads, seed, entries):
     torch.manual_seed(seed)
     layer = LAYERS[kind](*width)
     for parameter in layer.parameters():
@@ -71,6 +85,7 @@ def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads,
         torch.testing.assert_close(form.square_norm(), gradients.flatten(1).square().sum(1), **close)
         torch.testing.assert_close(form.inner(reference), (gradients * reference).flatten(1).sum(1), **close)
         torch.testing.assert_close(form.total(), gradients.sum(0), **close)
+        torch.testing.assert_close(whole(form, gradients.shape, entries), gradients, **close)
 
 
 def test_every_rule_is_in_the_test_above_or_is_one_that_is():

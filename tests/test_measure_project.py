@@ -109,3 +109,31 @@ def test_no_global_random_state_is_used():
     before = torch.get_rng_state()
     MatrixProjection.make("w", (300, 300), 16, 8, 0, CPU)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@given(
+    shape=st.sampled_from([(9, 14), (3, 40), (40, 3), (30, 30)]),
+    factor_dim=st.sampled_from([4, 40]),
+    begin=st.integers(0, 8),
+)
+@settings(deadline=None, max_examples=20)
+def test_parts_of_a_gradient_project_to_the_whole(shape, factor_dim, begin):
+    projection = MatrixProjection.make("w", shape, 10, factor_dim, 0, CPU)
+    torch.manual_seed(begin)
+    form = Outer(torch.randn(3, 4, shape[0]), torch.randn(3, 4, shape[1]))
+    expected, found = torch.zeros(3, 10), torch.zeros(3, 10)
+    form.project(projection, expected)
+    dense, cut = form.left.mT @ form.right, min(begin, shape[0])
+    for part in (slice(0, cut), slice(cut, shape[0])):
+        if part.start < part.stop:
+            projection.add_part(found, part, dense[:, part])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_of_a_vector_sketch_to_the_whole():
+    sketch, values = Sketch.make(20, 6, generator(0, "v"), CPU), torch.randn(3, 20)
+    expected, found = torch.zeros(3, 6), torch.zeros(3, 6)
+    sketch.add_to(expected, values)
+    for part in (slice(0, 7), slice(7, 20)):
+        sketch.add_part(found, part, values[:, part])
+    torch.testing.assert_close(found, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,15 @@ from measure_oracle import (
     assert_close,
     flat_gradients,
     oracle,
+    ordinary_moments,
+    preconditioned,
+    random_moments,
     random_rows,
     stacked,
     tiny_model,
 )
 
+from coretune.measure import passes
 from coretune.measure.meter import Meter
 from coretune.measure.project import MatrixProjection
 from coretune.measure.signals import SIGNALS, MeasureSettings, measurer
@@ -27,23 +33,25 @@ FAMILIES = ("llama", "llama-lora", "gpt2", "qwen2")
 CHOICES = (("adapter_or_attention", 1), ("adapter_or_attention", None), ("trainable", 2), ("trainable", None))
 
 
-def measure(model, rows, names, target=None, asked=None, **setting):
+def measure(model, rows, names, target=None, asked=None, moments=None, **setting):
     asked = np.arange(len(rows.prompt_length)) if asked is None else asked
     chosen = MeasureSettings(**{"projection_dim": 24, "factor_dim": 8, **setting})
-    return measurer(model, rows, names, chosen, pad_token_id=PAD, bos_token_id=BOS, target=target)(asked)
+    own = {"pad_token_id": PAD, "bos_token_id": BOS, "target": target, "moments": moments}
+    return measurer(model, rows, names, chosen, **own)(asked)
 
 
-def projected(model, found, choice):
-    """The projection of the oracle's gradients, entry by entry: y = Σ_layers sketch(P_oᵀ G P_i)."""
+def projected(model, gradients, choice):
+    """The projection of whole gradients, entry by entry: y = Σ_layers sketch(P_oᵀ G P_i)."""
     settings = MeasureSettings(projection_dim=24, factor_dim=8, **choice)
     projections = Meter(model, settings, frozenset({"gradient"}), PAD).projections
-    features = np.zeros((len(found), 24))
-    for i, row in enumerate(found):
-        for name, gradient in row["gradients"].items():
+    features = np.zeros((len(gradients), 24))
+    for i, row in enumerate(gradients):
+        for name, gradient in row.items():
             sketch = projections[name]
             if isinstance(sketch, MatrixProjection):
-                gradient = gradient if sketch.left is None else sketch.left.T @ gradient
-                gradient = gradient if sketch.right is None else gradient @ sketch.right
+                gradient = gradient.double()
+                gradient = gradient if sketch.left is None else sketch.left.T.double() @ gradient
+                gradient = gradient if sketch.right is None else gradient @ sketch.right.double()
                 sketch = sketch.sketch
             np.add.at(features[i], sketch.bucket.numpy(), (gradient.flatten() * sketch.sign).numpy())
     return features
@@ -63,10 +71,132 @@ def test_signals_equal_the_batch_1_loop(family, attention, parameters, last_bloc
     assert_close(found["gradient_norm"], np.linalg.norm(gradients, axis=1))
     scale = np.linalg.norm(gradients, axis=1) * np.linalg.norm(mean)
     np.testing.assert_allclose(found["alignment"] / scale, gradients @ mean / scale, atol=1e-4)
-    features, trusted_features = projected(model, expected, choice), projected(model, trusted, choice)
+    features, trusted_features = (
+        projected(model, [row["gradients"] for row in found_rows], choice)
+        for found_rows in (expected, trusted)
+    )
     assert_close(found["gradient"], features)
     units = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, trusted_features)]
     np.testing.assert_allclose(found["target_cosine"], (units[0] @ units[1].T).mean(1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["none", "adam", "linear"])
+@pytest.mark.parametrize(("parameters", "last_blocks"), CHOICES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_knowledge_and_instruction_gradients_equal_the_batch_1_loop(family, parameters, last_blocks, kind):
+    """g_SFT = g_KN + g_IF, each the projection of what the preconditioner makes of autograd's gradients."""
+    model, rows, target = tiny_model(family), random_rows(6, seed=11), random_rows(3, seed=12)
+    moments = random_moments(model, seed=13)
+    chosen = {"parameters": parameters, "last_blocks": last_blocks}
+    choice = {**chosen, "preconditioner": kind}
+    names = ["gradient", "kn_gradient", "if_gradient", "target_cosine", "gradient_norm", "alignment"]
+    found = measure(model, rows, names, target, moments=moments, batch_tokens=50, **choice)
+    expected, trusted = oracle(model, rows, **chosen), oracle(model, target, **chosen)
+    whole, alone = (
+        projected(model, [preconditioned(kind, row[name], moments) for row in expected], choice)
+        for name in ("gradients", "kn_gradients")
+    )
+    assert_close(found["gradient"], whole)
+    assert_close(found["kn_gradient"], alone)
+    size = np.abs(whole).max(1) + np.abs(alone).max(1)  # the two cancel where the prompt says nothing
+    assert (np.abs(found["if_gradient"] - (whole - alone)).max(1) <= 1e-4 * size).all()
+    assert_close(found["kn_gradient"] + found["if_gradient"], found["gradient"])
+    # LESS: the target's own gradients go as they are.
+    plain = projected(model, [row["gradients"] for row in trusted], choice)
+    units = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in (whole, plain)]
+    np.testing.assert_allclose(found["target_cosine"], (units[0] @ units[1].T).mean(1), atol=1e-4)
+    gradients, mean = flat_gradients(expected), flat_gradients(trusted).mean(0)
+    assert_close(found["gradient_norm"], np.linalg.norm(gradients, axis=1))
+    scale = np.linalg.norm(gradients, axis=1) * np.linalg.norm(mean)
+    np.testing.assert_allclose(found["alignment"] / scale, gradients @ mean / scale, atol=1e-4)
+
+
+@given(seed=st.integers(0, 999), n=st.integers(1, 16), batch_tokens=st.integers(1, 400))
+@settings(deadline=None, max_examples=6)
+def test_losses_add_up_token_by_token(seed, n, batch_tokens):
+    """L_SFT = L_KN + L_IF: the same target tokens in both passes, divided by the same number of them."""
+    model, rows = tiny_model("llama", seed=5), random_rows(n, seed)
+    found = measure(model, rows, ["loss", "unconditional_loss"], batch_tokens=batch_tokens)
+    following = []
+    for row in oracle(model, rows, 1):
+        assert len(row["nats"]) == len(row["nats_alone"])
+        following.append(float((row["nats"] - row["nats_alone"]).mean()))
+    difference = found["loss"].astype(np.float64) - found["unconditional_loss"]
+    np.testing.assert_allclose(difference, following, atol=2e-5)
+
+
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(1, 16),
+    batch_tokens=st.integers(1, 400),
+    kind=st.sampled_from(["none", "adam", "linear"]),
+    entries=st.sampled_from([1, 40, 300, 1 << 26]),
+)
+@settings(deadline=None, max_examples=10)
+def test_batches_and_parts_do_not_show_in_preconditioned_gradients(seed, n, batch_tokens, kind, entries):
+    model, rows = tiny_model("qwen2", seed=3), random_rows(n, seed, longest=12)
+    names = ["gradient", "kn_gradient", "if_gradient"]
+    setting = {"preconditioner": kind, "last_blocks": None, "parameters": "trainable"}
+    setting["moments"] = random_moments(model, seed)
+    one = measure(model, rows, names, batch_tokens=1, **setting)
+    with (
+        patch("coretune.measure.forms.DENSE_ENTRIES", entries),
+        patch("coretune.measure.head_weight.DENSE_ENTRIES", entries),
+    ):
+        many = measure(model, rows, names, batch_tokens=batch_tokens, **setting)
+    for name in names[:2]:
+        assert_close(many[name], one[name], 2e-4)
+    size = np.abs(one["gradient"]).max(1) + np.abs(one["kn_gradient"]).max(1)
+    assert (np.abs(many["if_gradient"] - one["if_gradient"]).max(1) <= 2e-4 * size).all()
+
+
+def test_every_pass_is_made_once(monkeypatch):
+    """Two forward passes a batch and no more, whatever is asked for; one where one will do."""
+    seen = []
+    for kind in ("forward_only", "forward_backward"):
+        plain = getattr(passes, kind)
+
+        def counted(model, batch, *rest, plain=plain, kind=kind, **more):
+            seen.append((kind, batch.size))
+            return plain(model, batch, *rest, **more)
+
+        monkeypatch.setattr(passes, kind, counted)
+    model, rows = tiny_model("llama"), random_rows(4, seed=5)
+    everything = ["loss", "unconditional_loss", "gradient", "kn_gradient", "if_gradient", "gradient_norm"]
+    for names, expected in (
+        (everything, ["forward_backward"] * 2),
+        (["if_gradient"], ["forward_backward"] * 2),
+        (["kn_gradient", "unconditional_loss"], ["forward_backward"]),
+        (["loss", "kn_gradient"], ["forward_only", "forward_backward"]),
+        (["gradient", "unconditional_loss"], ["forward_backward", "forward_only"]),
+    ):
+        seen.clear()
+        found = measure(model, rows, names)
+        assert seen == [(kind, 4) for kind in expected]
+        assert list(found) == names
+
+
+def test_moments_that_are_called_for_are_read_at_every_measurement():
+    model, rows = tiny_model("llama"), random_rows(4, seed=5)
+    given = [random_moments(model, seed=1), random_moments(model, seed=2)]
+    setting = {"preconditioner": "adam"}
+    expected = [measure(model, rows, ["gradient"], moments=m, **setting)["gradient"] for m in given]
+    chosen = MeasureSettings(projection_dim=24, factor_dim=8, **setting)
+    own = {"pad_token_id": PAD, "bos_token_id": BOS, "moments": lambda: given.pop(0)}
+    live = measurer(model, rows, ["gradient"], chosen, **own)
+    for feature in expected:
+        np.testing.assert_array_equal(live(np.arange(4))["gradient"], feature)
+
+
+def test_a_preconditioner_without_moments_is_refused_where_a_gradient_is_asked_for():
+    model, rows = tiny_model("llama"), random_rows(4, seed=5)
+    for names in (["gradient"], ["kn_gradient"], ["loss", "if_gradient"]):
+        with pytest.raises(ValueError, match="preconditioner adam needs an optimizer's moments"):
+            measure(model, rows, names, preconditioner="adam")
+    assert set(measure(model, rows, ["loss", "gradient_norm"], preconditioner="adam")) == {
+        "loss",
+        "gradient_norm",
+    }
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 16), batch_tokens=st.integers(1, 400))
@@ -171,3 +301,21 @@ def test_every_signal_comes_as_float32_under_autocast(parameters):
     found = measure(model, rows, SIGNALS, target, parameters=parameters, autocast="bfloat16")
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
     np.testing.assert_allclose(found["target_cosine"], exact["target_cosine"], atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["none", "adam", "linear"])
+def test_low_precision_gradients_are_within_their_bound(kind):
+    """bf16: within 5 % of the size of a row's own gradients, preconditioned or not."""
+    model, rows = tiny_model("llama-lora"), random_rows(12, seed=3)
+    names = ["gradient", "kn_gradient", "if_gradient"]
+    setting = {"preconditioner": kind, "moments": ordinary_moments(model, rows), "projection_dim": 256}
+    exact = measure(model, rows, names, **setting)
+    size = np.linalg.norm(exact["gradient"], axis=1) + np.linalg.norm(exact["kn_gradient"], axis=1)
+    for found in (
+        measure(model, rows, names, autocast="bfloat16", **setting),
+        measure(model.to(torch.bfloat16), rows, names, **setting),
+    ):
+        for name in names:
+            assert found[name].dtype == np.float32
+            gap = np.linalg.norm(found[name] - exact[name], axis=1) / size
+            assert gap.max() <= 0.05, name
