@@ -7,6 +7,8 @@ from coretune.select.d2 import D2
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.select.gradient_norm import GradientNorm
+from coretune.select.gradmatch import GradMatch
+from coretune.select.gtp import Gtp
 from coretune.select.ifd import Ifd
 from coretune.select.kcenter import KCenter
 from coretune.select.less import Less
@@ -15,5 +17,18 @@ from coretune.select.random import Random
 
 SELECTORS: dict[str, type] = {
     selector.name: selector
-    for selector in (Craig, D2, FacilityLocation, Grace, GradientNorm, Ifd, KCenter, Less, Loss, Random)
+    for selector in (
+        Craig,
+        D2,
+        FacilityLocation,
+        Grace,
+        GradientNorm,
+        GradMatch,
+        Gtp,
+        Ifd,
+        KCenter,
+        Less,
+        Loss,
+        Random,
+    )
 }

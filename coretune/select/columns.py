@@ -98,6 +98,21 @@ def merge(parts: Sequence[Candidates], count: int) -> Candidates:
     )
 
 
+def project_rows(features: Array, directions: Array) -> Array:
+    """(m, q) float64 ⟨a_i, u_q⟩ of rows (m, D) and directions (q, D); each row's result is its own."""
+    return np.stack([_products(features, np.ascontiguousarray(u, np.float64)) for u in directions], axis=1)
+
+
+def mean_column(features: Array, rows: Array) -> Array:
+    """(D,) float64 mean of the rows (n,) bool of features, read block by block."""
+    mean = np.zeros(features.shape[1])
+    part_of = rows / max(1, int(rows.sum()))
+    for start in range(0, len(features), BLOCK):
+        part = np.asarray(features[start : start + BLOCK], dtype=np.float32)
+        mean += combination(part, part_of[start : start + BLOCK])
+    return mean
+
+
 def inner_products(columns: Array, vector: Array) -> Array:
     """(m,) float64 ⟨a_i, v⟩ of columns (m, D) float32 or float64, summed in float64."""
     out = np.empty(len(columns))

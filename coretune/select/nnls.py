@@ -1,19 +1,192 @@
-"""Non-negative least squares with a ridge."""
+"""Non-negative least squares with a ridge:  min_{x >= 0} ‖Σ x_i a_i − b‖² + ρ‖x‖²,  ρ > 0.
+
+The same as nnls([A; √ρ I], [b; 0]); `nnls(AᵀA + ρI, Aᵀb)`, found in several published codes, minimises
+something else. Strictly convex, so there is one answer whatever the columns: copies share their weight, zero
+columns get none. With r = b − A x it is optimal if and only if (KKT)
+
+    ⟨a_i, r⟩ = ρ x_i where x_i > 0,   ⟨a_i, r⟩ <= 0 where x_i = 0.
+
+Two engines, of which `ridge_nnls` takes the faster: an active set on the Gram matrix for few columns
+(`cholesky.py`), Newton's method on the dual for many. Both stop on the KKT residual.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.linalg import cho_factor, cho_solve
 
+from coretune.select.cholesky import active_set
+from coretune.select.columns import combination, inner_products
 from coretune.types import Array
 
-#: (columns (m, D), target (D,), ridge, start (m,)) -> x (m,) float64 >= 0, argmin ‖Σ x_i a_i − b‖² + ρ‖x‖²
+#: (columns (m, D), target (D,), ridge, start (m,) >= 0) -> x (m,) float64, the argmin above
 Solve = Callable[[Array, Array, float, Array], Array]
+
+ACTIVE_SET_COLUMNS = 128  # above it Newton's method is faster: 6 ms against 0.2 s at 1,500 columns
+KKT = 1e-9  # largest KKT residual of an answer, relative to ‖b‖ and unit columns
+ROUNDING = 1e-13  # what the active set takes for zero: its answer is off by that over the ridge
+STEPS = 200  # Newton steps; ten are usual
+BLOCK = 4096
 
 
 def ridge_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    """By scipy on the augmented system [A; √ρ I] x = [b; 0]."""
-    augmented = np.concatenate([np.asarray(columns, np.float64).T, np.sqrt(ridge) * np.eye(len(columns))])
-    return nnls(augmented, np.concatenate([target, np.zeros(len(columns))]))[0]
+    """A `Solve` on the CPU. columns (m, D) float32 or float64."""
+    if len(columns) <= ACTIVE_SET_COLUMNS:
+        return active_set_nnls(columns, target, ridge, start)
+    return newton_nnls(Dense(columns, target, ridge), target, ridge, start)
+
+
+def active_set_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
+    """A `Solve`: one column enters at a time. O(k³) for k non-zeros, and an (m, m) Gram matrix."""
+    _check(ridge)
+    wide = np.asarray(columns, dtype=np.float64)
+    x = np.array(start, dtype=np.float64)
+    longest = float(np.sqrt(np.einsum("md,md->m", wide, wide).max(initial=0.0)))
+    scale = float(np.linalg.norm(target)) * longest
+    reached = active_set(wide @ wide.T, wide @ target, ridge, x, ROUNDING * scale)
+    _require_converged(reached, scale, "the active set")
+    return x
+
+
+class Algebra(Protocol):
+    """What Newton's method asks of the columns; a GPU has its own (`torch_algebra.py`)."""
+
+    def correlate(self, residual: Array) -> Array:
+        """(m,) float64 ⟨a_i, r⟩."""
+        ...
+
+    def combine(self, x: Array) -> Array:
+        """(D,) float64 Σ x_i a_i."""
+        ...
+
+    def fit(self, passive: Array) -> Array:
+        """(m,) float64: the ridge solution on the passive (m,) bool columns, of either sign; 0 elsewhere."""
+        ...
+
+
+def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array) -> Array:
+    """Newton's method on the dual, for any number of columns.
+
+    The optimal x is max(0, ⟨a_i, r⟩)/ρ for the minimiser r of the strictly convex, piecewise quadratic
+
+        φ(r) = ½‖r‖² − ⟨b, r⟩ + 1/(2ρ) Σ_i max(0, ⟨a_i, r⟩)²,    ∇φ(r) = r − b + A x(r).
+
+    A Newton step solves least squares on the columns with ⟨a_i, r⟩ > 0, as block principal pivoting does
+    (Kim and Park, SIAM J. Sci. Comput. 33, 2011), and a line search on φ makes it converge from any start
+    without exchange rules. Each step costs |P|·min(|P|, D)·D at most, less when few columns change sides.
+    The KKT residual of x(r) is at most ‖∇φ(r)‖ for unit columns: A(b − A x) − A r is what it is made of.
+    """
+    _check(ridge)
+    scale = float(np.linalg.norm(target))
+    residual = target - algebra.combine(start)
+    inner = algebra.correlate(residual)
+    reached = np.inf
+    for _ in range(STEPS):
+        passive = inner > 0.0
+        x = algebra.fit(passive)
+        goal = target - algebra.combine(x)
+        goal_inner = algebra.correlate(goal)
+        if ((x > 0.0) == passive).all() and goal_inner[~passive].max(initial=0.0) <= KKT * scale:
+            return x
+        step = _line_search(residual, goal, inner, goal_inner, target, ridge)
+        moved = step * (goal - residual)
+        residual, inner = residual + moved, inner + step * (goal_inner - inner)
+        x = np.maximum(inner, 0.0) / ridge
+        reached = float(np.linalg.norm(residual - target + algebra.combine(x)))
+        if reached <= KKT * scale:
+            return x
+    _require_converged(reached, scale, "Newton's method")
+    return x
+
+
+def kkt_residual(columns: Array, target: Array, ridge: float, x: Array) -> float:
+    """Largest violation of the conditions above (a negative x counts as such), for unit columns over ‖b‖."""
+    wide = np.asarray(columns, dtype=np.float64)
+    inner = wide @ (target - x @ wide)
+    off = np.where(x > 0.0, np.abs(inner - ridge * x), np.maximum(inner, 0.0))
+    return float(max(off.max(initial=0.0), -x.min(initial=0.0)) / max(np.linalg.norm(target), 1e-300))
+
+
+class Dense:
+    """An `Algebra` of columns (m, D) in memory, in float64 whatever they are stored in.
+
+    `fit` works in the smaller of the two spaces: the Gram matrix of the passive columns, or the (D, D) matrix
+    K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. K is kept, and changed by what came and went.
+    """
+
+    def __init__(self, columns: Array, target: Array, ridge: float) -> None:
+        self._columns, self._target, self._ridge = columns, target, ridge
+        self._outer = np.zeros((columns.shape[1],) * 2) if len(columns) > columns.shape[1] else None
+        self._counted = np.zeros(len(columns), dtype=bool)  # columns that `_outer` holds
+
+    def correlate(self, residual: Array) -> Array:
+        return inner_products(self._columns, residual)
+
+    def combine(self, x: Array) -> Array:
+        return combination(self._columns, x)
+
+    def fit(self, passive: Array) -> Array:
+        x = np.zeros(len(self._columns))
+        rows = np.flatnonzero(passive)
+        if len(rows) <= self._columns.shape[1]:
+            chosen = np.asarray(self._columns[rows], dtype=np.float64)
+            gram = chosen @ chosen.T
+            gram[np.diag_indices(len(rows))] += self._ridge
+            if len(rows):
+                x[rows] = cho_solve(cho_factor(gram, overwrite_a=True), chosen @ self._target)
+            return x
+        outer = self._outer_of(passive)
+        outer = outer + self._ridge * np.eye(len(outer))
+        x[rows] = inner_products(self._columns, cho_solve(cho_factor(outer), self._target))[rows]
+        return x
+
+    def _outer_of(self, passive: Array) -> Array:
+        """Σ_{i∈P} a_i a_iᵀ, from the last one or anew, whichever touches fewer columns."""
+        assert self._outer is not None
+        came, went = passive & ~self._counted, self._counted & ~passive
+        if came.sum() + went.sum() >= passive.sum():
+            self._outer[:] = 0.0
+            came, went = passive, np.zeros_like(passive)
+        for rows, sign in ((np.flatnonzero(came), 1.0), (np.flatnonzero(went), -1.0)):
+            for start in range(0, len(rows), BLOCK):
+                part = np.asarray(self._columns[rows[start : start + BLOCK]], dtype=np.float64)
+                self._outer += sign * (part.T @ part)
+        self._counted = passive.copy()
+        return self._outer
+
+
+def _line_search(
+    residual: Array, goal: Array, inner: Array, goal_inner: Array, target: Array, ridge: float
+) -> float:
+    """A step in (0, 1] towards `goal` that lowers φ enough (Armijo, halving)."""
+    direction, turn = goal - residual, goal_inner - inner
+    before = _dual(residual, inner, target, ridge)
+    slope = float(direction @ (residual - target)) + float(turn @ np.maximum(inner, 0.0)) / ridge
+    step = 1.0
+    while step > 1e-12:
+        after = _dual(residual + step * direction, inner + step * turn, target, ridge)
+        if after <= before + 1e-4 * step * slope + 1e-15 * abs(before):
+            break
+        step /= 2.0
+    return step
+
+
+def _dual(residual: Array, inner: Array, target: Array, ridge: float) -> float:
+    positive = np.maximum(inner, 0.0)
+    return float(0.5 * residual @ residual - target @ residual + positive @ positive / (2.0 * ridge))
+
+
+def _check(ridge: float) -> None:
+    if not ridge > 0.0:
+        raise ValueError(f"a ridge of {ridge}: it must be positive, or copies have no one solution")
+
+
+def _require_converged(reached: float, scale: float, engine: str) -> None:
+    if reached > 1e3 * KKT * scale:
+        raise ArithmeticError(
+            f"{engine} stopped at a KKT residual of {reached / scale:.1e} of the target, above "
+            f"{1e3 * KKT:.0e}: the columns differ too much in length or the ridge is too small"
+        )
