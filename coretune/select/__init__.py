@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coretune.select.brief import Brief
 from coretune.select.craig import Craig
 from coretune.select.d2 import D2
 from coretune.select.facility_location import FacilityLocation
@@ -18,6 +19,7 @@ from coretune.select.random import Random
 SELECTORS: dict[str, type] = {
     selector.name: selector
     for selector in (
+        Brief,
         Craig,
         D2,
         FacilityLocation,

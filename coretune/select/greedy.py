@@ -176,7 +176,7 @@ def _within_budget(
 ) -> Picks:
     """One run for rows; for tokens the better of a run by gain per token and a run by gain."""
     begun = np.empty(0, dtype=np.int64) if start is None else np.asarray(start, dtype=np.int64)
-    _check(budget, cost, candidates, begun)
+    check_budget(budget, cost, candidates, begun)
     if budget.unit == "rows":
         cost = np.ones(len(cost), dtype=np.int64)
         return _one_run(run, objective, cost, budget.amount, candidates, begun, False)
@@ -199,7 +199,12 @@ def _one_run(
     return chosen.picks()
 
 
-def _check(budget: Budget, cost: Array, candidates: Array, begun: Rows) -> None:
+def check_budget(
+    budget: Budget, cost: Array, candidates: Array | None = None, begun: Rows | None = None
+) -> None:
+    """ValueError unless candidates (n,) bool, or all, can fill the budget, and begun (m,) is within it."""
+    candidates = np.ones(len(cost), dtype=bool) if candidates is None else candidates
+    begun = np.empty(0, dtype=np.int64) if begun is None else begun
     if budget.amount < 1:
         raise ValueError(f"a budget of {budget.amount} {budget.unit} chooses nothing; ask for at least 1")
     if len(np.unique(begun)) < len(begun) or not candidates[begun].all():
