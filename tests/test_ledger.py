@@ -221,6 +221,11 @@ def test_a_measurement_costs_no_more_than_the_passes_it_needs() -> None:
     assert cost("loss", "unconditional_loss") == cost("loss") + cost("unconditional_loss")
     assert cost("unconditional_loss") == forward_flops(SHAPE, RESPONSES + 1, RESPONSES)
     assert cost("gradient_norm", "gradient", "alignment", "loss") == cost("gradient_norm")
+    assert cost("kn_gradient", "unconditional_loss") == cost("kn_gradient")
+    assert cost("if_gradient") == cost("gradient") + cost("kn_gradient")
+    assert cost("if_gradient", "kn_gradient", "gradient", "loss", "unconditional_loss") == cost("if_gradient")
+    alone = measurement_flops(SHAPE, RESPONSES + 1, RESPONSES, ["gradient"], blocks=2, chosen_parameters=50)
+    assert cost("kn_gradient", blocks=2, chosen=50) == alone
     # All blocks, every weight, every token scored: what is left is a training step.
     whole = measurement_flops(SHAPE, LENGTHS, LENGTHS, ["gradient"], blocks=4, chosen_parameters=1300)
     assert whole == training_flops(SHAPE, LENGTHS)
@@ -285,3 +290,41 @@ def test_the_formula_for_lora_agrees_with_counting() -> None:
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     formula = training_flops(shape, np.full(3, 64), adapter_parameters=adapter)
     assert formula == pytest.approx(counted(model, 64, train=True), rel=0.01)
+
+
+@pytest.mark.parametrize("signals", [["gradient"], ["kn_gradient"], ["if_gradient", "loss"]])
+def test_the_formula_for_gradient_signals_agrees_with_counting(signals: list[str]) -> None:
+    """Preconditioned, for then gradients are really formed; rows of one length, so that nothing is padded."""
+    from measure_oracle import RaggedRows, ordinary_moments
+    from peft import LoraConfig, get_peft_model
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    from coretune.measure.settings import MeasureSettings
+    from coretune.measure.signals import measurer
+
+    class Counter(TorchDispatchMode):
+        """FlopCounterMode without its hooks on modules, which autograd.grad does not bear."""
+
+        total = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func._overloadpacket in flop_registry:
+                self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+            return out
+
+    base, shape = llama(layers=6, width=128, heads=8, vocabulary=400)
+    model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rows = RaggedRows([list(range(i, i + 64)) for i in range(4)], [24] * 4)
+    settings = MeasureSettings(last_blocks=None, preconditioner="adam")
+    own = {"pad_token_id": 0, "bos_token_id": 1, "moments": ordinary_moments(model, rows)}
+    measure = measurer(model, rows, signals, settings, **own)
+    measure(np.arange(1))  # the first look also asks whether the logits are the head's
+    with Counter() as counter:
+        measure(np.arange(4))
+    lengths, responses = np.full(4, 64), np.full(4, 40)
+    formula = measurement_flops(shape, lengths, responses, signals, blocks=6, chosen_parameters=adapter)
+    # The formula leaves out the adapter's own passes, and backward leaves out what lies before the first one.
+    assert formula == pytest.approx(counter.total, rel=0.06)
