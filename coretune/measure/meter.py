@@ -140,10 +140,10 @@ class Meter:
         """All rows, and after them batches of none where other processes that hold the model have more."""
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
         packed = pack(lengths, batch_tokens)
+        longest = most(len(packed), self.device) if self.split else len(packed)
         for where in packed:
             yield collate(tokens, prompt_length, where, self.pad_token_id).to(self.device)
-        more = most(len(packed), self.device) - len(packed) if self.split else 0
-        for _ in range(more):
+        for _ in range(longest - len(packed)):
             yield filler(self.pad_token_id).to(self.device)
 
     def _measure(
