@@ -109,8 +109,8 @@ def settle(factor: Array, passive: Array, k: int, right: Array, x: Array, soluti
 
 
 @numba.njit(cache=True)
-def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: float) -> float:
-    """argmin_{x>=0} xᵀ(G + ρI)x − 2 hᵀx by Lawson and Hanson, in place; returns the KKT residual.
+def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: float) -> None:
+    """argmin_{x>=0} xᵀ(G + ρI)x − 2 hᵀx by Lawson and Hanson, in place.
 
     One column enters at a time, that of steepest descent, and costs O(k²) in the factor and O(m k) in the
     gradient.
@@ -118,6 +118,7 @@ def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: flo
     gram   (m, m) float64 G
     right  (m,) float64 h
     x      (m,) float64 >= 0, a warm start
+    tolerance  descent h − Gx of a column outside the support that counts as none
     """
     m = gram.shape[0]
     factor, solution = np.zeros((m, m)), np.empty(m)
@@ -145,7 +146,7 @@ def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: flo
             if not inside[i] and not refused[i] and descent[i] > most:
                 enters, most = i, descent[i]
         if enters < 0:
-            return _violation(descent, x, ridge)
+            return
         for j in range(k):
             inner[j] = gram[enters, passive[j]]
         if not append(factor, k, inner, gram[enters, enters] + ridge):
@@ -157,13 +158,3 @@ def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: flo
             refused[:] = False
         else:
             refused[enters] = True
-
-
-@numba.njit(cache=True)
-def _violation(descent: Array, x: Array, ridge: float) -> float:
-    """Largest |h − (G + ρI)x| on the support, largest (h − Gx)₊ off it."""
-    worst = 0.0
-    for i in range(x.shape[0]):
-        off = abs(descent[i] - ridge * x[i]) if x[i] > 0.0 else descent[i]
-        worst = max(worst, off)
-    return worst
