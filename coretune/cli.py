@@ -87,7 +87,7 @@ def demo(
     guarded(work, traceback)
 
 
-for command in (reading_command.explain, reading_command.diff):
+for command in (reading_command.report, reading_command.explain, reading_command.diff):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ coreset:   method, budget, and side by side the settings of that method, of the 
            What is not given is what the method asks for, and else the setting's own default
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
+report:    when report.html is written: after refreshes and at the end, at the end, never
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -56,6 +57,7 @@ class RunConfig(BaseModel):
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}
     peft: dict[str, Any] | None = None
+    report: Literal["refresh", "end", "never"] = "refresh"
     provenance: dict[str, Any] | None = None
 
 

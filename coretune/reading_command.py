@@ -1,4 +1,4 @@
-"""`coretune explain`, `diff`: what a run directory says. Needs neither the model nor the data."""
+"""`coretune report`, `explain`, `diff`: what a run directory says. Needs neither the model nor the data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import typer
 from coretune.console import Json, Traceback, guarded, print_json
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def report(run: Run, traceback: Traceback = False) -> None:
+    """Write RUN/report.html, one file that opens anywhere: what was chosen over time, why, at what cost."""
+
+    def work() -> None:
+        from coretune.report import write_report
+
+        print(f"report: {write_report(run)}")
+
+    guarded(work, traceback)
 
 
 def explain(

@@ -27,8 +27,10 @@ from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
 from coretune.ledger import TABLE_HEADER
+from coretune.report import write_report
 from coretune.state import State
 from coretune.train import CoresetSFTTrainer
+from coretune.watch import ReportWriter
 
 log = logging.getLogger("coretune")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
@@ -49,6 +51,7 @@ def train(config: RunConfig, on_step: Callable[[], object] | None = None) -> Cor
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    _write_report(config, trainer)
     return trainer
 
 
@@ -67,6 +70,7 @@ def select(config: RunConfig) -> Path:
     path = Path(config.output_dir) / "coreset.jsonl"
     _write_coreset(path, _corpus(trainer), state)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    _write_report(config, trainer)
     return path
 
 
@@ -97,7 +101,15 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         **stock,
     )
     trainer.kept_alive = (held_out, target)
+    if config.report == "refresh":
+        trainer.add_callback(ReportWriter(trainer))
     return trainer
+
+
+def _write_report(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
+    """The last page: with the evaluation, and with the ledger as it was written."""
+    if config.report != "never" and trainer.is_world_process_zero():
+        write_report(config.output_dir)
 
 
 def _silent_trainer(config: RunConfig, on_step: Callable[[], object]) -> CoresetSFTTrainer:

@@ -19,7 +19,7 @@ from coretune import audit
 from coretune.types import Array
 
 POOL, SELECTION, LEDGER, CONFIG = "pool.parquet", "selection.parquet", "ledger.json", "config.yaml"
-HISTORY = "trainer_state.json"
+HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 
 
@@ -102,6 +102,20 @@ class RunFiles:
                 lines: list[dict[str, Any]] = _json(folder / HISTORY)["log_history"]
                 return lines
         return []
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """What the evaluation after training found; {} where there was none."""
+        found: dict[str, float] = _json(self.path / METRICS)
+        return found
+
+    @cached_property
+    def comparison(self) -> dict[str, Any] | None:
+        """The comparison that this run is an arm of, or that was put into its folder; None without one."""
+        for folder in (self.path, self.path.resolve().parent):
+            if found := _json(folder / COMPARISON):
+                return dict(found)
+        return None
 
     def column(self, name: str) -> Array:
         """(n,) of pool.parquet; null numbers become NaN."""

@@ -13,7 +13,7 @@ from coretune import run_record
 from coretune.graph import build
 from coretune.ledger import Ledger, Round
 from coretune.state import State
-from coretune.types import Array, Coreset, Pool, Rows
+from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 EMBEDDING = "prompt_embedding"
 WORDS = ("count", "sort", "reverse", "first", "last", "add", "longest", "repeat")
@@ -68,8 +68,18 @@ def fake_pool(rows: FakeRows, seed: int = 0, k: int = 4, graph: bool = True) -> 
         cost=rows.length,
         measured_at=np.full(n, -1, np.int32),
         usable=np.arange(n) != 3,
-        graph=build(embedding, k, seed=0) if graph else None,
+        graph=_graph(embedding, k, rng) if graph else None,
     )
+
+
+def _graph(embedding: Array, k: int, rng: np.random.Generator) -> NeighborGraph:
+    """The true one of a small pool; of a large one, where only its size matters, one of any neighbours."""
+    n = len(embedding)
+    if n <= 5000:
+        return build(embedding, k, seed=0)
+    neighbors = ((np.arange(n)[:, None] + rng.integers(1, n, (n, k))) % n).astype(np.int32)
+    similarity = np.sort(rng.random((n, k)).astype(np.float32))[:, ::-1].copy()
+    return NeighborGraph(neighbors, similarity, embedding)
 
 
 def fake_coreset(pool: Pool, size: int, round: int, components: bool = True) -> Coreset:
@@ -84,7 +94,7 @@ def fake_coreset(pool: Pool, size: int, round: int, components: bool = True) -> 
 def make_run(
     folder: Path, n: int = 60, rounds: tuple[int, ...] = (1, 3, 5), *, graph: bool = True, **options: Any
 ) -> Path:
-    """A run directory of `rounds` selections of a quarter of the pool.
+    """A run directory of `rounds` selections of a quarter of the pool, a tenth of a large one.
 
     options: rows (a FakeRows), seed, config (what config.yaml holds beside round_steps)
     """
@@ -95,7 +105,7 @@ def make_run(
         measured_at = pool.measured_at.copy()
         measured_at[number::3] = round
         pool = Pool(pool.features, pool.cost, measured_at, pool.usable, pool.graph)
-        coreset = fake_coreset(pool, max(1, pool.n // 4), round, components=graph)
+        coreset = fake_coreset(pool, max(1, pool.n // (4 if pool.n < 5000 else 10)), round, components=graph)
         state = State(round, round, number + 1, pool, coreset)
         run_record.record(folder, state, rows, decode, EMBEDDING, seed=0)
         same = None if last is None else float(np.isin(coreset.indices, last).mean())

@@ -83,9 +83,8 @@ def assert_same_weights(one: Path, other: Path, name: str = "adapter_model.safet
 
 
 def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
-    assert {"config.yaml", "selection.parquet", "ledger.json", "checkpoint-4", "checkpoint-8"} <= {
-        path.name for path in done.iterdir()
-    }
+    promised = {"config.yaml", "pool.parquet", "selection.parquet", "ledger.json", "report.html"}
+    assert promised | {"checkpoint-4", "checkpoint-8"} <= {path.name for path in done.iterdir()}
     assert TrainerState.load_from_json(str(done / "checkpoint-8" / "trainer_state.json")).global_step == 8
     assert (done / "checkpoint-8" / "adapter_model.safetensors").exists()
     assert json.loads((done / "eval_results.json").read_text())["eval_loss"] > 0

@@ -1,0 +1,321 @@
+"""The page: what it says, and what it does in a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Browser, find
+from recorded_run import FakeRows, fake_rows, make_run
+from typer.testing import CliRunner
+
+from coretune import watch
+from coretune.cli import app
+from coretune.ledger import Ledger
+from coretune.report import details, facts, write_report
+from coretune.report.page import render
+from coretune.run_files import RunFiles
+
+EVIL = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)> &amp; {{ 7 * 7 }}"
+HISTORY = [{"loss": 2.0, "step": 10}, {"loss": 1.5, "step": 20}, {"eval_loss": 1.7, "step": 20, "epoch": 2}]
+
+
+def evil_rows(n: int = 60) -> FakeRows:
+    rows = fake_rows(n)
+    texts = [
+        (EVIL if row == 5 else prompt, EVIL if row == 7 else a) for row, (prompt, a) in enumerate(rows.texts)
+    ]
+    source = np.array([EVIL if row % 2 else "good" for row in range(n)], dtype=object)
+    return FakeRows(texts, source)
+
+
+def compare_file(folder: Path) -> None:
+    curves = [{"arm": "grace", "flops": [1e9, 2e9], "loss": [2.0, 1.0], "error": [0.1, 0.1]}]
+    found = {"title": "two arms", "header": ["arm", "loss"], "rows": [["<b>grace</b>", "1.0 ± 0.1"]]}
+    (folder / "compare.json").write_text(json.dumps({**found, "curves": curves}))
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return RunFiles.of(make_run(tmp_path_factory.mktemp("run")))
+
+
+def test_the_mix_is_counted(run: RunFiles) -> None:
+    found = facts.gather(run, HISTORY)
+    source = dict(zip(run.ids, run.pool["source"].to_pylist(), strict=True))
+    for number, counts in zip(run.rounds, found["sources"]["coreset"], strict=True):
+        names = [source[name] for name in run.chosen(number)]
+        assert counts == [names.count(name) for name in found["sources"]["names"]]
+    assert sum(found["sources"]["pool"]) == 60
+    for shares in (found["lengths"]["pool"], *found["lengths"]["coreset"]):
+        assert sum(shares) == pytest.approx(1, abs=0.01)
+
+
+def test_overlap_copies_and_coverage_are_those_of_the_sets(run: RunFiles) -> None:
+    found = facts.gather(run)
+    sets = [set(run.chosen(number)) for number in run.rounds]
+    for a, one in enumerate(sets):
+        for b, other in enumerate(sets):
+            assert found["overlap"][a][b] == pytest.approx(len(one & other) / len(other), abs=1e-4)
+    group = run.pool["copies"].to_pylist()
+    assert found["copies"]["pool"] == np.mean([group.count(name) > 1 for name in group])
+    for number, share in zip(run.rounds, found["coverage"]["share"], strict=True):
+        lines = [
+            line for line in run.selection(number).to_pylist() if not line["chosen"] and not line["excluded"]
+        ]
+        assert share == pytest.approx(
+            np.mean([line["representative"] is not None for line in lines]), abs=1e-3
+        )
+
+
+def test_sources_beyond_the_largest_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "SOURCES", 3)
+    found = facts.gather(RunFiles.of(make_run(tmp_path)))["sources"]
+    assert len(found["names"]) == 4
+    assert found["names"][-1] == "other sources"
+    assert sum(found["pool"]) == 60
+
+
+def test_a_large_pool_is_sampled_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "ROWS", 20)
+    run = RunFiles.of(make_run(tmp_path))
+    found = facts.gather(run)
+    assert len(found["rows"]["id"]) == 20
+    ever = set().union(*(run.chosen(number) for number in run.rounds))
+    assert sum(name in ever for name in found["rows"]["id"]) == 10
+    assert (
+        f"10 of the {len(ever)} rows that were ever chosen and 10 of the {60 - len(ever)} others"
+        in render(found)
+    )
+    assert found["rows"] == facts.gather(run)["rows"]
+
+
+def test_many_refreshes_are_shown_evenly_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "REFRESHES", 5)
+    run = RunFiles.of(make_run(tmp_path, n=20, rounds=tuple(range(1, 13))))
+    found = facts.gather(run)
+    shown = [entry["round"] for entry in found["refreshes"]]
+    assert len(shown) == details.REFRESHES
+    assert (shown[0], shown[-1]) == (1, 12)
+    assert set(np.diff(shown)) <= {2, 3}
+    assert "5 of 12 selections are shown" in found["notes"]["refreshes"]
+
+
+def test_the_headline_adds_up(run: RunFiles) -> None:
+    cards = {card["label"]: card for card in facts.gather(run, HISTORY)["headline"]}
+    assert cards["Coreset"]["value"] == "15 rows"
+    assert cards["Held-out loss"]["value"] == "1.700"
+    assert cards["Time"] == {"label": "Time", "value": "6 s", "note": "45% of it measuring and choosing"}
+    assert cards["Compute"]["value"] == "8.0·10⁹ FLOPs"
+    assert cards["Compute"]["note"] == "choosing cost 33% of what training did"
+
+
+def test_cost_in_steps_when_the_steps_are_known(tmp_path: Path) -> None:
+    run = RunFiles.of(make_run(tmp_path, config={"training": {"max_steps": 90}}))
+    assert "choosing cost as much as 30 of the 90 steps" in render(facts.gather(run))
+
+
+# ------------------------------------------------------------------------------------------- the page
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    compare_file(make_run(tmp_path, rows=evil_rows()))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    own = page[page.index('id="facts"') :]
+    assert "hacked" in own
+    assert "<script>document.title" not in page
+    assert "<img" not in own
+    assert "<b>grace" not in page
+    data = re.search(r'<script id="facts" type="application/json">(.*?)</script>', page, re.S)
+    assert data is not None
+    assert json.loads(data[1])["rows"]["prompt"][5] == EVIL
+
+
+def test_nothing_is_fetched_and_the_page_forbids_it(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    assert "default-src 'none'" in page
+    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=["'](?!data:)""", page)
+
+
+def test_the_command_writes_the_page_or_says_in_one_line_why_not(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert done.stdout == f"report: {tmp_path / 'run' / 'report.html'}\n"
+    failed = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert failed.exit_code == 1
+    assert "holds no selection.parquet" in failed.stderr
+
+
+def test_while_a_run_goes_on_pages_take_a_bounded_share_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, written = [1000.0], []
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+
+    def write(folder: str, history: Any) -> None:
+        written.append(now[0])
+        now[0] += 2.0
+
+    monkeypatch.setattr(watch, "write_report", write)
+    ledger = Ledger(lambda: now[0])
+    writer = watch.ReportWriter(SimpleNamespace(ledger=ledger, args=SimpleNamespace(output_dir="run")))
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[])
+    writer.on_log(None, state, None, logs={"loss": 1.0})
+    assert not written
+    for _ in range(1000):
+        writer.on_log(None, state, None, logs={"coreset/round": 1.0})
+        now[0] += 1.0
+    assert written[0] == 1000.0
+    assert 0.8 * watch.SHARE < ledger.costs["other"].seconds / (now[0] - 1000) <= watch.SHARE * 1.1
+    writer.on_log(None, SimpleNamespace(is_world_process_zero=False), None, logs={"coreset/round": 1.0})
+
+
+# ----------------------------------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = find()
+    if executable is None:
+        assert not os.environ.get("CI"), "no Chromium: .ci/run installs the distribution's"
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with Browser(executable) as opened:
+        yield opened
+
+
+def opened(browser: Browser, path: Path, **size: Any) -> None:
+    browser.messages.clear()
+    browser.requests.clear()
+    browser.open(path, **size)
+    deadline = time.monotonic() + 30
+    while browser.evaluate("document.documentElement.dataset.drawn ?? null") is None:
+        assert time.monotonic() < deadline, "not all plots were drawn"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_run(tmp_path_factory.mktemp("page"), rows=evil_rows())
+    compare_file(folder)
+    return write_report(folder, HISTORY)
+
+
+def test_the_page_draws_all_plots_without_an_error_or_a_request(browser: Browser, page: Path) -> None:
+    opened(browser, page)
+    assert browser.messages == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [page.resolve().as_uri()]
+    plots = "[...document.querySelectorAll('.plot')]"
+    ids = browser.evaluate(f"{plots}.map(node => node.id)")
+    assert {"map", "sources", "lengths", "copies", "overlap", "held", "coverage", "near"} <= set(ids)
+    assert {"approximation", "loss", "curves", "component-importance"} <= set(ids)
+    empty = f"{plots}.filter(n => !n.querySelector('.trace, .points, .heatmaplayer image')).map(n => n.id)"
+    assert browser.evaluate(empty) == []
+    assert browser.evaluate("document.title") == f"{page.parent.name} · coretune"
+
+
+def test_the_slider_moves_the_whole_page(browser: Browser, page: Path) -> None:
+    opened(browser, page)
+    now = "document.getElementById('now').textContent"
+    assert "Selection 3 of 3, step 50" in browser.evaluate(now)
+    rows = "[...document.querySelectorAll('.line.in .id')].map(node => node.textContent)"
+    coreset = "document.getElementById('map').data[2].customdata.map(i => R.rows.id[i]).sort()"
+    run = RunFiles.of(page.parent)
+    for place, number in ((2, 5), (0, 1)):
+        moved = f"slider.value = {place}; slider.dispatchEvent(new Event('input'))"
+        browser.evaluate(moved)
+        assert f"Selection {place + 1} of 3, step {10 * number}" in browser.evaluate(now)
+        assert browser.evaluate(coreset) == sorted(run.chosen(number))
+        assert browser.evaluate(rows) == run.chosen(number)
+        held = browser.evaluate("document.getElementById('sources').data[1].x.reduce((a, b) => a + b)")
+        assert held == pytest.approx(1)
+    assert browser.messages == []
+
+
+def test_search_and_filters_narrow_the_table(browser: Browser, page: Path) -> None:
+    opened(browser, page)
+    run = RunFiles.of(page.parent)
+    ids = "[...document.querySelectorAll('.line .id')].map(node => node.textContent)"
+
+    def set_to(control: str, value: str) -> list[str]:
+        script = f"c = document.getElementById('{control}'); c.value = {json.dumps(value)};"
+        browser.evaluate("var c; " + script + "c.dispatchEvent(new Event('input'))")
+        found: list[str] = browser.evaluate(ids)
+        return found
+
+    assert len(browser.evaluate(ids)) == 25
+    assert set_to("search", "THINGS: 12") == ["row-12"]
+    assert sorted(set_to("search", "hacked")) != []
+    assert set_to("search", "no such text") == []
+    set_to("search", "")
+    assert sorted(set_to("filter", "chosen")) == sorted(run.chosen(5))
+    ever = set().union(*(run.chosen(number) for number in run.rounds))
+    assert not ever & set(set_to("filter", "never"))
+    set_to("filter", "")
+    browser.evaluate("document.getElementById('more').click()")
+    assert len(browser.evaluate(ids)) == 60
+    assert set_to("order", "importance")
+    assert browser.messages == []
+
+
+def test_pointing_at_a_row_tells_its_text_as_text(browser: Browser, page: Path) -> None:
+    opened(browser, page)
+    browser.evaluate("document.getElementById('map').scrollIntoView()")
+    at_point = "m.{0}axis._offset + m.{0}axis.d2p(R.rows.{0}[5])"
+    inside = [
+        browser.evaluate(f"m = document.getElementById('map')._fullLayout; {at_point.format(a)}")
+        for a in "xy"
+    ]
+    corner = browser.evaluate("b = document.getElementById('map').getBoundingClientRect(); [b.left, b.top]")
+    place = [a + b for a, b in zip(inside, corner, strict=True)]
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=place[0] - 3, y=place[1] - 3)
+    browser("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    deadline = time.monotonic() + 10
+    told = "document.getElementById('row').textContent"
+    while "row-5" not in browser.evaluate(told) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "row-5" in browser.evaluate(told)
+    assert EVIL in browser.evaluate(told)
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert browser.messages == []
+
+
+@pytest.mark.parametrize(("width", "mobile"), [(390, True), (800, False)])
+def test_the_page_fits_a_phone_and_a_narrow_window(
+    browser: Browser, page: Path, width: int, mobile: bool
+) -> None:
+    opened(browser, page, width=width, height=844, mobile=mobile)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.messages == []
+
+
+def test_a_run_without_map_components_or_ledger_has_a_page_too(browser: Browser, tmp_path: Path) -> None:
+    make_run(tmp_path, graph=False, rounds=(1,), rows=fake_rows(30, sources=False))
+    for name in ("ledger.json", "config.yaml"):
+        (tmp_path / name).unlink()
+    opened(browser, write_report(tmp_path))
+    assert browser.messages == []
+    assert "this method looks at nothing" in browser.evaluate("document.body.textContent")
+
+
+def test_a_hundred_thousand_rows_are_light_and_quick(browser: Browser, tmp_path: Path) -> None:
+    """Seconds are of processor time: the machine may be busy with other things."""
+    path = write_report(make_run(tmp_path, 100_000, (1, 3, 5)))
+    assert path.stat().st_size < 12e6
+    browser("Performance.enable", timeDomain="threadTicks")
+    opened(browser, path)
+    spent = {m["name"]: m["value"] for m in browser("Performance.getMetrics")["metrics"]}
+    assert spent["TaskDuration"] < 3.0
+    assert browser.messages == []
