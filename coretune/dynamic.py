@@ -28,18 +28,24 @@ NO_SELECTION = -1
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
 
 
+#: Rows, and name -> (m, ...) signals of them.
+Shown = tuple[Rows, Mapping[str, Array]]
+
+
 @dataclass(frozen=True)
 class Meter:
     """The door to the model, and what a look through it costs.
 
     references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
                 once a refresh, its FLOPs in those of a look
+    harvested   rows that training has shown since the last refresh, and what of them (with `harvest`)
     first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
     """
 
     measure: Measure
     flops: Callable[[Rows], float]
     references: Callable[[], Mapping[str, Array]] = dict
+    harvested: Callable[[], Shown] | None = None
     first: Meter | None = None
 
 
@@ -86,6 +92,12 @@ def relaid(state: State, clock: Clock, steps: int, seed: int) -> State:
     return replace(_trained(state, rows), skipped=steps)
 
 
+def unseen(state: State) -> State:
+    """The state without what is known of the pool and why rows were chosen: as much as training needs."""
+    slim = replace(state.coreset, reasons={})
+    return replace(state, pool=empty_pool(state.pool.cost), coreset=slim)
+
+
 def row_weights(state: State) -> Array:
     """(n,) float64: each pool row's weight in the loss, 0 for rows outside the coreset."""
     weights = np.zeros(state.pool.n)
@@ -117,10 +129,11 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool = state.pool
-    rows: Rows = np.zeros(0, np.int64)
+    rows, harvested = np.zeros(0, np.int64), 0
     figures: dict[str, float] = {}
     if config.needs:
-        pool, rows = _measure(config, state, meter, ledger)
+        pool, rows, harvested = _measure(config, state, meter, ledger)
+        figures |= {"rows_harvested": float(harvested)} if config.refresh.harvest else {}
         if config.refresh_every == "adaptive" and _settled(config, state, pool, rows):
             return replace(state, pool=pool)
         with ledger.phase("graph"):
@@ -129,12 +142,14 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)
-    ledger.add_round(Round(state.round, len(rows), len(coreset.indices), seconds, same, figures))
+    ledger.add_round(Round(state.round, len(rows) - harvested, len(coreset.indices), seconds, same, figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
 
 
-def _measure(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> tuple[Pool, Rows]:
-    """The pool after this refresh's exact looks, and the rows looked at.
+def _measure(
+    config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger
+) -> tuple[Pool, Rows, int]:
+    """The pool after this refresh's exact looks, the rows it knows exactly, and how many of them by harvest.
 
     With anchors "candidates" [choice]: choose, look at those chosen, absorb what that tells, choose again,
     until all that is chosen was looked at or LOOKS rounds of it are over. So nothing is trained on that was
@@ -143,20 +158,43 @@ def _measure(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = _meter_of(meter, state.pool)
     state = replace(state, pool=_with_references(state.pool, meter, ledger))
+    rows, fresh = _harvest(config, state, meter, ledger)
+    harvested = len(rows)
     if config.refresh.anchors != "candidates" or not state.selections:
-        rows = config.refresh.plan(state.pool, state.round, rng)
-        fresh = _look(meter, state.pool, rows, ledger, "measurement")
-        return _absorb(config, state, rows, fresh, ledger), rows
-    pool, rows, fresh = state.pool, np.zeros(0, np.int64), {}
+        more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
+        rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
+        return _absorb(config, state, rows, fresh, ledger), rows, harvested
+    pool = _absorb(config, state, rows, fresh, ledger)
     for _ in range(LOOKS):
         more = np.setdiff1d(_select(config, pool, state.round, ledger).indices, rows)
         if len(more) == 0:
             break
-        found = _look(meter, pool, more, ledger, "measurement")
-        fresh = {name: np.concatenate([fresh[name], v]) if fresh else v for name, v in found.items()}
-        rows = np.concatenate([rows, more])
+        rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
-    return pool, rows
+    return pool, rows, harvested
+
+
+def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledger) -> Shown:
+    """What is known of some rows, and what a look at `more` finds."""
+    rows, fresh = known
+    if not len(more) and fresh:
+        return known
+    found = _look(meter, pool, more, ledger, "measurement")
+    fresh = {name: np.concatenate([fresh[name], v]) if fresh else v for name, v in found.items()}
+    return np.concatenate([rows, more]), fresh
+
+
+def _harvest(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Shown:
+    """Usable rows that training has shown since the last refresh; their FLOPs were those of training."""
+    if not config.refresh.harvest or not state.selections:
+        return np.zeros(0, np.int64), {}
+    if meter.harvested is None:
+        raise ValueError("harvest is on, and this trainer's meter has no harvest: set harvest to false")
+    rows, signals = meter.harvested()
+    good = state.pool.usable[rows]
+    tokens = int(state.pool.cost[rows[good]].sum())
+    ledger.add("measurement", rows=int(good.sum()), tokens=tokens, flops=0.0)
+    return rows[good], {name: value[good] for name, value in signals.items()}
 
 
 def _absorb(
@@ -210,7 +248,7 @@ def _graph_recall(config: CoresetConfig, state: State, pool: Pool) -> dict[str, 
 def _select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:
     with ledger.phase("selection"):
         rng = np.random.default_rng([config.seed, round, 4])
-        return config.selector.select(pool, config.budget.resolve(pool), rng)
+        return config.select(pool, config.budget.resolve(pool), rng)
 
 
 def _audit(
@@ -228,6 +266,6 @@ def _audit(
         oracle = replace(refresh, anchors="all", repair="rebuild")
         exact = oracle.absorb(state.pool, everyone, fresh, state.round)
         rng = np.random.default_rng([config.seed, state.round, 4])
-        wanted = selector.select(exact, config.budget.resolve(exact), rng)
+        wanted = config.select(exact, config.budget.resolve(exact), rng)
         value = selector.value if isinstance(selector, Valued) else None
         return compare(pool, exact, refresh.priority_score, refresh.embedding, coreset, wanted, value)

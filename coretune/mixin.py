@@ -9,30 +9,28 @@ the Trainer reads the sampler's length once.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, set_seed
 
 from coretune import dynamic, run_record, selection_log, state
 from coretune.callbacks import Rounds, make_readable
-from coretune.dynamic import Meter
-from coretune.graph import check_k
+from coretune.checkpoints import Note, forget_note, settings_of, write_note
 from coretune.ledger import Ledger
-from coretune.look import Look
+from coretune.look import Target, targets_of
 from coretune.measure.settings import MeasureSettings
-from coretune.model_cost import ModelCost
 from coretune.order import Order, round_order
-from coretune.refusals import refuse_arguments, refuse_rows, refuse_steps
+from coretune.processes import Processes
+from coretune.refusals import refuse_arguments, refuse_parallelism, refuse_rows, refuse_steps
+from coretune.resume import LEDGER, Resumed, find_checkpoint, parts_of, resumed
 from coretune.rounds import (
     EXAMPLE_ID,
     PoolRows,
@@ -42,9 +40,9 @@ from coretune.rounds import (
     with_positions,
 )
 from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.sight import Sight
 from coretune.state import State
 
-LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
 log = logging.getLogger("coretune")
 
 
@@ -54,7 +52,8 @@ class CoresetMixin(Trainer):
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
     rows       the pool's tokens; left out, they are read from the prepared `train_dataset`
     measuring  how signals are measured
-    target     trusted rows for the methods that take a target
+    target     trusted rows for the methods that take a target; several, each with its share of the budget
+    signals_dir  where whole looks at the pool are kept; left out: output_dir/signals
 
     `num_train_epochs` counts passes over the coreset, after the warm-up; `max_steps` counts all steps. What
     the stock trainer does once an epoch it does once a round here, and the `epoch` it logs is the round.
@@ -63,6 +62,7 @@ class CoresetMixin(Trainer):
     model do not go together.
     """
 
+    stock: ClassVar[type] = Trainer  # of which a teacher is made
     train_dataset: Any
     data_collator: Any
     _signature_columns: Any
@@ -75,7 +75,8 @@ class CoresetMixin(Trainer):
         coreset: CoresetConfig,
         rows: PoolRows | None = None,
         measuring: MeasureSettings | None = None,
-        target: PoolRows | None = None,
+        target: PoolRows | Sequence[Target] | None = None,
+        signals_dir: str | Path | None = None,
         **stock: Any,
     ) -> None:
         if args is not None:
@@ -85,16 +86,19 @@ class CoresetMixin(Trainer):
             self._refuse(self.args, coreset, stock)
         self.coreset_config = coreset
         self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
+        self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
         self.ledger = Ledger()
         self.coreset_state: State | None = None
         self.stop_at: int | None = None
         self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._note: Note | None = None
         self.step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         self.clock = self._make_clock()
-        self.cost, self.meter = self._make_meter(measuring or MeasureSettings(), target)
-        if coreset.weighted:
+        self.sight = Sight(self, measuring, targets_of(target), signals_dir)
+        self.cost, self.meter = self.sight.cost, self.sight.meter
+        if self._rows_are_told:
             if rows is None:
                 self.train_dataset = with_positions(self.train_dataset)
             self.data_collator = with_example_id(self.data_collator)
@@ -114,22 +118,44 @@ class CoresetMixin(Trainer):
     # ------------------------------------------------------------------------------------------- rounds
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The stock `train`; a checkpoint without coreset state is refused."""
+        """The stock `train`. Gone on with is the newest whole checkpoint, or the one given, of this very run.
+
+        ValueError: no such checkpoint; it is of other data, another model, tokenizer or setting; both
+        fingerprints are named. FileNotFoundError: it has no coreset state.
+        """
         self._refuse_second_run()
-        folder = self._checkpoint(resume_from_checkpoint)
-        if folder is not None:
-            self.coreset_state = state.load(folder)
-            kept, now = self.coreset_state.pool.n, len(self.pool_rows.length)
-            if kept != now:
-                raise ValueError(f"{folder} is of a pool of {kept} rows, here are {now}: give the same data")
-            saved = json.loads((Path(folder) / LEDGER).read_text(encoding="utf-8"))
-            self.ledger = Ledger.from_dict(saved)
+        found = self.processes.decide(lambda: self._begin(resume_from_checkpoint), _without_pool)
+        if found is None:
+            self._prepare()
+        else:
+            self._go_on(found)
         with self.ledger.phase("training") as visit:
             visit.flops = 0.0  # every step is booked by itself
-            result = super().train(folder, *args, **kwargs)
+            result = super().train(found.folder if found is not None else None, *args, **kwargs)
         if self.is_world_process_zero():
             self.ledger.write(Path(self.args.output_dir) / "ledger.json")
         return result
+
+    def _begin(self, asked: str | bool | None) -> Resumed | None:
+        """On process 0: what this run is of, and what it goes on from."""
+        config, args = self.coreset_config, self.args
+        with self.ledger.phase("other"):
+            parts = parts_of(self.model, self.processing_class, self.pool_rows, self.sight.targets)
+        settings = settings_of(config, self.sight.settings) | {"pack": str(self.clock.pack)}
+        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        self._note = Note(parts, settings, self.clock, batches, args.max_steps)
+        folder = find_checkpoint(args.output_dir, asked)
+        return None if folder is None else resumed(folder, self._note, config.seed)
+
+    def _go_on(self, found: Resumed) -> None:
+        self.clock, self.coreset_state = found.clock, found.state
+        if self.sight.harvest is not None:
+            self.sight.harvest.load(Path(found.folder))
+        self.ledger = found.ledger
+        if found.max_steps is not None and not self._steps_given:
+            self.args.max_steps = found.max_steps
+        if self._note is not None:
+            self._note = replace(self._note, clock=self.clock, max_steps=self.args.max_steps)
 
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
@@ -137,10 +163,36 @@ class CoresetMixin(Trainer):
         self.stop_at = self.clock.warmup_rounds * self.clock.steps
         if self.stop_at:
             self.train()
+        else:
+            self._prepare()
         return self.begin_round(self.stop_at)
 
+    def _prepare(self) -> None:
+        """Before a run's first step."""
+        self.sight.prepare()
+        if self.coreset_config.taught:  # what is drawn from here on is the same with a teacher made or found
+            set_seed(self.args.seed)
+
     def begin_round(self, global_step: int) -> State:
-        """Bring the state to the round that starts at this step; nothing to do when it was resumed there."""
+        """Bring the state to the round that starts at this step; nothing to do when it was resumed there.
+
+        On process 0 with all that is known of the pool; on the others with the coreset.
+        """
+        before = self.coreset_state
+        now = self.processes.decide(
+            lambda: self._next_round(global_step), lambda decided: state.news(decided, before)
+        )
+        if not self.processes.first:
+            now = state.told(now, before, dynamic.empty_pool(self.pool_rows.length))
+        self.coreset_state = now
+        if self.sight.harvest is not None:
+            self.sight.harvest.began = bool(now.selections)
+        self._order = round_order(now, self.clock, self.coreset_config.seed)
+        self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
+        return now
+
+    def _next_round(self, global_step: int) -> State:
+        """The state, and on process 0 everything that is said of it."""
         config, before = self.coreset_config, self.coreset_state
         if before is None:
             pool = dynamic.empty_pool(self.pool_rows.length)
@@ -148,17 +200,13 @@ class CoresetMixin(Trainer):
         elif before.round < global_step // self.clock.steps:
             now = dynamic.advance(config, before, self.clock, self.meter, self.ledger)
         else:
-            now = before
-        self.coreset_state = now
-        warning = selection_log.excluded(
-            before.pool.usable if before else np.ones(now.pool.n, bool), now.pool.usable, self.pool_rows.ids
-        )
+            return before
+        usable = before.pool.usable if before else np.ones(now.pool.n, bool)
+        warning = selection_log.excluded(usable, now.pool.usable, self.pool_rows.ids)
         if warning is not None:
             log.warning("%s", warning)
         if now.selections > (before.selections if before else 0):
             self._record_selection(now)
-        self._order = round_order(now, self.clock, config.seed)
-        self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
         return now
 
     def begin_step(self) -> None:
@@ -179,13 +227,12 @@ class CoresetMixin(Trainer):
 
     def _record_selection(self, now: State) -> None:
         """Log, audit and ledger of a selection that was just made."""
-        if self.is_world_process_zero():
-            folder, config = Path(self.args.output_dir), self.coreset_config
-            with self.ledger.phase("other"):
-                run_record.record(
-                    folder, now, self.pool_rows, self._decode, config.refresh.embedding, config.seed
-                )
-            self.ledger.write(folder / "ledger.json")
+        folder, config = Path(self.args.output_dir), self.coreset_config
+        with self.ledger.phase("other"):
+            run_record.record(
+                folder, now, self.pool_rows, self._decode, config.refresh.embedding, config.seed
+            )
+        self.ledger.write(folder / "ledger.json")
         # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
         # After the files, so that a callback told of a selection can read it.
         Trainer.log(self, selection_log.figures(self.ledger.rounds[-1], now))
@@ -205,15 +252,38 @@ class CoresetMixin(Trainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and self.coreset_state is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            forget_note(folder)
             state.save(self.coreset_state, folder)
             self.ledger.write(folder / LEDGER)
+        if self.sight.harvest is not None:
+            self.sight.harvest.save(folder)
         super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What transformers (5.23) writes before trainer_state.json; then nothing but that is missing."""
+        super()._save_rng_state(output_dir)
+        self.processes.wait()
+        if self._note is not None:
+            write_note(output_dir, self._note)
+        self.processes.wait()
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""
         super()._set_signature_columns_if_needed()
-        if self.coreset_config.weighted and EXAMPLE_ID not in self._signature_columns:
+        if self._rows_are_told and EXAMPLE_ID not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, EXAMPLE_ID]
+
+    @property
+    def _rows_are_told(self) -> bool:
+        """Whether a batch says which rows of the pool it holds."""
+        return self.coreset_config.weighted or self.coreset_config.refresh.harvest
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stock step, with what it shows of its rows kept where the refresh asks for that."""
+        if self.sight.harvest is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        with self.sight.harvest.around(inputs, self.state.global_step):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -226,19 +296,21 @@ class CoresetMixin(Trainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         if not self.model.training:
             self._count_evaluation(inputs)
-        if ids is None or not self.model.training:
+        if not self.coreset_config.weighted or ids is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return self._weighted_loss(model, inputs, self._weights[ids], return_outputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._evaluated = np.zeros(3)
         with self.ledger.phase("evaluation"):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            rows, tokens, flops = self.processes.total(self._evaluated)
+            self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
         return metrics
 
     def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
         lengths = inputs["attention_mask"].sum(dim=1).cpu().numpy()
-        flops = self.cost.evaluation(lengths)
-        self.ledger.add("evaluation", rows=len(lengths), tokens=int(lengths.sum()), flops=flops)
+        self._evaluated += (len(lengths), lengths.sum(), self.cost.evaluation(lengths))
 
     # -------------------------------------------------------------------------------------------- set-up
 
@@ -246,35 +318,21 @@ class CoresetMixin(Trainer):
         """The rounds' length; epochs are turned into steps."""
         args, pool = self.args, dynamic.empty_pool(self.pool_rows.length)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        refuse_parallelism(self.get_total_train_batch_size(args), batch)
         rows = coreset_rows(self.coreset_config, pool)
         clock = make_clock(self.coreset_config, pool.n, rows, batch)
         warmup = clock.warmup_rounds * clock.steps
-        if args.max_steps <= 0:
+        self._steps_given = args.max_steps > 0
+        if not self._steps_given:
             args.max_steps = warmup + math.ceil(args.num_train_epochs * math.ceil(rows / batch))
         refuse_steps(args.max_steps, warmup)
         return clock
-
-    def _make_meter(self, settings: MeasureSettings, target: Any) -> tuple[ModelCost, Meter | None]:
-        """ValueError for what this model or pool cannot give."""
-        needs, args = self.coreset_config.needs, self.args
-        settings = replace(settings, autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else None)
-        checkpointing = bool(args.gradient_checkpointing)
-        cost = ModelCost.of(self.model, self.pool_rows, needs, settings, target, checkpointing)
-        if not needs:
-            return cost, None
-        check_k(self.coreset_config.refresh.k, len(self.pool_rows.length))
-        bar = not args.disable_tqdm and self.is_world_process_zero()
-        look = Look(self.model, self.pool_rows, needs, settings, self.processing_class, target, bar)
-        return cost, Meter(look, cost.measurement)
 
     def _refuse_second_run(self) -> None:
         if self.coreset_state is not None:
             raise ValueError("this trainer has run: make a new one, with resume_from_checkpoint to go on")
 
-    def _checkpoint(self, asked: str | bool | None) -> str | None:
-        if asked is not True:
-            return asked or None
-        last: str | None = get_last_checkpoint(self.args.output_dir)
-        if last is None:
-            raise ValueError(f"no checkpoint in {self.args.output_dir}; train without resume_from_checkpoint")
-        return last
+
+def _without_pool(found: Resumed | None) -> Resumed | None:
+    """What the other processes hear of it."""
+    return None if found is None else replace(found, state=dynamic.unseen(found.state), ledger=Ledger())

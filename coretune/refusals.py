@@ -19,8 +19,6 @@ def can_weigh(trl: str) -> bool:
 
 def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
     """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
-    if args.world_size > 1:
-        raise ValueError(f"one process is supported so far, and {args.world_size} were started")
     if args.train_sampling_strategy != "random":
         raise ValueError(
             f"train_sampling_strategy is {args.train_sampling_strategy!r}, and the coreset has an order "
@@ -32,6 +30,12 @@ def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> Non
     ):
         if getattr(args, name):
             raise ValueError(f"{name} does not go with a coreset, since {why}; set it to false")
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name):
+            raise ValueError(
+                f"accelerator_config.{name} deals rows out by other rules than those a round is counted by; "
+                "leave it out"
+            )
     if stock.get("model_init") is not None:
         raise ValueError(
             "model_init makes the model anew in train(), and a coreset is chosen by the model it was given; "
@@ -70,12 +74,34 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
         )
 
 
+def refuse_harvest(args: Any, stock: Mapping[str, Any]) -> None:
+    """ValueError for an SFTConfig whose training steps do not show the loss of each token of each row."""
+    if stock.get("compute_loss_func") is not None:
+        raise ValueError("harvest needs the stock loss; leave out compute_loss_func or set harvest: false")
+    if args.loss_type not in ("nll", "chunked_nll") or args.label_smoothing_factor:
+        raise ValueError(
+            "harvest needs loss_type nll without label smoothing; change them or set harvest: false"
+        )
+    for name in ("use_liger_kernel", "torch_compile"):
+        if getattr(args, name):
+            raise ValueError(f"harvest listens to layers, which {name} may bypass; set one of them to false")
+    if not can_weigh(version("trl")):
+        raise ValueError(
+            f"harvest needs TRL 1.16 or later, here is {version('trl')}; upgrade or set harvest: false"
+        )
+
+
 def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
     """ValueError for what transformers' own Trainer may leave out and a coreset needs."""
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process make DataParallel, which joins rows anew; start one process a "
             "GPU with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if coreset.refresh.harvest:
+        raise ValueError(
+            "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer, or set "
+            "harvest: false"
         )
     if coreset.needs and stock.get("processing_class") is None:
         raise ValueError(
@@ -90,6 +116,15 @@ def refuse_plain_model(model: Any, weighted: bool) -> None:
         raise ValueError(
             "weighted replaces the model's own loss, which balances experts too (output_router_logits); use "
             "CoresetSFTTrainer, or set weighted: false"
+        )
+
+
+def refuse_parallelism(batch: int, expected: int) -> None:
+    """ValueError when processes share rows (tensor, context, sequence parallelism): a step has fewer then."""
+    if batch != expected:
+        raise ValueError(
+            f"a step takes {batch} rows and all processes together have {expected}: with a coreset each "
+            "process takes rows of its own, so leave out tensor, context and sequence parallelism"
         )
 
 

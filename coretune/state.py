@@ -51,19 +51,29 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     if graph is not None:
         kept = ("neighbors", "similarity", "built_from")
         arrays |= {f"graph/{name}": getattr(graph, name) for name in kept}
-    np.savez(Path(folder) / ARRAYS, **arrays)  # type: ignore[arg-type]
+    beside = Path(folder) / f"{ARRAYS}.part"
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, Path(folder) / ARRAYS)
     numbers = {name: getattr(state, name) for name in COUNTS}
     numbers |= {"figures": dict(coreset.figures)}
     (Path(folder) / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 
 
-def load(folder: str | os.PathLike[str]) -> State:
-    """Read what `save` wrote; FileNotFoundError when the folder holds no coreset state."""
+def refuse_without(folder: str | os.PathLike[str]) -> None:
+    """FileNotFoundError when the folder holds no coreset state."""
     if not (Path(folder) / NUMBERS).is_file():
         raise FileNotFoundError(
             f"{os.fspath(folder)} holds no {NUMBERS}, so it is no checkpoint of a run on a coreset: "
             "give one that is, or start anew"
         )
+
+
+def load(folder: str | os.PathLike[str]) -> State:
+    """Read what `save` wrote; FileNotFoundError when the folder holds no coreset state."""
+    refuse_without(folder)
     numbers = json.loads((Path(folder) / NUMBERS).read_text(encoding="utf-8"))
     groups: dict[str, dict[str, Array]] = {
         name: {} for name in ("feature", "reference", "pool", "coreset", "reason", "graph")
@@ -84,3 +94,20 @@ def load(folder: str | os.PathLike[str]) -> State:
     )
     coreset = Coreset(reasons=groups["reason"], figures=numbers.pop("figures"), **groups["coreset"])
     return State(pool=pool, coreset=coreset, **numbers)
+
+
+def news(now: State, before: State | None) -> tuple[dict[str, int], Coreset | None]:
+    """What another process has to be told of the state: its counts, and its coreset when it is a new one."""
+    chosen = now.coreset
+    known = before is not None and before.coreset is chosen
+    slim = None if known else Coreset(chosen.indices, chosen.weights, chosen.gains)
+    return {name: getattr(now, name) for name in COUNTS}, slim
+
+
+def told(news: tuple[dict[str, int], Coreset | None], before: State | None, pool: Pool) -> State:
+    """The state on a process that was told `news` and knows of the pool what the costs tell."""
+    counts, coreset = news
+    if coreset is None:
+        assert before is not None
+        coreset = before.coreset
+    return State(pool=pool, coreset=coreset, **counts)

@@ -9,7 +9,12 @@ import torch
 from trl import SFTTrainer
 
 from coretune.mixin import CoresetMixin
-from coretune.refusals import refuse_plain_arguments, refuse_plain_model, refuse_sft_arguments
+from coretune.refusals import (
+    refuse_harvest,
+    refuse_plain_arguments,
+    refuse_plain_model,
+    refuse_sft_arguments,
+)
 from coretune.schedule import CoresetConfig
 from coretune.weighting import weighing, weighted_loss
 
@@ -46,9 +51,13 @@ class CoresetTrainer(CoresetMixin):
 class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
     """TRL's SFTTrainer on a coreset; arguments as in `CoresetMixin`."""
 
+    stock = SFTTrainer
+
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         super()._refuse(args, coreset, stock)
         refuse_sft_arguments(args, coreset.weighted)
+        if coreset.refresh.harvest:
+            refuse_harvest(args, stock)
 
     def _weighted_loss(
         self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any

@@ -1,0 +1,186 @@
+"""Several processes, one run: the first decides, all of them look.
+
+    process 0     decide ─► look(rows) ─────────────► merge ─► … ─► decision ─► all
+                              │ a share of rows each     ▲
+    processes 1…  answer ─────┴─► measure ───────────────┘
+
+While process 0 decides, the others answer its calls, until it tells them the decision or its failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.distributed as dist
+
+from coretune.types import Array, Rows
+
+Decided = TypeVar("Decided")
+Look = Callable[[Rows], Mapping[str, Array]]
+DECIDED, FAILED, CALL = "decided", "failed", "call"
+
+
+class Processes:
+    """The processes of a run, over a group of their own on the CPU, so that nothing that is passed between
+    them touches a device's memory.
+
+    rank, world  this process, of how many; with one nothing is passed to anybody
+    timeout      seconds that a process waits for the others
+    """
+
+    def __init__(self, rank: int, world: int, timeout: float) -> None:
+        self.rank, self.world, self.timeout = rank, world, timeout
+        self._calls: dict[str, Callable[..., Any]] = {}
+        self._group: Any = None
+        if world > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def decide(self, work: Callable[[], Decided], news: Callable[[Decided], Any]) -> Any:
+        """On process 0 what `work` returns; on the others `news` of it. Called on all of them.
+
+        What `work` raises is raised on process 0, and a RuntimeError that tells of it on the others.
+        """
+        if self.world == 1:
+            return work()
+        if not self.first:
+            return self._answer()
+        try:
+            decided = work()
+            told = (DECIDED, news(decided))
+        except ProcessLost:
+            raise
+        except BaseException as error:
+            self._tell((FAILED, f"{type(error).__name__}: {error}"))
+            raise
+        self._tell(told)
+        return decided
+
+    def door(self, name: str, look: Look, cost: Array) -> Look:
+        """`look` with its rows dealt out to all processes; for process 0, while it decides.
+
+        Every process makes the same doors. cost (n,): tokens of each row, to deal out equal work.
+        A row's values may differ in the last bits with the number of processes: it meets other rows in its
+        batches.
+        """
+        if self.world == 1:
+            return look
+
+        def share(rows: Rows) -> Mapping[str, Array]:
+            mine = deal(cost[rows], self.world)[self.rank]
+            return look(rows[mine]) if len(mine) else {}
+
+        self._calls[name] = share
+
+        def looked(rows: Rows) -> Mapping[str, Array]:
+            if not len(rows):
+                return look(rows)
+            return merge(self.call(name, rows), deal(cost[rows], self.world))
+
+        return looked
+
+    def answers(self, name: str, work: Callable[..., Any]) -> None:
+        """Have every process do `work` when process 0 makes the call of that name."""
+        self._calls[name] = work
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """What the work of that name gives on every process, by rank; for process 0, while it decides."""
+        if self.world == 1:
+            return [self._calls[name](*arguments)]
+        self._tell((CALL, name, arguments))
+        given = self._work(name, arguments)
+        faults = [(rank, fault) for rank, (fault, _) in enumerate(given) if fault is not None]
+        if faults:
+            raise RuntimeError(f"process {faults[0][0]}: {faults[0][1]}")
+        return [value for _, value in given]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            with self._together():
+                dist.barrier(group=self._group)
+
+    def total(self, numbers: Array) -> Array:
+        """The sum over all processes, on each of them."""
+        if self.world == 1:
+            return numbers
+        every: list[Any] = [None] * self.world
+        with self._together():
+            dist.all_gather_object(every, numbers, group=self._group)
+        return np.sum(every, axis=0)
+
+    def _answer(self) -> Any:
+        while True:
+            kind, *content = self._told()
+            if kind == DECIDED:
+                return content[0]
+            if kind == FAILED:
+                raise RuntimeError(f"process 0 stopped: {content[0]}")
+            self._work(*content)
+
+    def _work(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
+        """(what went wrong or None, value) of every process on process 0; on the others nothing."""
+        fault, value = None, None
+        try:
+            value = self._calls[name](*arguments)
+        except Exception as error:  # told to process 0, which stops all
+            fault = f"{type(error).__name__}: {error}"
+        given: list[Any] = [None] * self.world
+        with self._together():
+            dist.gather_object((fault, value), given if self.first else None, dst=0, group=self._group)
+        return given
+
+    def _tell(self, message: tuple[Any, ...]) -> None:
+        with self._together():
+            dist.broadcast_object_list([message], src=0, group=self._group)
+
+    def _told(self) -> tuple[Any, ...]:
+        message: list[Any] = [None]
+        with self._together():
+            dist.broadcast_object_list(message, src=0, group=self._group)
+        told: tuple[Any, ...] = message[0]
+        return told
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ProcessLost(
+                f"process {self.rank} stops: another process is gone, or was silent for {self.timeout:.0f} s "
+                f"(ddp_timeout). Start all again with resume_from_checkpoint=True. [{reason}]"
+            ) from error
+
+
+class ProcessLost(RuntimeError):
+    """Another process does not answer any more."""
+
+
+def deal(cost: Array, hands: int) -> list[Rows]:
+    """Positions of `cost` (m,) dealt out, rising in each hand: the dearest first, to and fro.
+
+    So the hands differ by one position at most, and in cost by no more than the dearest does.
+    """
+    order = np.argsort(-np.asarray(cost), kind="stable")
+    turn = np.arange(len(order)) % (2 * hands)
+    hand = np.where(turn < hands, turn, 2 * hands - 1 - turn)
+    return [np.sort(order[hand == number]).astype(np.int64) for number in range(hands)]
+
+
+def merge(parts: list[Mapping[str, Array]], positions: list[Rows]) -> dict[str, Array]:
+    """Each hand's arrays put back where its positions say; an empty hand may give nothing."""
+    count = sum(len(where) for where in positions)
+    merged: dict[str, Array] = {}
+    for part, where in zip(parts, positions, strict=True):
+        for name, values in part.items():
+            whole = merged.setdefault(name, np.empty((count, *values.shape[1:]), values.dtype))
+            whole[where] = values
+    return merged
