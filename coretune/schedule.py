@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from coretune.budget import BudgetRequest
+from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.measure.settings import MeasureSettings
 from coretune.refresh import AnchorRefresh
-from coretune.types import Pool, Selector, Taught
+from coretune.types import Budget, Coreset, Pool, Selector, Taught
 
 WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
@@ -28,6 +31,8 @@ class CoresetConfig:
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
     weighted       multiply each example's loss by its coreset weight
+    engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
+    ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
     """
 
     selector: Selector
@@ -39,6 +44,8 @@ class CoresetConfig:
     threshold: float = 0.1
     audit_every: int | None = None
     weighted: bool = False
+    engine: str = "local"
+    ray_address: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +66,21 @@ class CoresetConfig:
         if not self.threshold >= 0:
             raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
         self._refuse_combinations()
+        self._refuse_engines()
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        """The selector's answer, by the engine asked for."""
+        if self.engine == "local":
+            return self.selector.select(pool, budget, rng)
+        return select_on_ray(self.selector, pool, budget, rng, self.ray_address)
+
+    def _refuse_engines(self) -> None:
+        if self.engine not in ("local", "ray"):
+            raise ValueError(f"engine is {self.engine!r}: give local or ray")
+        if self.engine == "ray":
+            refuse_on_ray(self.selector)
+        elif self.ray_address is not None:
+            raise ValueError(f"ray_address is {self.ray_address!r} and engine is local: set engine to ray")
 
     def _refuse_combinations(self) -> None:
         if self.audit_every is not None and not self.refresh.follows_graph:

@@ -1,0 +1,181 @@
+"""Selection on Ray is that of one machine, with any number of workers, and when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coretune.cluster.features import Mapped
+from coretune.cluster.selection import select_on_ray
+from coretune.select.columns import Columns
+from coretune.select.gtp import Gtp
+from coretune.select.pursuit import pursue
+from coretune.select.random import Random
+from coretune.types import Budget, Pool
+
+ray = pytest.importorskip("ray", reason="the extra coretune[ray] is not installed")
+from coretune.cluster.columns import RayColumns, Shard  # noqa: E402
+from coretune.cluster.session import connected  # noqa: E402
+
+N, D = 900, 48
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One small local Ray for all tests."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+def features(seed: int = 0, dtype=np.float32) -> np.ndarray:
+    """(N, D): few directions, with copies, a zero row, and rows of very different length."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((N, 12)) @ rng.standard_normal((12, D)) + 0.3
+    values *= rng.gamma(1.0, 1.0, (N, 1))
+    values[100:200] = values[:100]
+    values[500] = 0.0
+    return values.astype(dtype)
+
+
+def pool_of(trajectory: np.ndarray) -> Pool:
+    usable = np.ones(N, bool)
+    usable[7] = False
+    return Pool(
+        features={"trajectory": trajectory},
+        cost=np.random.default_rng(1).integers(5, 50, N),
+        measured_at=np.zeros(N, np.int32),
+        usable=usable,
+    )
+
+
+def assert_same(found, expected) -> None:
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+    np.testing.assert_array_equal(found.gains, expected.gains)
+    assert found.figures == expected.figures
+    for name, reason in expected.reasons.items():
+        np.testing.assert_array_equal(found.reasons[name], reason)
+
+
+def mapped(tmp_path, values: np.ndarray) -> np.ndarray:
+    np.save(tmp_path / "trajectory.npy", values)
+    return np.load(tmp_path / "trajectory.npy", mmap_mode="c")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_chooses_what_one_machine_does(session, tmp_path, workers):
+    """In halves, behind a memory map, to the last index and the last bit of the weights."""
+    values = mapped(tmp_path, features(dtype=np.float16))
+    target = np.asarray(values, np.float64).mean(0)
+    expected = pursue(Columns.of(values).top, target, 60, 0.01, np.ones(N, bool))
+    columns = RayColumns.of(values, workers)
+    found = pursue(columns.top, target, 60, 0.01, np.ones(N, bool))
+    np.testing.assert_array_equal(columns.correlate(target), Columns.of(values).correlate(target))
+    assert len(columns.shards) == workers
+    assert len(found.rows) > 20
+    for name in ("rows", "weights", "gains", "entered"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.residual == expected.residual
+
+
+@dataclass(frozen=True)
+class Deadly(Mapped):
+    """Kills the worker that opens it, so many times."""
+
+    deaths: Path
+    times: int
+
+    def open(self) -> np.ndarray:
+        if len(list(self.deaths.iterdir())) < self.times:
+            (self.deaths / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().open()
+
+
+def test_workers_that_are_killed_in_the_middle_change_nothing(session, tmp_path):
+    values = mapped(tmp_path, features(seed=2))
+    target = values.astype(np.float64).mean(0)
+    expected = pursue(Columns.of(values).top, target, 60, 0.01, np.ones(N, bool))
+    columns = RayColumns.of(values, 2)
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    deadly = Deadly(**vars(Mapped.of(values)), deaths=deaths, times=2)
+    shards = (columns.shards[0], ray.put(Shard(deadly, N // 2, N)))
+    found = pursue(replace(columns, shards=shards).top, target, 60, 0.01, np.ones(N, bool))
+    assert len(list(deaths.iterdir())) == 2
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+
+
+@pytest.mark.parametrize("unit", ["rows", "tokens"])
+def test_a_whole_selection_with_targets_is_the_same(session, unit):
+    pool = pool_of(features(seed=3))
+    targets = np.random.default_rng(4).standard_normal((2, D)).astype(np.float32) + 0.3
+    references = {"trajectory": targets, "share": np.float32([0.7, 0.3])}
+    pool = Pool(pool.features, pool.cost, pool.measured_at, pool.usable, references=references)
+    budget = Budget(50) if unit == "rows" else Budget(900, "tokens")
+    expected = Gtp().select(pool, budget, np.random.default_rng(0))
+    assert_same(select_on_ray(Gtp(), pool, budget, np.random.default_rng(0)), expected)
+    assert ray.is_initialized()  # a connection that was there stays
+
+
+# ------------------------------------------------------------------------------- how rows get to workers
+
+
+def test_only_a_map_of_the_file_as_it_is_is_read_from_the_file(tmp_path):
+    values = features()
+    whole = mapped(tmp_path, values)
+    assert np.array_equal(Mapped.of(whole).open(), values)
+    assert Mapped.of(values) is None
+    assert Mapped.of(whole[10:]) is None
+    assert Mapped.of(whole.T) is None
+    whole[0] += 1.0  # private: the file does not know of it
+    assert Mapped.of(whole) is None
+
+
+def test_a_file_that_a_node_cannot_see_is_named_with_the_remedy(tmp_path):
+    found = Mapped.of(mapped(tmp_path, features()))
+    (tmp_path / "trajectory.npy").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*trajectory.npy .*put signals_dir where all nodes"):
+        found.open()
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_method_without_a_form_for_a_cluster_is_named():
+    with pytest.raises(ValueError, match="engine is ray, and random selects on one machine only"):
+        select_on_ray(Random(), pool_of(features()), Budget(5), np.random.default_rng(0))
+
+
+def test_no_cluster_at_the_address_is_one_line(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    def nobody(**_):
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    expected = r"no Ray cluster at ray_address '10\.0\.0\.1:6379': Could not find"
+    with pytest.raises(ValueError, match=expected) as caught, connected("10.0.0.1:6379"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'coretune\[ray\]'"), connected(None):
+        pass
