@@ -187,6 +187,16 @@ def test_another_models_checkpoint_is_refused_with_both_numbers(tmp_path):
         Moments.from_checkpoint(saved(tmp_path, one_group, optimizer), one_group)
 
 
+def test_names_are_plain_where_layers_are_wrapped(tmp_path):
+    """As torch.compile and FSDP wrap them."""
+    model = tiny_model("llama")
+    optimizer = as_trainer_groups(model, tmp_path)
+    saved(tmp_path, model, optimizer)
+    wrapped = torch.nn.ModuleDict({"_orig_mod": model})
+    assert_is_of(Moments.of(optimizer, wrapped), optimizer, model)
+    assert_is_of(Moments.from_checkpoint(tmp_path, wrapped), optimizer, model)
+
+
 def test_shapes_and_names_of_another_model_are_refused(tmp_path):
     model = tiny_model("llama")
     optimizer = as_trainer_groups(model, tmp_path)

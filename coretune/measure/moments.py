@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from coretune.measure.optimizer_file import saved_state
+from coretune.measure.parameters import plain_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Moments:
         if type(optimizer).__name__ == "AcceleratedOptimizer":
             optimizer = optimizer.optimizer
         kind = type(optimizer).__name__
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
         held = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         states = {names[p]: optimizer.state[p] for p, _ in held if p in names and p in optimizer.state}
         if not any(p in names for p, _ in held):
@@ -51,8 +52,7 @@ class Moments:
             )
         if not states:
             raise ValueError(f"{kind} has made no step, so it has no moments yet; train a little first")
-        shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
-        return _gathered(states, [group for p, group in held if names.get(p) in states], shapes, kind)
+        return _gathered(states, [group for p, group in held if names.get(p) in states], kind)
 
     @staticmethod
     def from_checkpoint(folder: str | Path, model: nn.Module) -> Moments:
@@ -63,18 +63,14 @@ class Moments:
         ValueError: see `saved_state`, and as `of`.
         """
         saved = saved_state(Path(folder), model)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         if not saved.states:
             raise ValueError(f"{saved.file} holds no state: the run made no step; train a little first")
         groups = [group for group in saved.groups if len(group["params"])]
-        return _gathered(saved.states, groups, shapes, str(saved.file))
+        return _gathered(saved.states, groups, str(saved.file))
 
 
 def _gathered(
-    states: Mapping[str, Mapping[str, Any]],
-    groups: Iterable[Mapping[str, Any]],
-    shapes: Mapping[str, tuple[int, ...]],
-    source: str,
+    states: Mapping[str, Mapping[str, Any]], groups: Iterable[Mapping[str, Any]], source: str
 ) -> Moments:
     """Moments from torch's state of each parameter, by name, and the groups that hold their settings.
 
@@ -86,12 +82,6 @@ def _gathered(
                 f"{source} keeps {sorted(state)} of {name!r}, not Adam's exp_avg and exp_avg_sq; "
                 "train with adamw_torch, or set preconditioner: none"
             )
-        for key in ("exp_avg", "exp_avg_sq"):
-            if tuple(state[key].shape) != shapes[name]:
-                raise ValueError(
-                    f"{key} of {name!r} in {source} has shape {tuple(state[key].shape)}, the parameter "
-                    f"{shapes[name]}: it is of another model or in another order"
-                )
     beta1, beta2, epsilon = _alike(
         {(*group["betas"], group["eps"]) for group in groups}, "betas and eps", source
     )

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from coretune.measure.parameters import plain_name
+
 #: Parts of a name by which transformers 5 lets a parameter off weight decay, beside those of nn.LayerNorm.
 UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
 
@@ -53,7 +55,7 @@ def trainer_order(model: nn.Module) -> list[list[str]]:
     groups: list[list[str]] = [[], []]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[bool(UNDECAYED.search(name)) or name in layer_norms].append(name)
+            groups[bool(UNDECAYED.search(name)) or name in layer_norms].append(plain_name(name))
     return groups
 
 
@@ -72,14 +74,27 @@ def _by_position(file: Path, model: nn.Module) -> SavedState:
     positions = [position for group in saved["param_groups"] for position in group["params"]]
     named = dict(zip(positions, [name for group in names for name in group], strict=True))
     states = {named[position]: state for position, state in saved["state"].items()}
+    _refuse_other_shapes(states, model, file)
     return SavedState(states, saved["param_groups"], file)
+
+
+def _refuse_other_shapes(states: Mapping[str, Mapping[str, Any]], model: nn.Module, file: Path) -> None:
+    """The order that was found again has to fit everywhere."""
+    shapes = {plain_name(name): tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, state in states.items():
+        for key in state.keys() & {"exp_avg", "exp_avg_sq"}:
+            if tuple(state[key].shape) != shapes[name]:
+                raise ValueError(
+                    f"{key} of {name!r} in {file} has shape {tuple(state[key].shape)}, the parameter "
+                    f"{shapes[name]}: it is of another model, or in another order"
+                )
 
 
 def _by_name(file: Path, model: nn.Module) -> SavedState:
     """As FSDP saves a whole state; torch's converter of sharded ones wraps it in "optimizer"."""
     saved = _load(file)
     saved = saved.get("optimizer", saved)
-    known = {name for name, _ in model.named_parameters()}
+    known = {plain_name(name) for name, _ in model.named_parameters()}
     if strange := sorted(set(saved["state"]) - known):
         raise ValueError(
             f"{file} holds the state of {strange[0]!r} and {len(strange) - 1} more that the model has not; "

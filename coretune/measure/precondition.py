@@ -77,7 +77,8 @@ def preconditioner(
         if tuple(moments.second[name].shape) != shape:
             raise ValueError(
                 f"the optimizer's state of {name!r} has shape {tuple(moments.second[name].shape)}, the "
-                f"parameter {shape}: it is of another model"
+                f"parameter {shape}: it is of another model, or of one process's part of it (FSDP1), which a "
+                "checkpoint would hold whole"
             )
     of_these = Moments(
         {name: moments.first[name] for name in shapes},
