@@ -51,6 +51,9 @@ class AnchorRefresh:
                     be answered alike; LOG.md compares it with the responses]
     scores          further signals to measure
     priority_score  the signal whose discrepancy counts
+    harvest         take the signals of rows that training passes through from the training step itself: at
+                    the next refresh they count as measured, at the weights their step had and under its
+                    dropout, and only the other anchors are looked at. With anchors "trained" that is all
     memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves [choice]
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
@@ -68,6 +71,7 @@ class AnchorRefresh:
     embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
+    harvest: bool = False
     memory: float = 0.6
 
     def __post_init__(self) -> None:

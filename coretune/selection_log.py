@@ -11,6 +11,7 @@ from coretune.state import State
 from coretune.types import Array
 
 PREFIX = "coreset/"
+OWN = ("graph_recall", "rows_harvested")  # figures of a round that compare nothing with a full measurement
 NAMED = 10  # rows named in a warning
 
 
@@ -18,7 +19,8 @@ def figures(entry: Round, state: State) -> dict[str, float]:
     """`coreset/…` -> number, for the loggers a trainer reports to. What is not known is left out.
 
     round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
-    of the rows that were in the last coreset), graph_recall, approximation/… (see `approximation.compare`)
+    of the rows that were in the last coreset), graph_recall, rows_harvested,
+    approximation/… (see `approximation.compare`)
     """
     found: dict[str, float | None] = {
         "round": entry.round,
@@ -30,7 +32,7 @@ def figures(entry: Round, state: State) -> dict[str, float]:
         "overlap": entry.overlap,
     }
     for name, value in entry.approximation.items():
-        found[name if name == "graph_recall" else f"approximation/{name}"] = value
+        found[name if name in OWN else f"approximation/{name}"] = value
     return {PREFIX + name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -43,6 +45,8 @@ def line(logs: Mapping[str, float], step: int) -> str:
     found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
     kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
     looked = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
+    if found.get("rows_harvested"):
+        looked += f"; harvested {found['rows_harvested']:,.0f}"
     parts = [
         f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
         f"{found['tokens']:,.0f} tokens{kept}{looked}; {found['seconds']:.1f} s"

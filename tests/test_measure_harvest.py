@@ -12,8 +12,8 @@ from tiny_run import arguments, corpus, model_folder, tiny_tokenizer
 from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
-from coretune.measure import harvest
-from coretune.measure.harvest import HARVESTED, Harvest, Seen
+from coretune.measure.harvest import HARVESTED, Harvest
+from coretune.measure.seen import Seen, load, save
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.rounds import EXAMPLE_ID, with_example_id
@@ -156,8 +156,8 @@ def test_rows_are_kept_as_last_seen_until_they_are_taken(trainer, tmp_path):
     assert seen.rows.tolist() == [3, 7]
     assert seen.step.tolist() == [11, 11]
     assert len(trainer.harvest.take().rows) == 0
-    harvest.save(seen, tmp_path / "seen.npz")
-    again = harvest.load(tmp_path / "seen.npz")
+    save(seen, tmp_path / "seen.npz")
+    again = load(tmp_path / "seen.npz")
     trainer.harvest.put(again)
     with torch.no_grad():
         trainer.model.lm_head.weight.mul_(0.5)
@@ -213,5 +213,7 @@ def test_what_a_step_hides_is_said(trainer):
 def test_what_cannot_be_harvested_is_refused_by_name(trainer):
     with pytest.raises(ValueError, match="alignment cannot be read off a training step"):
         Harvest(trainer.model, ["loss", "alignment"], MeasureSettings())
+    with pytest.raises(ValueError, match="basis is gradient_pca"):
+        Harvest(trainer.model, ["gradient"], MeasureSettings(basis="gradient_pca"))
     with pytest.raises(ValueError, match="preconditioner is adam"):
         Harvest(trainer.model, ["gradient"], MeasureSettings(preconditioner="adam"))

@@ -11,7 +11,6 @@ these weights, in the same precision.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,27 +29,16 @@ from coretune.measure.meter import Meter
 from coretune.measure.parameters import Choice
 from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
+from coretune.measure.seen import Seen
 from coretune.measure.settings import MeasureSettings
-from coretune.types import Array, Rows
+from coretune.types import Array
 
 IGNORED = -100  # the label of a token that the loss does not count
 
+SEEDED = ("rademacher", "sjlt")  # bases that are drawn, not fitted
+
 #: What a training step shows.
 HARVESTED = ("loss", "response_embedding", "prompt_embedding", "gradient_norm", "gradient")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Rows that training passed through, each as it was last seen.
-
-    rows     (m,) int64, rising
-    step     (m,) int64  optimiser steps made before
-    signals  name -> (m, ...) float32, all finite
-    """
-
-    rows: Rows
-    step: Array
-    signals: dict[str, Array]
 
 
 class Harvest:
@@ -74,6 +62,11 @@ class Harvest:
             raise ValueError(
                 f"{unknown[0]} cannot be read off a training step, only {', '.join(HARVESTED)} can: "
                 "set harvest to false"
+            )
+        if settings.basis not in SEEDED:
+            raise ValueError(
+                f"basis is {settings.basis}, which is fitted to measured gradients: set harvest to false or "
+                f"basis to one of {', '.join(SEEDED)}"
             )
         if settings.preconditioner != "none":
             raise ValueError(
@@ -287,15 +280,3 @@ def _listening(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def save(seen: Seen, path: str | os.PathLike[str]) -> None:
-    """Write to an .npz file; `load` gives back an equal one."""
-    np.savez(path, rows=seen.rows, step=seen.step, **{f"signal/{k}": v for k, v in seen.signals.items()})  # type: ignore[arg-type]
-
-
-def load(path: str | os.PathLike[str]) -> Seen:
-    """Read what `save` wrote."""
-    with np.load(path) as arrays:
-        signals = {key.partition("/")[2]: arrays[key] for key in arrays.files if key.startswith("signal/")}
-        return Seen(arrays["rows"], arrays["step"], signals)

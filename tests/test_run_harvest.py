@@ -1,0 +1,108 @@
+"""A run that harvests: fewer looks, the same values, and gone on with as if it had never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import arguments, coreset_config, trainer
+
+from coretune.measure.seen import Seen, latest
+from coretune.train import CoresetTrainer
+
+SETTINGS = {"anchors": "trained", "propagate": "none", "harvest": True}
+
+
+def harvesting(folder: Path, coreset=None, **settings):
+    return trainer(folder, coreset or coreset_config(**SETTINGS), **settings)
+
+
+def test_rows_trained_on_need_no_look(tmp_path):
+    run = harvesting(tmp_path)
+    run.train()
+    rounds = run.ledger.rounds
+    assert rounds[0].rows_measured == 48
+    assert [entry.rows_measured for entry in rounds[1:]] == [0, 0]
+    assert [entry.approximation["rows_harvested"] for entry in rounds[1:]] == [8, 8]  # 2 steps of 4 rows
+    measured = run.ledger.costs["measurement"]
+    assert measured.rows == 48 + 8 + 8
+    assert measured.flops == run.cost.measurement(np.arange(48))
+
+
+def test_what_was_harvested_is_in_the_pool(tmp_path):
+    run = harvesting(tmp_path)
+    shown: list[Seen] = []
+    take = run.sight.harvest.harvest.take
+    run.processes.answers("harvest", lambda: shown.append(take()) or shown[-1])
+    run.train()
+    pool = run.coreset_state.pool
+    for name, value in shown[-1].signals.items():
+        np.testing.assert_array_equal(pool.features[name][shown[-1].rows], value)
+    assert (pool.measured_at[shown[-1].rows] == run.coreset_state.selected_in).all()
+    assert sorted(shown[-1].step.tolist()) == [2] * 4 + [3] * 4  # steps of 4 rows
+
+
+def test_harvest_alone_does_not_change_what_is_trained_on_first(tmp_path):
+    with_it, without = (
+        harvesting(tmp_path / "a"),
+        harvesting(tmp_path / "b", coreset_config(anchors="trained")),
+    )
+    for run in (with_it, without):
+        run.train()
+    assert with_it.trained[:2] == without.trained[:2]
+
+
+@pytest.mark.parametrize("anchors", ["candidates", "priority"])
+def test_with_other_anchors_the_rest_is_looked_at(tmp_path, anchors):
+    run = harvesting(tmp_path, coreset_config(anchors=anchors, harvest=True))
+    run.train()
+    for entry in run.ledger.rounds[1:]:
+        assert entry.approximation["rows_harvested"] == 8
+        assert entry.rows_measured > 0
+
+
+def test_a_run_that_was_cut_between_refreshes_goes_on_the_same(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+    whole = harvesting(tmp_path / "whole", **saving)
+    whole.train()
+    again = harvesting(tmp_path / "again", **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert again.trained == whole.trained[3:]
+    for name, value in whole.coreset_state.pool.features.items():
+        np.testing.assert_allclose(again.coreset_state.pool.features[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_several_processes_seen_together():
+    def seen(rows, step):
+        value = np.asarray(step, np.float32) + 0.5
+        return Seen(np.asarray(rows, np.int64), np.asarray(step, np.int64), {"loss": value})
+
+    together = latest([seen([1, 4], [7, 2]), seen([], []), seen([1, 2], [3, 5])])
+    assert together.rows.tolist() == [1, 2, 4]
+    assert together.step.tolist() == [7, 5, 2]
+    assert together.signals["loss"].tolist() == [7.5, 5.5, 2.5]
+    assert len(latest([seen([], [])]).rows) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "dft"}, "harvest needs loss_type nll"),
+        ({"label_smoothing_factor": 0.1}, "harvest needs loss_type nll"),
+        ({"torch_compile": True}, "torch_compile may bypass"),
+    ],
+)
+def test_a_step_that_hides_its_rows_is_refused_before_training(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        harvesting(tmp_path, **settings)
+
+
+def test_a_method_whose_signals_a_step_does_not_show_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unconditional_loss cannot be read off"):
+        harvesting(tmp_path, coreset_config("ifd", **SETTINGS))
+
+
+def test_the_plain_trainer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="use CoresetSFTTrainer"):
+        CoresetTrainer(args=arguments(tmp_path), coreset=coreset_config(**SETTINGS))
