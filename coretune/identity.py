@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from coretune.corpus import Corpus
 from coretune.fingerprint import checksum, fingerprint_of_folder
+from coretune.measure.snapshots import Snapshot
 from coretune.rounds import PoolRows
 from coretune.types import Rows
 
@@ -46,6 +47,17 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
         (name, str(tensor.dtype), tuple(tensor.shape), _checksum(tensor)) for name, tensor in tensors.items()
     )
     return checksum(json.dumps(parts).encode())
+
+
+def snapshot_fingerprint(snapshot: Snapshot) -> str:
+    """Hex of a snapshot's weights, learning rate and moments."""
+    tensors = {f"weights/{name}": weight for name, weight in snapshot.weights.items()}
+    numbers: list[float] = [snapshot.learning_rate]
+    if (moments := snapshot.moments) is not None:
+        tensors |= {f"first/{name}": moment for name, moment in moments.first.items()}
+        tensors |= {f"second/{name}": moment for name, moment in moments.second.items()}
+        numbers += [moments.beta1, moments.beta2, moments.epsilon, moments.step]
+    return checksum(f"{tensors_fingerprint(tensors)} {numbers}".encode())
 
 
 def adapter_fingerprint(model: nn.Module) -> str:

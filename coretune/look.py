@@ -1,25 +1,60 @@
-"""A look at the pool through a model under training, with a bar while it lasts."""
+"""A look at the pool through a model under training, or through its teacher's snapshots, with a bar.
+
+Look        what the weights of that moment, or a teacher's, say of some rows
+StoredLook  the same of all rows, kept on disk block by block: a pass that was cut goes on, one that is
+            through is not made again
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm.auto import tqdm
 
+from coretune.fingerprint import fingerprint_of_folder, store_folder
+from coretune.manifest import MANIFEST, Manifest, array_path
 from coretune.measure.settings import MeasureSettings
-from coretune.measure.signals import measurer
+from coretune.measure.snapshots import Snapshot
+from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
 from coretune.rounds import PoolRows
+from coretune.store import BLOCK, Store, fill
 from coretune.types import Array, Measure, Rows
+
+log = logging.getLogger("coretune")
+#: Signals that compare with a single target.
+ONE_TARGET = ("alignment", "target_cosine")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Trusted rows, and the part of the budget that is chosen for them: shares of all targets sum to 1."""
+
+    rows: PoolRows
+    share: float = 1.0
+
+
+def targets_of(given: PoolRows | Sequence[Target] | None) -> tuple[Target, ...]:
+    """None, one target's rows, or several targets: the targets."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Sequence) else (Target(given),)
 
 
 @dataclass(frozen=True)
 class Look:
-    """Measures `signals` of `rows` under whatever weights `model` has at that moment.
+    """Measures `signals` of `rows` under the snapshots of that moment.
 
-    Constructing one refuses, by ValueError, what `measurer` refuses; it holds no projections between looks,
-    which may be larger than an adapter.
+    snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
+    targets    trusted rows, with shares of the budget; several of them for trajectories only
+
+    It holds no projections between looks, which may be larger than an adapter.
     """
 
     model: Any
@@ -27,25 +62,157 @@ class Look:
     signals: Sequence[str]
     settings: MeasureSettings
     tokenizer: Any
-    target: PoolRows | None = None
+    snapshots: Callable[[], Sequence[Snapshot]]
+    targets: Sequence[Target] = ()
     bar: bool = True
 
-    def __post_init__(self) -> None:
-        self._measurer(None)
+    def check(self) -> None:
+        """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
+        compared = sorted(set(self.signals) & set(ONE_TARGET))
+        if compared and len(self.targets) > 1:
+            raise ValueError(
+                f"{compared[0]} compares with one target, and {len(self.targets)} are given: give one, or "
+                "take a method that looks along trajectories"
+            )
+        bare = replace(self, settings=replace(self.settings, preconditioner="none"))
+        bare.measurer([Snapshot("none", {}, 1.0)], None)
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
-        with tqdm(total=len(rows), desc="measuring", unit="row", leave=False, disable=not self.bar) as bar:
-            return self._measurer(bar.update)(rows)
+        snapshots = self.snapshots()
+        passes = passes_of(self.signals, snapshots)
+        with self.shown(passes * len(rows)) as bar:
+            return self.measurer(snapshots, bar.update)(rows)
 
-    def _measurer(self, progress: Any) -> Measure:
-        first = self.tokenizer.bos_token_id
-        return measurer(
+    def references(self) -> Mapping[str, Array]:
+        """For `Pool.references`: what trajectories are compared with; nothing without a target."""
+        if TRAJECTORY not in self.signals or not self.targets:
+            return {}
+        targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
+        return references(
+            self.model,
+            self.rows,
+            targets,
+            shares,
+            self.settings,
+            self.snapshots(),
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
+        )
+
+    def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
+        return taught_measurer(
             self.model,
             self.rows,
             self.signals,
             self.settings,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=first if first is not None else self.tokenizer.eos_token_id,
-            target=self.target,
+            snapshots,
+            target=self.targets[0].rows if self.targets else None,
             progress=progress,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
         )
+
+    def shown(self, total: int) -> Any:
+        return tqdm(total=total, desc="measuring", unit="row", leave=False, disable=not self.bar)
+
+    def _first_token(self) -> int:
+        first: int | None = self.tokenizer.bos_token_id
+        return int(first if first is not None else self.tokenizer.eos_token_id)
+
+
+class FirstLook:
+    """A look at all rows that keeps its snapshots and projections from block to block, until `close`."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.snapshots: Sequence[Snapshot] = ()
+        self._measure: Measure | None = None
+
+    def __call__(self, rows: Rows) -> Mapping[str, Array]:
+        self.open()
+        assert self._measure is not None
+        return self._measure(rows)
+
+    def open(self) -> None:
+        if self._measure is None:
+            self.snapshots = self.look.snapshots()
+            self._measure = self.look.measurer(self.snapshots, None)
+
+    def close(self) -> None:
+        self.snapshots, self._measure = (), None
+
+
+@dataclass(frozen=True)
+class StoredLook:
+    """A look at all rows, kept in a store below `folder`; its arrays are private memory maps of it.
+
+    first    the look
+    measure  the same look with its rows dealt out to all processes
+    close    has every process let go of it
+    parts    what decides the signals beside the look's settings: model, snapshots, tokenizer, rows, targets
+
+    [choice] Only a run's first look is kept: it is the dear one, the only one that other runs can share, and
+    later ones are of weights that no other run will have. float32: numpy has no bfloat16, and gradients
+    leave the range of float16.
+    """
+
+    first: FirstLook
+    measure: Measure
+    close: Callable[[], object]
+    folder: Path
+    parts: Callable[[Sequence[Snapshot]], Mapping[str, str]]
+
+    def __call__(self, rows: Rows) -> Mapping[str, Array]:
+        n = len(self.first.look.rows.length)
+        if not np.array_equal(rows, np.arange(n)):
+            raise ValueError(f"{len(rows)} of {n} rows: a stored look is at all rows in their order")
+        self.first.open()
+        parts = {**self.parts(self.first.snapshots), **_settings_parts(self.first.look)}
+        folder = store_folder(self.folder, parts)
+        with self.first.look.shown(n) as bar:
+
+            def measure(rows: Rows) -> Mapping[str, Array]:
+                found = self.measure(rows)
+                bar.update(len(rows))
+                return found
+
+            try:
+                self._fill(folder, parts, measure, n, bar)
+            finally:
+                self.close()
+        return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
+
+    def _fill(self, folder: Path, parts: Mapping[str, str], measure: Measure, n: int, bar: Any) -> None:
+        layout, begun = _layout(folder, measure, n)
+        with Store.open(folder, parts, rows=n, signals=layout) as store:
+            missing = store.missing()
+            known = n - sum(len(store.rows_of(block)) for block in missing)
+            if known:
+                log.warning("%d of %d rows were measured before, and are read from %s", known, n, folder)
+                bar.update(known)
+            if begun is not None and 0 in missing:
+                store.write(0, begun)
+            fill(store, measure)
+
+
+def _layout(
+    folder: Path, measure: Measure, n: int
+) -> tuple[dict[str, tuple[tuple[int, ...], str]], Mapping[str, Array] | None]:
+    """Each signal's shape of a row and dtype, and the first block's values where they had to be measured."""
+    if (folder / MANIFEST).is_file():
+        return dict(Manifest.read(folder).signals), None
+    first = measure(np.arange(min(n, BLOCK), dtype=np.int64))
+    return {name: (value.shape[1:], value.dtype.str) for name, value in first.items()}, first
+
+
+def _settings_parts(look: Look) -> dict[str, str]:
+    """What this look's settings, device and code add to the fingerprint."""
+    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
+    config = look.model.config
+    return {
+        "settings": json.dumps(settings, sort_keys=True),
+        "attention": str(config.get_text_config()._attn_implementation),
+        "device": look.model.device.type,
+        "code": fingerprint_of_folder(Path(__file__).parent / "measure", "*.py"),
+        "torch": torch.__version__,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from coretune.ledger import (
 )
 from coretune.measure.parameters import choose, decoder_blocks
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds import PoolRows
 from coretune.types import Array, Rows
 
@@ -28,6 +29,8 @@ class ModelCost:
     blocks              of the last blocks that many take part in a gradient
     chosen_parameters   entries of the parameters whose gradients are taken
     references          FLOPs of the rows that others are compared with, measured anew at every look
+    trajectory          whether trajectories are measured: a gradient pass of its own over every snapshot
+    pursued             FLOPs of the targets that trajectories are pursued for, at one snapshot
     """
 
     shape: ModelShape
@@ -38,6 +41,8 @@ class ModelCost:
     blocks: int
     chosen_parameters: int
     references: float = 0.0
+    trajectory: bool = False
+    pursued: float = 0.0
 
     @classmethod
     def of(
@@ -48,13 +53,14 @@ class ModelCost:
         settings: MeasureSettings,
         target: PoolRows | None,
         checkpointing: bool,
+        pursued: Sequence[PoolRows] = (),
     ) -> ModelCost:
         """ValueError for a model or a signal that cannot be counted, as `choose` and `measurement_flops`."""
         shape = model_shape(model)
         size = {name: parameter.numel() for name, parameter in model.named_parameters()}
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         chosen = 0
-        if GRADIENT_SIGNALS & set(signals):
+        if (GRADIENT_SIGNALS | {TRAJECTORY}) & set(signals):
             choice = choose(model, settings.last_blocks, settings.parameters)
             chosen = sum(size[name] for name in choice.names)
         cost = cls(
@@ -62,11 +68,12 @@ class ModelCost:
             rows=rows,
             adapter_parameters=None if trainable == sum(size.values()) else trainable,
             checkpointing=checkpointing,
-            signals=frozenset(signals),
+            signals=frozenset(signals) - {TRAJECTORY},
             blocks=settings.last_blocks or shape.layers,
             chosen_parameters=chosen,
+            trajectory=TRAJECTORY in signals,
         )
-        return cost._with_references(settings, target)
+        return cost._with_references(settings, target, pursued if TRAJECTORY in signals else ())
 
     def training(self, rows: Rows) -> float:
         """One training pass over `rows`."""
@@ -77,10 +84,13 @@ class ModelCost:
             checkpointing=self.checkpointing,
         )
 
-    def measurement(self, rows: Rows) -> float:
-        """One look at `rows`."""
+    def measurement(self, rows: Rows, snapshots: int = 1) -> float:
+        """One look at `rows` through so many of a teacher's snapshots; 1: the model under training alone."""
         responses = (self.rows.length - self.rows.prompt_length)[rows]
-        return self.references + self._look(self.rows.length[rows], responses, self.signals)
+        flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
+        if self.trajectory:
+            flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
+        return flops
 
     def evaluation(self, lengths: Array) -> float:
         """One forward pass over sequences of these lengths, every token through the head."""
@@ -96,15 +106,21 @@ class ModelCost:
             chosen_parameters=self.chosen_parameters,
         )
 
-    def _with_references(self, settings: MeasureSettings, target: PoolRows | None) -> ModelCost:
+    def _with_references(
+        self, settings: MeasureSettings, target: PoolRows | None, pursued: Sequence[PoolRows]
+    ) -> ModelCost:
         """A reference is one gradient pass over the target, or over average rows of the pool."""
         passes = len(self.signals & {"alignment", "target_cosine"})
-        if not passes:
-            return self
-        measured = self.rows if target is None else target
-        whole = self._look(measured.length, measured.length - measured.prompt_length, {"gradient"})
-        share = min(1.0, settings.reference_rows / len(measured.length)) if target is None else 1.0
-        return replace(self, references=passes * share * whole)
+        share = min(1.0, settings.reference_rows / len(self.rows.length)) if target is None else 1.0
+        return replace(
+            self,
+            references=passes * share * self._gradients(self.rows if target is None else target),
+            pursued=sum(map(self._gradients, pursued)),
+        )
+
+    def _gradients(self, rows: PoolRows) -> float:
+        """One gradient pass over all of them."""
+        return self._look(rows.length, rows.length - rows.prompt_length, {"gradient"})
 
 
 def model_shape(model: Any) -> ModelShape:

@@ -95,6 +95,19 @@ def test_reference_rows_are_rows_too() -> None:
     assert both.measurement(EVERYONE) == 3 * whole
 
 
+def test_a_trajectory_is_a_gradient_pass_over_every_snapshot_and_target() -> None:
+    model, rows = tiny_llama(), corpus()
+    whole = cost(model, "gradient").measurement(EVERYONE)
+    found = cost(model, "trajectory")
+    assert [found.measurement(EVERYONE, snapshots) for snapshots in (1, 4)] == [whole, 4 * whole]
+    both = cost(model, "trajectory", "loss")
+    assert both.measurement(EVERYONE, 4) == 4 * whole + cost(model, "loss").measurement(EVERYONE)
+    settings = MeasureSettings()
+    aimed = ModelCost.of(model, rows, ["trajectory"], settings, rows, False, pursued=[rows, rows])
+    assert aimed.measurement(EVERYONE, 4) == pytest.approx(4 * 3 * whole)
+    assert ModelCost.of(model, rows, ["loss"], settings, rows, False, pursued=[rows]).pursued == 0
+
+
 def test_what_cannot_be_counted_is_refused() -> None:
     with pytest.raises(ValueError, match="no FLOP formula for los"):
         cost(tiny_llama(), "los").measurement(EVERYONE)

@@ -136,6 +136,8 @@ def trainer(
         "target",
         "peft_config",
         "callbacks",
+        "optimizers",
+        "signals_dir",
     )
     stock = {name: settings.pop(name) for name in own if name in settings}
     stock = {"rows": pool, "model": str(model_folder()), "train_dataset": pool.dataset, **stock}

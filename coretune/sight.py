@@ -1,0 +1,186 @@
+"""How a trainer's selections see its pool: the first look through the teacher where there is one, and kept on
+disk; later ones through the model under training.
+
+    teacher (made or found) ─► snapshots ─► first look ─► RUN/signals/     ┐
+    model, optimiser, learning rate of the moment ─► later looks           ┴─► Meter (dynamic.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coretune.dynamic import Meter
+from coretune.graph import check_k
+from coretune.identity import model_parts, rows_fingerprint, snapshot_fingerprint
+from coretune.look import FirstLook, Look, StoredLook, Target
+from coretune.measure.moments import Moments
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
+from coretune.measure.trajectory import TRAJECTORY
+from coretune.model_cost import ModelCost
+from coretune.run_harvest import RunHarvest
+from coretune.schedule import default_measuring
+from coretune.teacher import TEACHER, Lesson, School, refuse_school, teach
+from coretune.types import Measure, Taught
+
+SIGNALS = "signals"
+
+
+class Sight:
+    """Made once for a trainer (`mixin.py`), when its model and arguments are known.
+
+    settings  of the measurement: those given, or those the method asks for
+    targets   trusted rows with their shares
+    cost      what steps and looks of it cost
+    meter     its door to the model; None for a method that looks at nothing
+    harvest   of its training steps, where the refresh asks for it
+
+    ValueError for what this model, these arguments or this pool cannot give.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        measuring: MeasureSettings | None,
+        targets: Sequence[Target],
+        signals_dir: str | Path | None,
+    ) -> None:
+        self.trainer, self.config, self.targets = trainer, trainer.coreset_config, targets
+        autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
+        self.settings = replace(measuring or default_measuring(self.config), autocast=autocast)
+        self.folders: list[Path] = []  # the teacher's checkpoints
+        self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
+        self.harvest: RunHarvest | None = None
+        self.lesson = self._lesson()
+        self.cost = self._cost()
+        self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS))
+
+    def prepare(self) -> None:
+        """Have the teacher's checkpoints, where the method looks through one. Before the training begins."""
+        selector = self.config.selector
+        if self.lesson is not None:
+            folder = Path(self.trainer.args.output_dir) / TEACHER
+            trainer = self.trainer
+            self.folders = teach(
+                self._school(), self.lesson, folder, trainer.ledger, self.cost, trainer.processes
+            )
+        elif isinstance(selector, Taught):
+            self.folders = find_snapshots(selector.teacher, selector.checkpoints)
+
+    def _lesson(self) -> Lesson | None:
+        selector, trainer = self.config.selector, self.trainer
+        if not isinstance(selector, Taught):
+            return None
+        refuse_school(trainer)
+        if not self.config.teaching:
+            find_snapshots(selector.teacher, selector.checkpoints)  # to be missed now, not after a while
+            return None
+        args = trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return Lesson.of(self.config, len(trainer.pool_rows.length), batch, selector.checkpoints)
+
+    def _school(self) -> School:
+        trainer = self.trainer
+        settings = {
+            "data_collator": self.collator,
+            "compute_loss_func": trainer.compute_loss_func,
+            "optimizer_cls_and_kwargs": trainer.optimizer_cls_and_kwargs,
+        }
+        return School(
+            trainer.stock,
+            trainer.model,
+            trainer.args,
+            self.dataset,
+            trainer.pool_rows,
+            trainer.processing_class,
+            settings,
+        )
+
+    def _cost(self) -> ModelCost:
+        trainer, targets = self.trainer, [target.rows for target in self.targets]
+        return ModelCost.of(
+            trainer.model,
+            trainer.pool_rows,
+            self.config.needs,
+            self.settings,
+            targets[0] if targets else None,
+            bool(trainer.args.gradient_checkpointing),
+            targets,
+        )
+
+    def _meter(self, signals_dir: Path) -> Meter | None:
+        if not self.config.needs:
+            return None
+        if self.config.refresh.follows_graph:
+            check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
+        later, first = self._look(self._now), FirstLook(self._look(self._first))
+        later.check()
+        stored = StoredLook(
+            first,
+            self._door("first look", first),
+            self._everywhere("first look is over", first.close),
+            signals_dir,
+            self._parts,
+        )
+        flops = self.cost.measurement
+        begin = Meter(stored, flops, self._everywhere("first references", first.look.references))
+        references = self._everywhere("references", later.references)
+        return Meter(self._door("look", later), flops, references, self._harvested(), begin)
+
+    def _harvested(self) -> Callable[[], Any] | None:
+        """What a refresh asks the training steps for; None where nothing is harvested."""
+        if not self.config.refresh.harvest:
+            return None
+        trainer = self.trainer
+        self.harvest = RunHarvest(trainer.model, self.config.needs, self.settings, trainer.processes)
+        return self.harvest.taken
+
+    def _door(self, name: str, look: Measure) -> Measure:
+        """The look with its rows dealt out to all processes."""
+        return self.trainer.processes.door(name, look, self.trainer.pool_rows.length)
+
+    def _everywhere(self, name: str, work: Callable[[], Any]) -> Callable[[], Any]:
+        """`work` done by every process; what it gives on the first."""
+        self.trainer.processes.answers(name, work)
+        return lambda: self.trainer.processes.call(name)[0]
+
+    def _look(self, snapshots: Any) -> Look:
+        trainer = self.trainer
+        bar = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        return Look(
+            trainer.model,
+            trainer.pool_rows,
+            self.config.needs,
+            self.settings,
+            trainer.processing_class,
+            snapshots,
+            self.targets,
+            bar,
+        )
+
+    def _first(self) -> Sequence[Snapshot]:
+        if not self.config.taught:
+            return self._now()
+        moments = self.settings.preconditioner != "none"
+        return read_snapshots(self.folders, self.trainer.model, with_moments=moments)
+
+    def _now(self) -> Sequence[Snapshot]:
+        """The state under training: its weights, and what of its rate and moments the signals depend on."""
+        trainer = self.trainer
+        rate = trainer.lr_scheduler.get_last_lr()[0] if TRAJECTORY in self.config.needs else 1.0
+        moments = None
+        if self.settings.preconditioner != "none":
+            moments = Moments.of(trainer.optimizer, trainer.model)
+        return [Snapshot("now", {}, rate, moments)]
+
+    def _parts(self, snapshots: Sequence[Snapshot]) -> Mapping[str, str]:
+        trainer = self.trainer
+        return {
+            **model_parts(trainer.model, trainer.processing_class),
+            "rows": rows_fingerprint(trainer.pool_rows),
+            "targets": " ".join(rows_fingerprint(target.rows) for target in self.targets) or "none",
+            "snapshots": " ".join(map(snapshot_fingerprint, snapshots)),
+        }
