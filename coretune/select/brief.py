@@ -75,7 +75,7 @@ class Brief:
 
     reasons  represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
              stands with; representative, that pick's row
-    figures  alpha, E, the curve [[α, E], …], the lower level and its guarantee, the certificate
+    figures  alpha, E, the curve [[α, E], …], the lower level, its guarantee and recall, the certificate
              (`certificate.py`), represented = N
     """
 
@@ -141,6 +141,7 @@ class Brief:
             "E": float(least.sum(dtype=np.float64) / len(rows)),
             "lower_level": planned.kind,
             "guarantee": planned.guarantee,
+            "recall": level.recall,
             "represented": len(rows),
             **certificate.figures(alpha),
         }

@@ -22,6 +22,9 @@ import numpy as np
 from coretune.select.spaces import Space, listed, nearest_picks, own_picks, sweep
 from coretune.types import Array, Rows
 
+#: Rows whose true neighbours are looked up to know the recall of lists from reduced spaces.
+RECALL_ROWS = 64
+
 
 @dataclass(frozen=True)
 class CompositeGraph:
@@ -32,8 +35,8 @@ class CompositeGraph:
     far     (S, e)  float32  distance of row and candidate in each space
     reach   (S, n)  float32  r: no unlisted row is nearer in that space
     mean    (S, n)  float32  μ: mean distance to all rows
-    exact   bool             False where the lists were found in reduced spaces: then r may be beyond an
-                             unlisted row
+    recall  float            share of the true neighbours in the lists, on a sample; 1 for exact ones. Below 1
+                             r may lie beyond an unlisted row
     """
 
     spaces: tuple[Space, ...]
@@ -42,7 +45,7 @@ class CompositeGraph:
     far: Array
     reach: Array
     mean: Array
-    exact: bool
+    recall: float
 
     @property
     def n(self) -> int:
@@ -59,7 +62,8 @@ class CompositeGraph:
         """(q, n) int64 position in `chosen` of the nearest pick under each mix, and (q, n) float32 how far.
 
         A listed pick no farther than any unlisted row can be is the nearest of all; rows without one are
-        compared with every pick. Right for exact lists; for reduced ones as far as their recall goes.
+        compared with every pick. Right for exact lists; else a row may be given a pick that is a little
+        farther than its nearest, and the distance is still that pick's.
         """
         mixes = np.asarray(mixes, dtype=np.float32)
         position = np.full((len(mixes), self.n), -1, dtype=np.int64)
@@ -110,11 +114,14 @@ class GraphComposite:
         return nearest
 
 
-def composite_graph(spaces: Sequence[Space], k: int, searched: Sequence[Space]) -> CompositeGraph:
+def composite_graph(
+    spaces: Sequence[Space], k: int, searched: Sequence[Space], rng: np.random.Generator
+) -> CompositeGraph:
     """Lists of the k nearest in each space, or of all rows where there are fewer.
 
     searched  where neighbours are looked for: the spaces themselves, or smaller ones (`reduced`); distances
               of listed pairs are always those of the spaces
+    rng       draws the rows on which the recall of such lists is measured
     """
     n = spaces[0].n
     k = min(k, n - 1)
@@ -130,7 +137,7 @@ def composite_graph(spaces: Sequence[Space], k: int, searched: Sequence[Space]) 
         far=np.ascontiguousarray(far[:, order]),
         reach=reach,
         mean=np.stack([mean for _, mean in found]),
-        exact=all(one is other for one, other in zip(spaces, searched, strict=True)),
+        recall=1.0 if searched is spaces else _sampled_recall(spaces, [lists for lists, _ in found], rng),
     )
 
 
@@ -162,6 +169,11 @@ def recall(space: Space, neighbors: Array, rows: Rows) -> float:
         farthest = np.partition(others, k - 1)[k - 1]
         hits += int((far[list_] <= farthest * np.float32(1.0 + 1e-5)).sum())
     return hits / (k * len(rows))
+
+
+def _sampled_recall(spaces: Sequence[Space], lists: Sequence[Array], rng: np.random.Generator) -> float:
+    rows = rng.choice(spaces[0].n, size=min(RECALL_ROWS, spaces[0].n), replace=False)
+    return float(np.mean([recall(s, found[rows], rows) for s, found in zip(spaces, lists, strict=True)]))
 
 
 def _union(neighbors: Array) -> tuple[Array, Array]:

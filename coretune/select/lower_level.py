@@ -33,7 +33,7 @@ BLOCK_WORK = 1e13
 #: … those that an exact k-NN search may take before it runs in projected spaces, minutes on one core each …
 SEARCH_WORK = 6e13
 #: … of so many dimensions, …
-SEARCH_DIMENSIONS = 512
+SEARCH_DIMENSIONS = 1024
 #: … and the rows above which the pool is parted, into parts of at most PART_ROWS.
 GRAPH_ROWS = 250_000
 PART_ROWS = 65_536
@@ -85,6 +85,11 @@ class Picked:
 class Level(Protocol):
     """The lower level over one pool; made once, asked for any mix."""
 
+    @property
+    def recall(self) -> float:
+        """Share of the pairs it should know that it does know; 1 where it is exact."""
+        ...
+
     def pick(self, mix: Array, task: Task) -> Picked: ...
 
 
@@ -94,6 +99,10 @@ class DenseLevel:
 
     spaces: tuple[Space, ...]
     held: Held | None
+
+    @property
+    def recall(self) -> float:
+        return 1.0
 
     def pick(self, mix: Array, task: Task) -> Picked:
         if self.held is not None:
@@ -113,6 +122,10 @@ class GraphLevel:
     """The listed pairs."""
 
     graph: CompositeGraph
+
+    @property
+    def recall(self) -> float:
+        return self.graph.recall
 
     def pick(self, mix: Array, task: Task) -> Picked:
         picks = task.run(self.graph.mixed(mix))
@@ -200,7 +213,7 @@ def build(spaces: Sequence[Space], chosen: Plan, k: int, rng: np.random.Generato
     if chosen.kind == "blocks":
         return DenseLevel(tuple(spaces), None)
     searched = [reduced(space, SEARCH_DIMENSIONS, rng) for space in spaces] if chosen.reduced else spaces
-    return GraphLevel(composite_graph(spaces, k, searched))
+    return GraphLevel(composite_graph(spaces, k, searched, rng))
 
 
 def _parted(n: int, dimensions: int, count: int, memory: int, k: int, runs: int) -> Plan:

@@ -42,6 +42,11 @@ class PartedLevel:
     k: int
     seed: int
 
+    @property
+    def recall(self) -> float:
+        """Of the first round's parts, on average."""
+        return float(np.mean([level.recall for level in self.levels]))
+
     def pick(self, mix: Array, task: Task) -> Picked:
         union, stands_with, demand = self._first_round(mix, task)
         spaces = tuple(space.at(union) for space in self.spaces)

@@ -142,7 +142,7 @@ def paired(space: Space, others: Rows) -> Array:
     """(n,) float64 ‖x_i − x_{others_i}‖, each from the difference itself."""
     found = np.empty(space.n)
     for at in space.slices():
-        difference = (space.block(at) - space.block(others[at])).astype(np.float64)
+        difference = space.block(at).astype(np.float64) - space.block(others[at])
         found[at] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
     return found
 
