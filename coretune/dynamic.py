@@ -98,6 +98,16 @@ def unseen(state: State) -> State:
     return replace(state, pool=empty_pool(state.pool.cost), coreset=slim)
 
 
+def lasting(config: CoresetConfig, state: State) -> State:
+    """The state without what no later round reads of the pool: features of more than a number a row, where
+    nothing is selected again or every row is measured again first. They may be larger than the memory.
+    """
+    if config.refresh_every != "never" and config.refresh.follows_graph:
+        return state
+    features = {name: value for name, value in state.pool.features.items() if value.ndim == 1}
+    return replace(state, pool=replace(state.pool, features=features))
+
+
 def row_weights(state: State) -> Array:
     """(n,) float64: each pool row's weight in the loss, 0 for rows outside the coreset."""
     weights = np.zeros(state.pool.n)

@@ -253,7 +253,7 @@ class CoresetMixin(Trainer):
         if self.is_world_process_zero() and self.coreset_state is not None:
             folder.mkdir(parents=True, exist_ok=True)
             forget_note(folder)
-            state.save(self.coreset_state, folder)
+            state.save(dynamic.lasting(self.coreset_config, self.coreset_state), folder)
             self.ledger.write(folder / LEDGER)
         if self.sight.harvest is not None:
             self.sight.harvest.save(folder)

@@ -27,8 +27,11 @@ from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
 from coretune.ledger import TABLE_HEADER
+from coretune.look import Target
 from coretune.report import write_report
+from coretune.sight import SIGNALS
 from coretune.state import State
+from coretune.teacher import TEACHER
 from coretune.train import CoresetSFTTrainer
 from coretune.watch import ReportWriter
 
@@ -83,7 +86,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     length = _max_length(config.model_name_or_path, args)
     pool = _corpus_of(config.train_data, config, tokenizer, length)
     held_out = _corpus_of(config.eval_data, config, tokenizer, length) if config.eval_data else None
-    target = _corpus_of(config.target_data, config, tokenizer, length) if config.target_data else None
+    targets = _targets(config, tokenizer, length)
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
     set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
@@ -97,10 +100,11 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         coreset=section.coreset,
         rows=pool,
         measuring=section.measuring,
-        target=target,
+        target=targets,
+        signals_dir=config.signals_dir,
         **stock,
     )
-    trainer.kept_alive = (held_out, target)
+    trainer.kept_alive = (held_out, targets)
     if config.report == "refresh":
         trainer.add_callback(ReportWriter(trainer))
     return trainer
@@ -202,6 +206,13 @@ def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> C
     return corpus
 
 
+def _targets(config: RunConfig, tokenizer: Any, length: int) -> list[Target]:
+    """A corpus for each file of target_data, with its share of the budget."""
+    given = config.target_data or {}
+    shares = {given: 1.0} if isinstance(given, str) else given
+    return [Target(_corpus_of(file, config, tokenizer, length), share) for file, share in shares.items()]
+
+
 def _corpus(trainer: CoresetSFTTrainer) -> Corpus:
     assert isinstance(trainer.pool_rows, Corpus)
     return trainer.pool_rows
@@ -220,8 +231,9 @@ def _refuse_old_run(config: RunConfig) -> None:
     traces = [folder / "selection.parquet", folder / "ledger.json", *folder.glob("checkpoint-*")]
     if not config.resume_from_checkpoint and any(trace.exists() for trace in traces):
         raise ConfigError(
-            f"{config.output_dir} holds a run already; give another output_dir, remove it, "
-            "or go on with resume_from_checkpoint=true"
+            f"{config.output_dir} holds a run already; give another output_dir, remove it (what is in "
+            f"{TEACHER} and {SIGNALS} may stay: the same settings go on with it), or go on with "
+            "resume_from_checkpoint=true"
         )
 
 

@@ -16,7 +16,7 @@ from taught import Pupil
 
 from coretune import graph
 from coretune.budget import parse_budget
-from coretune.dynamic import TRAINED_AT, advance, empty_pool, row_weights, start
+from coretune.dynamic import TRAINED_AT, advance, empty_pool, lasting, row_weights, start
 from coretune.ledger import Ledger
 from coretune.order import round_rows
 from coretune.refresh import AnchorRefresh
@@ -437,10 +437,12 @@ def test_an_unreadable_state_is_not_half_read(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- through a teacher
 
 
+ALONE = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.1}
+
+
 def pupil(**settings: Any) -> CoresetConfig:
     selector = Pupil(**{key: settings.pop(key) for key in ("teacher", "signal") if key in settings})
-    alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.1}
-    return config(selector, **{**alone, **settings})
+    return config(selector, **{**ALONE, **settings})
 
 
 def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone() -> None:
@@ -490,3 +492,23 @@ def test_what_cannot_go_with_a_teacher_is_refused(settings: dict[str, Any], mess
 def test_a_teacher_of_the_users_needs_no_warmup() -> None:
     assert pupil(teacher="runs/before", warmup=0.0).taught
     assert not pupil(teacher="runs/before").teaching
+
+
+@pytest.mark.parametrize("settings", [{"refresh_every": "never"}, {"refresh_every": 1}])
+def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: dict[str, Any]) -> None:
+    """And the run that goes on from it is the run."""
+    alone = {**ALONE, **settings}
+    whole = Run(pupil(**alone)).go(1)
+    slim = lasting(whole.config, whole.state)
+    assert {name for name, value in slim.pool.features.items() if value.ndim > 1} == set()
+    assert TRAINED_AT in slim.pool.features
+    other = Run(pupil(**alone)).go(1)
+    other.states[-1] = slim
+    after = [run.go(3).state for run in (whole, other)]
+    assert np.array_equal(after[0].coreset.indices, after[1].coreset.indices)
+    assert np.array_equal(after[0].coreset.weights, after[1].coreset.weights)
+
+
+def test_a_checkpoint_holds_what_propagation_reads_again() -> None:
+    run = Run(config(refresh_every=1)).go(1)
+    assert lasting(run.config, run.state) is run.state
