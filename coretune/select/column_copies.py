@@ -1,10 +1,12 @@
 """Copies among many columns, without comparing all pairs.
 
-The same text gives the same column up to rounding, which depends on the batch it was measured in. Each unit
-column is hashed to the cells of a few random grids; those that share a cell are compared, and are copies when
-their cosine reaches the threshold. Exact copies always share every cell. Columns that differ by δ = ‖ã − ã'‖
-are missed by all three grids with a probability of about (9.6 δ)³: 1e-6 at δ = 1e-3, 2e-3 at a cosine of
-0.9999 (δ = 0.014).
+The same text gives the same column up to rounding, which depends on the batch it was measured in. Unit
+columns are projected on a few random directions. Those that agree in all of them are exact copies; the
+others are hashed to the cells of random grids, those that share a cell are compared, and they are copies
+when their cosine reaches the threshold. Columns that differ by δ = ‖ã − ã'‖ fall into different cells of a
+grid of width h with a probability of about 9.6 δ/h, and are missed when that happens in all three. With h
+between 16 times the δ of the threshold and 1, depending on how far apart columns lie: less than 1 in 10,000
+copies at a tenth of that δ.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from coretune.select.columns import project_rows
 from coretune.types import Array, Rows
 
 GRIDS = 3
-DIRECTIONS = 12  # per grid; a cell holds one standard deviation in each
+DIRECTIONS = 12  # per grid
 BLOCK = 8192
-LEADERS = 16  # rows of a cell that the others are compared with; more distinct columns in one cell are left
+LEADERS = 64  # distinct columns of a cell that the others in it are compared with
 
 
 def copy_ranks(features: Array, norms: Array, cosine: float) -> Array:
@@ -30,55 +32,65 @@ def copy_ranks(features: Array, norms: Array, cosine: float) -> Array:
     cosine    columns whose unit vectors have at least this cosine are copies; groups are joined by chains
     """
     n, width = features.shape
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
-    for grid in range(GRIDS):
-        rng = np.random.default_rng([width, grid])  # a fixed hash, not a matter of a run's luck
-        cells = _cells(features, norms, rng.standard_normal((DIRECTIONS, width)), rng.random(DIRECTIONS))
-        pairs.extend(_pairs(features, norms, cells, cosine))
+    rng = np.random.default_rng(width)  # a fixed hash, not a matter of a run's luck
+    place = _projected(features, norms, rng.standard_normal((GRIDS * DIRECTIONS, width)))
+    rows = np.flatnonzero(norms > 0.0)
+    first, exact = np.unique(_hashed(place[rows, :4].view(np.int64)), return_index=True, return_inverse=True)[
+        1:
+    ]
+    pairs = [np.stack([rows, rows[first][exact]], axis=1)]
+    rows = np.sort(rows[first])
+    spread = float(place[rows, :DIRECTIONS].std(axis=0).mean()) if len(rows) else 1.0
+    side = min(max(spread, 16.0 * np.sqrt(2.0 * (1.0 - cosine))), 1.0) + 1e-9
+    for grid in np.split(place, GRIDS, axis=1):
+        cells = np.floor(grid[rows] / side + rng.random(DIRECTIONS)).astype(np.int64)
+        pairs.extend(_pairs(features, norms, rows, _hashed(cells), cosine))
     joined = np.concatenate(pairs)
     graph = coo_matrix((np.ones(len(joined), dtype=np.int8), (joined[:, 0], joined[:, 1])), shape=(n, n))
     _, group = connected_components(graph, directed=False)
     order = np.argsort(group, kind="stable")  # by group, rising rows within
-    first = np.searchsorted(group[order], group[order], side="left")
+    begin = np.searchsorted(group[order], group[order], side="left")
     ranks = np.empty(n, dtype=np.int64)
-    ranks[order] = np.arange(n) - first
+    ranks[order] = np.arange(n) - begin
     return ranks
 
 
-def _cells(features: Array, norms: Array, directions: Array, shift: Array) -> Array:
-    """(n,) int64 hash of each row's cell; rows of norm 0 have a cell each."""
-    cells = np.empty(len(features), dtype=np.int64)
-    odd = np.random.default_rng(1).integers(1, 2**62, size=DIRECTIONS) | 1
+def _projected(features: Array, norms: Array, directions: Array) -> Array:
+    """(n, q) float64 of unit columns; exact copies agree to the last bit."""
+    place = np.zeros((len(features), len(directions)))
     for start in range(0, len(features), BLOCK):
         part = slice(start, start + BLOCK)
-        projected = project_rows(features[part], directions)
         norm = norms[part, None]
-        place = np.divide(projected, norm, out=np.zeros_like(projected), where=norm > 0.0)
-        cells[part] = (np.floor(place + shift).astype(np.int64) * odd).sum(axis=1)  # wraps around
-    empty = np.flatnonzero(norms == 0.0)
-    cells[empty] = -1 - empty
-    return cells
+        inner = project_rows(features[part], directions)
+        np.divide(inner, norm, out=place[part], where=norm > 0.0)
+    return place
 
 
-def _pairs(features: Array, norms: Array, cells: Array, cosine: float) -> list[Array]:
-    """(m, 2) int64 blocks of (row, lower row) that are copies.
+def _hashed(numbers: Array) -> Array:
+    """(m,) int64 hash of each row of (m, q) int64; sums wrap around."""
+    odd = np.random.default_rng(1).integers(1, 2**62, size=numbers.shape[1]) | 1
+    mixed = numbers ^ (numbers >> 31)
+    found: Array = (mixed * odd).sum(axis=1)
+    return found
+
+
+def _pairs(features: Array, norms: Array, rows: Rows, cells: Array, cosine: float) -> list[Array]:
+    """(m, 2) int64 blocks of (row, lower row) that are copies, among rows (k,) with their cells (k,).
 
     The lowest row of each cell leads; its copies are settled, and of the rest again the lowest leads.
     """
     found: list[Array] = []
-    rows = np.flatnonzero(norms > 0.0)
+    order = np.lexsort((rows, cells))
+    rows, cells = rows[order], cells[order]
     for _ in range(LEADERS):
-        order = rows[np.argsort(cells[rows], kind="stable")]
-        begins = np.concatenate([[True], cells[order][1:] != cells[order][:-1]]) if len(order) else order > 0
-        leaders = (
-            order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))] if len(order) else order
-        )
-        rows, leaders = order[~begins], leaders[~begins]
         if len(rows) == 0:
             break
+        begins = np.concatenate([[True], cells[1:] != cells[:-1]])
+        leaders = rows[np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))]
+        rows, cells, leaders = rows[~begins], cells[~begins], leaders[~begins]
         same = _cosines(features, norms, rows, leaders) >= cosine
         found.append(np.stack([rows[same], leaders[same]], axis=1))
-        rows = np.sort(rows[~same])
+        rows, cells = rows[~same], cells[~same]
     return found
 
 

@@ -100,7 +100,8 @@ def merge(parts: Sequence[Candidates], count: int) -> Candidates:
 
 def project_rows(features: Array, directions: Array) -> Array:
     """(m, q) float64 ⟨a_i, u_q⟩ of rows (m, D) and directions (q, D); each row's result is its own."""
-    return np.stack([_products(features, np.ascontiguousarray(u, np.float64)) for u in directions], axis=1)
+    wide = HALF[features.view(np.uint16)] if features.dtype == np.float16 else features
+    return np.stack([_products(wide, np.ascontiguousarray(u, np.float64)) for u in directions], axis=1)
 
 
 def mean_column(features: Array, rows: Array) -> Array:

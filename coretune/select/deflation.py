@@ -5,9 +5,10 @@ is pursued again with the rows not taken yet, and the rounds are mixed by their 
 
     w = Σ_k (m_k / Σ m) w_k,   so that   ‖b − Σ w_i a_i‖ <= Σ_k (m_k / Σ m) ‖b − Σ w_{k,i} a_i‖.
 
-Of a group of copies only the lowest row may be chosen, until no distinct row points towards the target; then
-the second of each group, and so on. Rows that do not point towards it are of no use and are never taken: the
-coreset then stays smaller than the budget. Nothing is padded.
+Of a group of copies only the lowest row may be chosen, until no distinct row points towards the target;
+then the second of each group, and so on. A row that does not point towards it is taken only inside a
+pursuit, where it balances others. When none is left that does, the coreset stays smaller than the budget:
+nothing is padded.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ class GradMatch:
 
         E_λ(S) = min_{w>=0} ‖Σ_{i∈S} w_i ∇ℓ_i − ∇ℓ̄‖² + λ ‖w‖²;   S grows by argmax_i ⟨∇ℓ_i, r⟩
 
-    with r the residual. The columns are not normalised, as in the paper. λ is in units of the mean ‖∇ℓ_i‖²
-    [choice], so that it means the same for every model. Weights solve E_λ itself; the published code hands
-    NNLS its normal equations, which is another problem. That code fills what OMP leaves of a budget with
-    random rows; here further pursuits do (`deflation.py`), and rows that do not point towards the mean are
-    never taken. The paper selects per class, or whole mini-batches; instructions have no classes [choice].
+    with r the residual. The columns are not normalised, as in the paper. λ is in units of the mean
+    ‖∇ℓ_i‖² [choice], so that it means the same for every model. Weights solve E_λ itself; the published
+    code hands NNLS its normal equations, which is another problem. That code fills what OMP leaves of a
+    budget with random rows; here further pursuits do (`deflation.py`), and what they leave stays
+    unfilled. The paper selects per class, or whole mini-batches; instructions have no classes [choice].
 
     signal   gradient, or head_gradient: the last layer's, as in the paper's experiments
     lambda_  > 0

@@ -47,8 +47,8 @@ class Gtp:
     each target among its own rows: the scale of b is left to the learning rate. docs/gtp.md has what is the
     paper's and what is ours. No official code is public.
 
-    Rows that do not point towards the target are never chosen: a budget beyond the others stays unfilled,
-    and a warning says so.
+    When no row is left that points towards the target, the rest of the budget stays unfilled, and a warning
+    says so.
 
     teacher      "warmup", or a folder of checkpoints
     checkpoints  T, how many of them are looked through
