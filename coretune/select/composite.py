@@ -35,7 +35,10 @@ def composite_blocks(spaces: Sequence[Space], mix: Array) -> DenseSimilarity:
                 total -= np.float32(m) * far
         return total
 
-    return DenseSimilarity(n=spaces[0].n, block=block, rounding=1e-6 * float(most))
+    def at(rows: Rows) -> DenseSimilarity:
+        return composite_blocks([space.at(rows) for space in spaces], mix)
+
+    return DenseSimilarity(n=spaces[0].n, block=block, at=at, rounding=1e-6 * float(most))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.greedy import Objective, coverage_worth, lazy_greedy
+from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
 from coretune.select.ranking import coreset, usable_feature
 from coretune.select.similarity import distance_similarity
 from coretune.types import Budget, Coreset, Pool
@@ -38,10 +38,14 @@ class Craig:
         return ("gradient",)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        return self.choose(pool, budget)
+
+    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
+        """`select` by another engine (`two_rounds.py`)."""
         source = distance_similarity(usable_feature(pool, "gradient"), pool.usable)
         objective = Objective(source, np.zeros(pool.n), 1.0, pool.usable.astype(np.float64))
-        picks = lazy_greedy(objective, budget, pool.cost, pool.usable)
-        nearest = source.nearest(picks.indices)
+        picks = greedy(objective, budget, pool.cost, pool.usable)
+        nearest = picks.nearest(source)
         cluster = np.bincount(nearest[pool.usable & (nearest >= 0)], minlength=len(picks.indices))
         represents = np.zeros(pool.n)
         represents[picks.indices] = cluster

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.greedy import Objective, coverage_worth, lazy_greedy
+from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
 from coretune.types import Budget, Coreset, Pool
@@ -35,9 +35,13 @@ class FacilityLocation:
         return (self.embedding,)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        return self.choose(pool, budget)
+
+    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
+        """`select` by another engine (`two_rounds.py`)."""
         demand = pool.usable.astype(np.float64)
         source = pool_similarity(pool, self.similarity, self.embedding)
         objective = Objective(source, np.zeros(pool.n), 1.0 / max(1.0, demand.sum()), demand)
-        picks = lazy_greedy(objective, budget, pool.cost, pool.usable)
+        picks = greedy(objective, budget, pool.cost, pool.usable)
         coverage = coverage_worth(objective, picks, pool.usable)
         return coreset(picks.indices, picks.gains, {"coverage": coverage, "covered": picks.best})

@@ -9,7 +9,7 @@ import numpy as np
 
 from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
-from coretune.select.greedy import Objective, coverage_worth, lazy_greedy
+from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
 from coretune.select.importance import contradicted, cut_off, importance, scaled
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
@@ -86,10 +86,14 @@ class Grace:
         return tuple(dict.fromkeys((*weighing, *cutting, *copies, self.embedding)))
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        return self.choose(pool, budget)
+
+    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
+        """`select` by another engine (`two_rounds.py`)."""
         noise, held_back = self._held_back(pool, budget)
         candidates = pool.usable & (held_back == 0)
         objective = self._objective(pool, budget)
-        picks = lazy_greedy(objective, budget, pool.cost, candidates)
+        picks = greedy(objective, budget, pool.cost, candidates)
         reasons = {
             "importance": objective.modular,
             "coverage": coverage_worth(objective, picks, pool.usable),

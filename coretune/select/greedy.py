@@ -28,6 +28,9 @@ from coretune.select.heap import Heap
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
 
+#: `lazy_greedy` or another engine: (objective, budget, cost (n,) int64, candidates (n,) bool) -> S
+Engine = Callable[["Objective", Budget, Array, Array], "Picks"]
+
 #: Gains of copies differ by a few 1e-7 of themselves when BLAS sums in another order.
 DENSE_TIE = 2e-6
 
@@ -69,21 +72,30 @@ class Picks:
     indices  (K,) int64    in the order chosen
     gains    (K,) float64  F(S ∪ {i}) − F(S) of each when it was picked
     best     (n,) float32  each row's similarity to its nearest pick
+    stands_with  (n,) int64  position of the pick each row stands with, -1 = none, where the engine decides
+                 that (`two_rounds.py`); None = its nearest
     """
 
     indices: Rows
     gains: Array
     best: Array
+    stands_with: Array | None = None
+
+    def nearest(self, similarity: Similarity) -> Array:
+        """(n,) int64 position of the pick each row stands with, -1 = none."""
+        return similarity.nearest(self.indices) if self.stands_with is None else self.stands_with
 
 
 def coverage_worth(objective: Objective, picks: Picks, usable: Array) -> Array:
     """(n,) float64 coverage part of each row's worth: when it was picked, or now if it was not.
 
-    0 for unusable rows. One evaluation of every row, for the audit.
+    0 for unusable rows. One evaluation of every row, for the audit; none for a pool that was too large for
+    one round, where it is 0 for rows that were not picked.
     """
     worth = np.zeros(objective.similarity.n)
     rows = np.flatnonzero(usable)
-    worth[rows] = objective.scale * objective.similarity.gains(picks.best, objective.demand, rows)
+    if picks.stands_with is None:
+        worth[rows] = objective.scale * objective.similarity.gains(picks.best, objective.demand, rows)
     worth[picks.indices] = picks.gains - objective.modular[picks.indices]
     return worth
 

@@ -100,12 +100,14 @@ class DenseSimilarity:
 
     n         pool rows
     block     (part of the pool, candidates) -> (b, m) float32 similarities; a negative one counts as 0
+    at        (m,) rows -> the same between these rows alone, with a copy of their features and no others
     rounding  what BLAS, which sums in another order at another place of a block, makes of equal rows
               (6.6e-7 between unit rows was the most seen, up to d = 8192)
     """
 
     n: int
     block: Callable[[slice, Rows], Array]
+    at: Callable[[Rows], DenseSimilarity]
     rounding: float
 
     @property
@@ -167,11 +169,16 @@ def cosine_similarity(features: Array) -> DenseSimilarity:
     def block(part: slice, rows: Rows) -> Array:
         return np.asarray(features[part], dtype=np.float32) @ np.asarray(features[rows], dtype=np.float32).T
 
-    return DenseSimilarity(n=len(features), block=block, rounding=1e-6)
+    def at(rows: Rows) -> DenseSimilarity:
+        return cosine_similarity(np.asarray(features[rows]))
+
+    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6)
 
 
-def distance_similarity(features: Array, usable: Array) -> DenseSimilarity:
+def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0) -> DenseSimilarity:
     """c − ‖g_v − g_j‖ of features (n, p), with c = 2 max ‖g‖ over the usable rows, (n,) bool.
+
+    least_bound   c is no smaller: that of the pool, of which these rows are a part
 
     c is no smaller than any distance between usable rows, so the similarity of two of them is >= 0.
     The distance is sqrt(‖g_v‖² + ‖g_j‖² − 2⟨g_v, g_j⟩) in float32, which below about 2e-3 ‖g‖ is rounding
@@ -180,13 +187,16 @@ def distance_similarity(features: Array, usable: Array) -> DenseSimilarity:
     norm = np.empty(len(features), dtype=np.float32)
     for part in _parts(len(features)):
         norm[part] = np.linalg.norm(np.asarray(features[part], dtype=np.float32), axis=1)
-    bound = np.float32(2.0 * norm[usable].max(initial=0.0))
+    bound = np.float32(max(least_bound, 2.0 * norm[usable].max(initial=0.0)))
 
     def block(part: slice, rows: Rows) -> Array:
         inner = np.asarray(features[part], dtype=np.float32) @ np.asarray(features[rows], dtype=np.float32).T
         return _minus_distance(inner, norm[part], norm[rows], bound)
 
-    return DenseSimilarity(n=len(features), block=block, rounding=1e-6 * float(bound))
+    def at(rows: Rows) -> DenseSimilarity:
+        return distance_similarity(np.asarray(features[rows]), usable[rows], float(bound))
+
+    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6 * float(bound))
 
 
 def _parts(n: int) -> list[slice]:
