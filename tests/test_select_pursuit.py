@@ -252,7 +252,7 @@ def test_a_pursuit_of_no_rows_is_an_error() -> None:
 # copies
 
 
-@given(n=st.integers(1, 80), d=st.integers(2, 30), noise=st.booleans(), seed=st.integers(0, 2**32 - 1))
+@given(n=st.integers(1, 80), d=st.integers(8, 30), noise=st.booleans(), seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=30)
 def test_copies_are_found_whatever_their_length_and_rounding(n: int, d: int, noise: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
