@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 from coretune.measure import passes
+from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.meter import Meter, References
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
@@ -21,6 +24,8 @@ from coretune.measure.signals import measurer
 LENGTH, PROMPT = 256, 128
 PROJECTION_DIM, LESS_DIM = 1024, 8192
 LESS_INTERVAL, LESS_BLOCK = 16, 100  # gradients projected together, columns of the projection made at once
+LESS_RANK = 128  # of the adapter that LESS publishes its cost for; elsewhere RANK
+RANK = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,11 @@ SIZES = {
 STEP, LORA_STEP = "training step", "LoRA training step"
 LORA_ALL = "gradient, LoRA, all blocks"
 LORA_WIDE = "gradient, LoRA, all, to 8,192"
-LESS, LESS_WIDE = "batch 1, dense projection", "batch 1, dense, to 8,192: LESS"
+LORA_PAPER = "gradient, LoRA 128, all, to 8,192"
+LESS, LESS_WIDE = "batch 1, dense projection", "batch 1, dense, to 8,192"
+LESS_PAPER = "batch 1, dense, LoRA 128, to 8,192: LESS"
+TRL_STEP, HARVEST = "TRL step", "TRL step, harvested"
+TRL_LORA, HARVEST_LORA = "TRL step, LoRA", "TRL step, LoRA, harvested"
 
 
 class RandomRows:
@@ -75,10 +84,30 @@ class Bench:
 
     @cached_property
     def adapted(self) -> Any:
+        return self._with_adapter(self._random_model(), RANK)
+
+    @cached_property
+    def adapted_as_less(self) -> Any:
+        return self._with_adapter(self._random_model(), LESS_RANK)
+
+    @cached_property
+    def fused(self) -> Any:
+        """With TRL's output head, which never makes all logits at once."""
+        model = self._random_model()
+        add_fused_lm_head(model)
+        return model
+
+    @cached_property
+    def fused_adapted(self) -> Any:
+        model = self._random_model()
+        add_fused_lm_head(model)
+        return self._with_adapter(model, RANK)
+
+    def _with_adapter(self, model: Any, rank: int) -> Any:
         """LoRA on the attention, B random: while B is zero, A has no gradient."""
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
-        model = get_peft_model(self._random_model(), config)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.02)
@@ -131,6 +160,25 @@ class Bench:
 
         return step
 
+    def trl_step(self, model: Any, harvested: bool) -> Callable[[], object]:
+        """SFTTrainer's loss and AdamW, without its bookkeeping; harvested: all that a step shows."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, inputs = torch.optim.AdamW(trained, lr=1e-6), self.inputs()
+        rows, attention = torch.arange(self.batch), torch.ones_like(inputs["input_ids"])
+        harvest = Harvest(model, HARVESTED, self.settings(2, PROJECTION_DIM)) if harvested else None
+
+        def step() -> None:
+            model.train()
+            watching = harvest.watching(rows, inputs["labels"], attention, 0) if harvest else nullcontext()
+            with watching:
+                with passes.autocasting(torch.device(self.device), self.autocast):
+                    log_probs = model(**inputs, fused_lm_head=True).log_probs
+                (-log_probs.sum() / (self.batch * (LENGTH - PROMPT))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
     def forward(self, model: Any) -> Callable[[], object]:
         ids = self.inputs()["input_ids"]
 
@@ -161,19 +209,14 @@ class Bench:
 
         return run
 
-    def less(self, model: Any, dim: int) -> Callable[[], object]:
-        """One example at a time; 16 gradients at once through a dense ±1 projection, made block by block.
+    def less(self, model: Any) -> Callable[[], object]:
+        """One example at a time: the gradients of the adapter, joined, 16 rows of them together.
 
-        So does LESS (Xia et al. 2024), with the projector that TRAK (Park et al. 2023) has for CPUs: all of
-        a projection does not fit into memory.
+        So does LESS (Xia et al. 2024). What it does with them next is `less_block`, once for every 100 of
+        the dimensions.
         """
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         inputs = self.inputs()
-
-        def project(gradients: torch.Tensor) -> None:
-            for block in range(0, dim, LESS_BLOCK):
-                columns = min(LESS_BLOCK, dim - block)
-                gradients @ rademacher(gradients.shape[1], columns, generator(0, str(block))).to(self.device)
 
         def run() -> None:
             model.eval()
@@ -183,8 +226,21 @@ class Bench:
                     loss = model(**{name: value[i : i + 1] for name, value in inputs.items()}).loss
                 kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)]))
                 if len(kept) == LESS_INTERVAL or i == self.batch - 1:
-                    project(torch.stack(kept))
+                    torch.stack(kept)
                     kept = []
+
+        return run
+
+    def less_block(self, model: Any) -> Callable[[], object]:
+        """16 gradients through 100 columns of a dense ±1 projection, drawn anew.
+
+        That is the projector which TRAK (Park et al. 2023) has for CPUs: all columns do not fit into memory.
+        """
+        size = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        gradients = torch.randn(LESS_INTERVAL, size, device=self.device)
+
+        def run() -> None:
+            gradients @ rademacher(size, LESS_BLOCK, generator(0, "block")).to(self.device)
 
         return run
 
@@ -212,6 +268,16 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     "gradient, LoRA": lambda b: b.signals(b.adapted, ["gradient"]),
     LORA_ALL: lambda b: b.signals(b.adapted, ["gradient"], None),
     LORA_WIDE: lambda b: b.signals(b.adapted, ["gradient"], None, LESS_DIM),
-    LESS: lambda b: b.less(b.adapted, PROJECTION_DIM),
-    LESS_WIDE: lambda b: b.less(b.adapted, LESS_DIM),
+    LORA_PAPER: lambda b: b.signals(b.adapted_as_less, ["gradient"], None, LESS_DIM),
+    TRL_STEP: lambda b: b.trl_step(b.fused, False),
+    HARVEST: lambda b: b.trl_step(b.fused, True),
+    TRL_LORA: lambda b: b.trl_step(b.fused_adapted, False),
+    HARVEST_LORA: lambda b: b.trl_step(b.fused_adapted, True),
+}
+
+#: Name -> (model, dimension) of the path that takes rows one by one; timed in its two parts.
+SLOW_ARMS: dict[str, tuple[Callable[[Bench], Any], int]] = {
+    LESS: (lambda b: b.adapted, PROJECTION_DIM),
+    LESS_WIDE: (lambda b: b.adapted, LESS_DIM),
+    LESS_PAPER: (lambda b: b.adapted_as_less, LESS_DIM),
 }
