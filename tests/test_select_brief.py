@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coretune.config import build_coreset
 from coretune.select.brief import Brief, bytes_of
 from coretune.select.craig import Craig
 from coretune.testing import check_selector, synthetic_pool
@@ -71,8 +72,8 @@ def test_four_rows_by_hand() -> None:
     """Rows A (0, 0), B (1, 0), C (4, 2), D (4, 3): knowledge and instruction following in one dimension each.
 
     α = ½ gives d = 2 (|Δkn| + |Δif|), half of which is AB 1, AC 6, AD 7, BC 5, BD 6, CD 1. Sums over the
-    pool: A 14, B 12, C 12, D 14. Greedy takes B, the lower of two equals; then rows stand at (1, 0, 5, 6), and
-    A gains 1, C 5 + 5, D 4 + 6: C, the lower of two equals. So C = {B, C}; A stands with B, D with C;
+    pool: A 14, B 12, C 12, D 14. Greedy takes B, the lower of two equals; then the rows stand at 1, 0, 5, 6,
+    and A gains 1, C 5 + 5, D 4 + 6: C, the lower of two equals. So C = {B, C}; A stands with B, D with C;
     w = (2, 2).
 
         B_KN = S_KN = 1 (A to B)     B_IF = S_IF = 1 (D to C)     E = ½, certificate (1 + 1)/4
@@ -202,8 +203,8 @@ def test_the_control_on_the_whole_gradient_is_craig() -> None:
 def test_held_blocks_and_16_bits_agree() -> None:
     pool = synthetic_pool(200, 6, 0)
     held = chosen(Brief(alpha=0.4), pool, 20)
-    blocks = chosen(Brief(alpha=0.4, lower="dense", memory="0.001MiB"), pool, 20)
-    short = chosen(Brief(alpha=0.4, memory="0.2MiB", lower="dense"), pool, 20)
+    blocks = chosen(Brief(alpha=0.4, lower="dense", memory_limit="0.001MiB"), pool, 20)
+    short = chosen(Brief(alpha=0.4, memory_limit="0.2MiB", lower="dense"), pool, 20)
     assert [r.figures["lower_level"] for r in (held, blocks, short)] == ["held", "blocks", "held"]
     assert "16 bits" in short.figures["guarantee"]
     assert held.indices.tolist() == blocks.indices.tolist()
@@ -262,7 +263,7 @@ def test_the_whole_pool_is_matched_without_error(lower: str) -> None:
     [
         {"lower": "graph", "neighbors": 3},
         {"lower": "partitions", "neighbors": 3},
-        {"lower": "dense", "memory": "0.0001MiB", "alpha": 0.3},
+        {"lower": "dense", "memory_limit": "0.0001MiB", "alpha": 0.3},
         {"objective": "sft"},
         {"greedy": "stochastic", "grid": 4},
     ],
@@ -272,6 +273,12 @@ def test_every_setting_sits_the_exam(settings_: dict[str, object]) -> None:
 
 
 # settings
+
+
+def test_its_settings_stand_beside_those_of_the_refresh_and_the_measurement() -> None:
+    section = {"method": "brief", "budget": "5%", "alpha": 0.3, "memory_limit": "1GiB", "grid": 5}
+    assert build_coreset(section, 0).coreset.selector == Brief(alpha=0.3, memory_limit="1GiB", grid=5)
+    assert build_coreset({"method": "brief", "budget": "5%"}, 0).coreset.weighted
 
 
 def test_it_is_taught_and_says_what_goes_with_it() -> None:
@@ -297,8 +304,8 @@ def test_it_is_taught_and_says_what_goes_with_it() -> None:
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"neighbors": 0}, "neighbors is 0"),
         ({"checkpoints": 4}, "BRIEF looks at one"),
-        ({"memory": "4"}, "write it as 4GiB or 512MiB"),
-        ({"memory": "0GiB"}, "write it as 4GiB or 512MiB"),
+        ({"memory_limit": "4"}, "write it as 4GiB or 512MiB"),
+        ({"memory_limit": "0GiB"}, "write it as 4GiB or 512MiB"),
     ],
 )
 def test_a_setting_that_cannot_be_is_an_error(settings_: dict[str, object], words: str) -> None:

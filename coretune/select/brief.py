@@ -69,7 +69,7 @@ class Brief:
     lower        "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory
     greedy       "lazy", exact, or "stochastic"
     neighbors    k of the graph, in each space
-    memory       what may be held above the features
+    memory_limit what may be held above the features
     teacher      "warmup", or a folder of checkpoints
     checkpoints  1, the last
 
@@ -88,7 +88,7 @@ class Brief:
     lower: str = "auto"
     greedy: str = "lazy"
     neighbors: int = 128
-    memory: str = "4GiB"
+    memory_limit: str = "4GiB"
     teacher: str = "warmup"
     checkpoints: int = 1
 
@@ -113,7 +113,7 @@ class Brief:
             raise ValueError(f"neighbors is {self.neighbors}: give at least 1")
         if self.checkpoints != 1:
             raise ValueError(f"checkpoints is {self.checkpoints}: BRIEF looks at one, the last")
-        bytes_of(self.memory)
+        bytes_of(self.memory_limit)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Brief:
         """The lower level, announced before it is built."""
         spaces = (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
         runs = self.evaluations if self.alpha is None and self.objective == "brief" else 1
-        planned = plan(spaces, self.lower, bytes_of(self.memory), self.neighbors, runs)
+        planned = plan(spaces, self.lower, bytes_of(self.memory_limit), self.neighbors, runs)
         said = logging.WARNING if planned.work > WORTH_SAYING else logging.INFO
         if log.isEnabledFor(said):
             log.log(said, "BRIEF: %s", planned.line(kn.n))
@@ -193,7 +193,7 @@ def bytes_of(memory: str) -> int:
     """ "4GiB" or "512MiB" as bytes; ValueError for anything else."""
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(MiB|GiB)\s*", memory)
     if found is None or float(found[1]) == 0.0:
-        raise ValueError(f"memory is {memory!r}: write it as 4GiB or 512MiB")
+        raise ValueError(f"memory_limit is {memory!r}: write it as 4GiB or 512MiB")
     return int(float(found[1]) * 2 ** {"MiB": 20, "GiB": 30}[found[2]])
 
 

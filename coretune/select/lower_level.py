@@ -194,8 +194,8 @@ def plan(spaces: Sequence[Space], lower: str, memory: int, k: int, runs: int) ->
     if lower == "graph" or (lower == "auto" and n <= GRAPH_ROWS and held <= memory):
         if held > memory:
             raise ValueError(
-                f"a graph of {n:,} rows with {k} neighbors takes {held / 2**30:.1f} GiB, the memory is "
-                f"{memory / 2**30:.1f} GiB: give more memory, fewer neighbors, or lower: partitions"
+                f"a graph of {n:,} rows with {k} neighbors takes {held / 2**30:.1f} GiB, memory_limit is "
+                f"{memory / 2**30:.1f} GiB: raise memory_limit, or take fewer neighbors, or lower: partitions"
             )
         which = f"searched in {SEARCH_DIMENSIONS} projected dimensions" if small else "exact"
         guarantee = (
@@ -221,8 +221,8 @@ def _parted(n: int, dimensions: int, count: int, memory: int, k: int, runs: int)
     held = (k * count + 1.0) * (n * (4 + 4 * count) + size * (12 + 12 * count))
     if held > memory:
         raise ValueError(
-            f"parts of {n:,} rows with {k} neighbors take {held / 2**30:.1f} GiB, the memory is "
-            f"{memory / 2**30:.1f} GiB: give more memory or fewer neighbors"
+            f"parts of {n:,} rows with {k} neighbors take {held / 2**30:.1f} GiB, memory_limit is "
+            f"{memory / 2**30:.1f} GiB: raise memory_limit, or take fewer neighbors"
         )
     guarantee = (
         f"Two rounds over parts of at most {PART_ROWS:,} rows: a weaker guarantee, of each round's F alone; "
