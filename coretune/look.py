@@ -28,6 +28,7 @@ from coretune.store import BLOCK, Store, fill
 from coretune.types import Array, Measure, Rows
 
 log = logging.getLogger("coretune")
+REFERENCE_SHARE = 20  # rows of a block for each row that they are compared with
 #: Signals that compare with a single target.
 ONE_TARGET = ("alignment", "target_cosine")
 
@@ -183,8 +184,9 @@ class StoredLook:
         return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
 
     def _fill(self, folder: Path, parts: Mapping[str, str], measure: Measure, n: int, bar: Any) -> None:
-        layout, begun = _layout(folder, measure, n)
-        with Store.open(folder, parts, rows=n, signals=layout) as store:
+        block = _block(self.first.look)
+        layout, begun = _layout(folder, measure, min(n, block))
+        with Store.open(folder, parts, rows=n, signals=layout, block=block) as store:
             missing = store.missing()
             known = n - sum(len(store.rows_of(block)) for block in missing)
             if known:
@@ -195,19 +197,27 @@ class StoredLook:
             fill(store, measure)
 
 
+def _block(look: Look) -> int:
+    """Rows in a block. What rows are compared with is measured anew for each: it is to be little beside it."""
+    if not set(look.signals) & set(ONE_TARGET):
+        return BLOCK
+    references = len(look.targets[0].rows.length) if look.targets else look.settings.reference_rows
+    return max(BLOCK, REFERENCE_SHARE * references)
+
+
 def _layout(
-    folder: Path, measure: Measure, n: int
+    folder: Path, measure: Measure, block: int
 ) -> tuple[dict[str, tuple[tuple[int, ...], str]], Mapping[str, Array] | None]:
     """Each signal's shape of a row and dtype, and the first block's values where they had to be measured."""
     if (folder / MANIFEST).is_file():
         return dict(Manifest.read(folder).signals), None
-    first = measure(np.arange(min(n, BLOCK), dtype=np.int64))
+    first = measure(np.arange(block, dtype=np.int64))
     return {name: (value.shape[1:], value.dtype.str) for name, value in first.items()}, first
 
 
 def _settings_parts(look: Look) -> dict[str, str]:
     """What this look's settings, device and code add to the fingerprint."""
-    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
+    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": _block(look)}
     config = look.model.config
     return {
         "settings": json.dumps(settings, sort_keys=True),

@@ -135,7 +135,7 @@ def test_a_wrong_override_is_one_line(tmp_path: Path, override: str, expected: s
         (with_coreset(autocast="bfloat16"), "unknown key coreset.autocast"),
         (with_coreset(method="gracee"), "coreset.method is 'gracee', did you mean 'grace'?; there are brief"),
         (with_coreset(method=["grace"]), "coreset.method is ['grace'], did you mean 'grace'?; there are"),
-        ({**SMALL, "coreset": {"budget": "10%"}}, "coreset.method is missing; there are craig"),
+        ({**SMALL, "coreset": {"budget": "10%"}}, "coreset.method is missing; there are brief"),
         ({**SMALL, "coreset": {"method": "grace"}}, "coreset.budget is missing; give rows (600), a share"),
         ({k: v for k, v in SMALL.items() if k != "train_data"}, "train_data is missing from the config"),
         ({k: v for k, v in SMALL.items() if k != "coreset"}, "coreset is missing from the config"),

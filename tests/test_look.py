@@ -1,0 +1,192 @@
+"""Looks at the pool: through live weights or snapshots, kept on disk, gone on with, of nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import coreset_config, corpus, model_folder, trainer
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from coretune import look as looking
+from coretune.look import FirstLook, Look, StoredLook, Target, targets_of
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.snapshots import Snapshot
+from coretune.types import Array, Rows
+
+EVERYONE = np.arange(48)
+SETTINGS = MeasureSettings(projection_dim=8, last_blocks=None)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_folder())
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "BLOCK", 16)
+
+
+def moved(model: Any, seed: int, rate: float) -> Snapshot:
+    """A state of the model that is not its own."""
+    draw = torch.Generator().manual_seed(seed)
+    weights = {
+        name: value.detach() + 0.01 * torch.randn(value.shape, generator=draw)
+        for name, value in model.named_parameters()
+    }
+    return Snapshot(f"checkpoint-{seed}", weights, rate)
+
+
+def a_look(
+    model: Any,
+    signals: Sequence[str] = ("gradient", "loss"),
+    snapshots: Sequence[Snapshot] = (Snapshot("now", {}, 1.0),),
+    targets: Any = None,
+    settings: MeasureSettings = SETTINGS,
+) -> Look:
+    return Look(
+        model,
+        corpus(),
+        signals,
+        settings,
+        tiny_tokenizer(),
+        lambda: snapshots,
+        targets_of(targets),
+        bar=False,
+    )
+
+
+class Counted:
+    """A stored look, with the number of rows it measured and a place to stop it."""
+
+    def __init__(self, look: Look, folder: Path, stop_after: int = 1000, **parts: str) -> None:
+        self.measured, self.stop_after = 0, stop_after
+        self.first = FirstLook(look)
+        self.stored = StoredLook(
+            self.first, self.measure, self.first.close, folder, lambda snapshots: {"weights": "w", **parts}
+        )
+
+    def measure(self, rows: Rows) -> Mapping[str, Array]:
+        if self.measured >= self.stop_after:
+            raise KeyboardInterrupt
+        self.measured += len(rows)
+        return self.first(rows)
+
+    def __call__(self) -> Mapping[str, Array]:
+        return self.stored(EVERYONE)
+
+
+def test_a_stored_look_says_what_the_look_says_from_private_maps_of_its_files(
+    model: Any, tmp_path: Path
+) -> None:
+    counted = Counted(a_look(model), tmp_path)
+    found = counted()
+    straight = a_look(model)(EVERYONE)
+    assert found.keys() == straight.keys()
+    for name, value in straight.items():
+        assert isinstance(found[name], np.memmap)
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5)
+    assert counted.first.snapshots == ()
+    (kept,) = tmp_path.iterdir()
+    before = (kept / "loss.npy").read_bytes()
+    found["loss"][:] = 0
+    assert (kept / "loss.npy").read_bytes() == before
+
+
+def test_what_is_through_is_not_measured_again_and_what_was_cut_goes_on(
+    model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Counted(a_look(model), tmp_path / "whole")()
+    cut = Counted(a_look(model), tmp_path / "cut", stop_after=32)
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    assert cut.first.snapshots == ()
+    again = Counted(a_look(model), tmp_path / "cut")
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        found = again()
+    assert again.measured == 16
+    assert "32 of 48 rows were measured before" in caplog.text
+    for name, value in whole.items():
+        assert np.array_equal(found[name], value)
+    third = Counted(a_look(model), tmp_path / "cut")
+    third()
+    assert third.measured == 0
+
+
+def test_anything_that_decides_a_signal_makes_it_another_store(model: Any, tmp_path: Path) -> None:
+    Counted(a_look(model), tmp_path)()
+    for other, parts in (
+        (a_look(model, settings=MeasureSettings(projection_dim=8, last_blocks=None, seed=1)), {}),
+        (a_look(model, settings=MeasureSettings(projection_dim=8)), {}),
+        (a_look(model, signals=("loss",)), {}),
+        (a_look(model), {"weights": "others"}),
+    ):
+        counted = Counted(other, tmp_path, **parts)
+        counted()
+        assert counted.measured == 48
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_stored_look_is_at_everyone(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="12 of 48 rows: a stored look is at all rows"):
+        Counted(a_look(model), tmp_path).stored(EVERYONE[:12])
+
+
+def test_trajectories_are_kept_and_their_targets_have_shares(model: Any, tmp_path: Path) -> None:
+    snapshots = [moved(model, 1, 0.5), moved(model, 2, 0.1)]
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    some = corpus(12, seed=1)
+    look = a_look(model, ("trajectory",), snapshots, [Target(some, 0.75), Target(corpus(), 0.25)])
+    found = Counted(look, tmp_path)()["trajectory"]
+    assert found.shape == (48, 16)
+    references = look.references()
+    assert references["share"].tolist() == [0.75, 0.25]
+    np.testing.assert_allclose(references["trajectory"][1], found.mean(axis=0), rtol=1e-2, atol=1e-5)
+    assert a_look(model, ("trajectory",), snapshots).references() == {}
+    assert a_look(model, ("loss",), targets=some).references() == {}
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:
+    two = [Target(corpus(), 0.5), Target(corpus(), 0.5)]
+    with pytest.raises(ValueError, match="target_cosine compares with one target, and 2 are given"):
+        a_look(model, ("target_cosine",), targets=two).check()
+    a_look(model, ("trajectory",), targets=two).check()
+    with pytest.raises(ValueError, match="unknown signals"):
+        a_look(model, ("los",)).check()
+    a_look(model, settings=MeasureSettings(preconditioner="adam")).check()
+
+
+def test_references_are_few_beside_the_rows_of_a_block(model: Any) -> None:
+    blocks = [
+        looking._block(a_look(model, *given))
+        for given in (
+            (("loss",),),
+            (("alignment",), (), None, MeasureSettings(reference_rows=2)),
+            (("target_cosine",), (), corpus(12, seed=1)),
+        )
+    ]
+    assert blocks == [16, 40, 240]
+
+
+def test_runs_share_signals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shared = tmp_path / "signals"
+    settings = {"max_steps": 2, "signals_dir": shared}
+    first = trainer(tmp_path / "one", coreset_config("craig"), **settings)
+    first.train()
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        other = trainer(tmp_path / "two", coreset_config("craig", budget="50%"), **settings)
+        other.train()
+    assert f"48 of 48 rows were measured before, and are read from {shared}" in caplog.text
+    assert len(list(shared.iterdir())) == 1
+    costs = [run.ledger.by_phase()["measurement"] for run in (first, other)]
+    assert costs[0].flops == costs[1].flops
+    assert isinstance(first.coreset_state.pool.feature("gradient").base, np.memmap)
