@@ -6,21 +6,28 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from coretune.cluster import selection
 from coretune.cluster.features import Mapped
-from coretune.cluster.selection import select_on_ray
+from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.select.columns import Columns
+from coretune.select.craig import Craig
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
 from coretune.select.gtp import Gtp
 from coretune.select.pursuit import pursue
 from coretune.select.random import Random
+from coretune.select.two_rounds import two_rounds
 from coretune.types import Budget, Pool
 
 ray = pytest.importorskip("ray", reason="the extra coretune[ray] is not installed")
 from coretune.cluster.columns import RayColumns, Shard  # noqa: E402
+from coretune.cluster.parts import in_turn, parts_on_ray  # noqa: E402
 from coretune.cluster.session import connected  # noqa: E402
 
 N, D = 900, 48
@@ -49,6 +56,10 @@ def features(seed: int = 0, dtype=np.float32) -> np.ndarray:
     values[100:200] = values[:100]
     values[500] = 0.0
     return values.astype(dtype)
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
 
 
 def pool_of(trajectory: np.ndarray) -> Pool:
@@ -133,6 +144,51 @@ def test_a_whole_selection_with_targets_is_the_same(session, unit):
     assert ray.is_initialized()  # a connection that was there stays
 
 
+# ------------------------------------------------------------------------------------------ two rounds
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("method", [Craig(), FacilityLocation(similarity="dense")])
+def test_two_rounds_are_the_same_on_any_number_of_workers(session, method, workers):
+    pool = Pool(
+        features={name: unit(features(seed=5)) for name in method.needs},
+        cost=np.ones(N, np.int64),
+        measured_at=np.zeros(N, np.int32),
+        usable=np.arange(N) != 500,
+    )
+    rounds = partial(two_rounds, seed=3, part_rows=200)
+    expected = method.choose(pool, Budget(30), rounds)
+    assert_same(method.choose(pool, Budget(30), partial(rounds, each=parts_on_ray(workers))), expected)
+
+
+def test_parts_survive_the_death_of_their_workers(session, tmp_path):
+    def task(number: int) -> int:
+        if number == 2 and not (tmp_path / "dead").exists():
+            (tmp_path / "dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 10 * number
+
+    assert in_turn(task, iter(range(5)), 1) == [0, 10, 20, 30, 40]
+    assert (tmp_path / "dead").exists()
+
+
+def test_a_selection_says_that_its_guarantee_is_weaker(session, monkeypatch, caplog):
+    monkeypatch.setattr(selection, "PART_ROWS", 200)  # of when there are two rounds; the parts stay as large
+    values = unit(features(seed=5))
+    pool = Pool({"gradient": values}, np.ones(N, np.int64), np.zeros(N, np.int32), np.arange(N) != 500)
+    found = select_on_ray(Craig(), pool, Budget(30), np.random.default_rng(0))
+    assert "weaker than one greedy's" in found.figures["guarantee"]
+    assert "weaker than one greedy's" in caplog.text
+
+
+def test_a_pool_of_one_part_is_chosen_from_as_ever(session):
+    pool = Pool(
+        {"gradient": unit(features())}, np.ones(N, np.int64), np.zeros(N, np.int32), np.arange(N) != 500
+    )
+    found = select_on_ray(Craig(), pool, Budget(9), np.random.default_rng(0))
+    assert_same(found, Craig().select(pool, Budget(9), np.random.default_rng(0)))
+
+
 # ------------------------------------------------------------------------------- how rows get to workers
 
 
@@ -160,6 +216,12 @@ def test_a_file_that_a_node_cannot_see_is_named_with_the_remedy(tmp_path):
 def test_a_method_without_a_form_for_a_cluster_is_named():
     with pytest.raises(ValueError, match="engine is ray, and random selects on one machine only"):
         select_on_ray(Random(), pool_of(features()), Budget(5), np.random.default_rng(0))
+
+
+def test_a_similarity_that_parts_would_cut_is_refused_before_anything_is_measured():
+    with pytest.raises(ValueError, match="similarity is graph, of which parts would cut most edges"):
+        refuse_on_ray(Grace())
+    refuse_on_ray(Grace(similarity="dense"))
 
 
 def test_no_cluster_at_the_address_is_one_line(monkeypatch):

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
+from coretune.select.craig import Craig
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
 from coretune.select.gtp import Gtp
+from coretune.select.two_rounds import PART_ROWS, two_rounds
 from coretune.types import Budget, Coreset, Pool, Selector
 
+log = logging.getLogger("coretune")
+
+#: Methods whose greedy may be one of two rounds.
+COVERING = (Craig, FacilityLocation, Grace)
 #: Methods that have a form for a cluster.
-SPREAD = (Gtp,)
+SPREAD = (*COVERING, Gtp)
+
+GUARANTEE = (
+    f"two rounds over parts of at most {PART_ROWS:,} rows: weaker than one greedy's, each round's factor is "
+    "of its own objective"
+)
 
 
 def refuse_on_ray(selector: Selector) -> None:
@@ -18,6 +35,11 @@ def refuse_on_ray(selector: Selector) -> None:
         raise ValueError(
             f"engine is ray, and {type(selector).__name__.lower()} selects on one machine only; "
             f"with Ray there are {known}; set engine to local"
+        )
+    if isinstance(selector, (FacilityLocation, Grace)) and selector.similarity == "graph":
+        raise ValueError(
+            "engine is ray and similarity is graph, of which parts would cut most edges: set similarity to "
+            "dense, or engine to local, which takes seconds along a graph"
         )
 
 
@@ -29,14 +51,26 @@ def select_on_ray(
     address  of a Ray cluster; None starts Ray on this machine's cores, for this selection
     """
     refuse_on_ray(selector)
-    from coretune.cluster.session import connected
+    from coretune.cluster.session import connected  # here, as below: they import Ray
 
     with connected(address) as workers:
+        if isinstance(selector, COVERING):
+            return _in_two_rounds(selector, pool, budget, int(rng.integers(2**62)), workers)
+        from coretune.cluster.columns import RayColumns
+
         assert isinstance(selector, Gtp)
-        return _pursuit(selector, pool, budget, workers)
+        return selector.choose(pool, budget, lambda features: RayColumns.of(features, workers))
 
 
-def _pursuit(selector: Gtp, pool: Pool, budget: Budget, workers: int) -> Coreset:
-    from coretune.cluster.columns import RayColumns  # here: it imports Ray
+def _in_two_rounds(
+    selector: Craig | FacilityLocation | Grace, pool: Pool, budget: Budget, seed: int, workers: int
+) -> Coreset:
+    """[choice] A pool of one part is chosen from in one round, exactly, and leaves the workers idle."""
+    if pool.usable.sum() <= PART_ROWS:
+        log.info("%s: %d rows are one part, chosen from in one round", selector.name, pool.usable.sum())
+        return selector.select(pool, budget, np.random.default_rng(seed))
+    from coretune.cluster.parts import parts_on_ray
 
-    return selector.choose(pool, budget, lambda features: RayColumns.of(features, workers))
+    log.warning("%s: %s", selector.name, GUARANTEE)
+    chosen = selector.choose(pool, budget, partial(two_rounds, seed=seed, each=parts_on_ray(workers)))
+    return replace(chosen, figures={**chosen.figures, "guarantee": GUARANTEE})
