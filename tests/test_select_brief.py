@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_model import FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretune.config import build_coreset
+from coretune.dynamic import advance, empty_pool, start
+from coretune.ledger import Ledger
+from coretune.schedule import coreset_rows, make_clock
 from coretune.select.brief import Brief, bytes_of
 from coretune.select.craig import Craig
+from coretune.state import State, load, save
 from coretune.testing import check_selector, synthetic_pool
 from coretune.types import Array, Budget, Coreset, Pool, Taught
 
@@ -89,7 +95,7 @@ def test_four_rows_by_hand() -> None:
     assert result.weights.tolist() == [1.0, 1.0]
     assert result.gains[1] == pytest.approx(5.0, abs=1e-5)  # 10, times α(1−α) of what Eq. 28 has doubled
     assert result.reasons["represents"].tolist() == [0, 2, 2, 0]
-    assert result.reasons["representative"].tolist() == [1, 1, 2, 2]
+    assert result.reasons["stands_with"].tolist() == [1, 1, 2, 2]
     assert result.reasons["distance_kn"].tolist() == [1, 0, 0, 0]
     assert result.reasons["distance_if"].tolist() == [0, 0, 0, 1]
     by_hand = {
@@ -100,7 +106,7 @@ def test_four_rows_by_hand() -> None:
     assert {name: result.figures[name] for name in by_hand} == pytest.approx(by_hand, abs=1e-6)
     assert chosen(Brief(alpha=0.0), FOUR, 2).indices.tolist() == [1, 2]
     assert chosen(Brief(alpha=1.0), FOUR, 2).indices.tolist() == [0, 2]
-    assert chosen(Brief(alpha=1.0), FOUR, 2).reasons["representative"].tolist() == [0, 0, 2, 2]
+    assert chosen(Brief(alpha=1.0), FOUR, 2).reasons["stands_with"].tolist() == [0, 0, 2, 2]
 
 
 # the bounds
@@ -146,7 +152,7 @@ def test_the_certificate_is_what_the_formulas_say(n: int, seed: int, kind: str) 
         Brief(alpha=float(rng.uniform(0.05, 0.95)), neighbors=2, lower="graph"), pool, (n + 1) // 2
     )
     figures, weight = result.figures, result.reasons["represents"][result.indices]
-    stands_with = result.reasons["representative"].astype(int)
+    stands_with = result.reasons["stands_with"].astype(int)
     error = {}
     for name, short in (("kn_gradient", "KN"), ("if_gradient", "IF")):
         rows = pool.features[name].astype(np.float64)
@@ -170,7 +176,7 @@ def test_the_coreset_is_greedy_on_the_composite_distance(n: int, seed: int, alph
     result = chosen(Brief(alpha=alpha), pool, (n + 1) // 2)
     assert result.indices.tolist() == greedy(composite, (n + 1) // 2)
     nearest = composite[:, result.indices].min(axis=1)
-    stands_with = result.reasons["representative"].astype(int)
+    stands_with = result.reasons["stands_with"].astype(int)
     assert composite[np.arange(n), stands_with] == pytest.approx(nearest, abs=1e-2)
     assert (np.diff(result.gains) <= 1e-5 * result.gains[0]).all()
 
@@ -245,7 +251,7 @@ def test_unusable_rows_have_no_say() -> None:
     result, expected = chosen(Brief(), pool, 9), chosen(Brief(), alone, 9)
     assert result.indices.tolist() == usable[expected.indices].tolist()
     assert result.figures["represented"] == len(usable)
-    assert (result.reasons["representative"][~pool.usable] == -1).all()
+    assert (result.reasons["stands_with"][~pool.usable] == -1).all()
     assert not result.reasons["represents"][~pool.usable].any()
 
 
@@ -270,6 +276,32 @@ def test_the_whole_pool_is_matched_without_error(lower: str) -> None:
 )
 def test_every_setting_sits_the_exam(settings_: dict[str, object]) -> None:
     check_selector(Brief(**settings_), seed=1)  # type: ignore[arg-type]
+
+
+def test_a_refresh_measures_anew_and_chooses_again() -> None:
+    settings_ = {"refresh_every": 1, "anchors": "all", "lower": "graph", "neighbors": 5}
+    config = build_coreset({"method": "brief", "budget": "20%", **settings_}, 0).coreset
+    model, pool, ledger = FakeModel(40), empty_pool(np.arange(5, 45)), Ledger()
+    clock = make_clock(config, 40, coreset_rows(config, pool), 4)
+    meter = model.meter(*config.needs)
+    first = start(config, pool, clock, meter, ledger)
+    model.age += 3
+    second = advance(config, first, clock, meter, ledger)
+    assert len(first.coreset.indices) == len(second.coreset.indices) == 8
+    assert set(first.coreset.indices.tolist()) != set(second.coreset.indices.tolist())
+    for state, age in ((first, 0), (second, 3)):
+        model.age = age
+        seen = pool_of(model.signal("kn_gradient"), model.signal("if_gradient"))
+        wanted = config.selector.select(seen, Budget(8), np.random.default_rng([0, state.round, 4]))
+        assert state.coreset.indices.tolist() == wanted.indices.tolist()
+        assert state.coreset.figures == wanted.figures
+
+
+def test_the_figures_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    pool = synthetic_pool(30, 4, 0)
+    state = State(0, 0, 1, pool, chosen(Brief(), pool, 4))
+    save(state, tmp_path)
+    assert load(tmp_path).coreset.figures == state.coreset.figures
 
 
 # settings

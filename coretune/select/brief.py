@@ -15,7 +15,7 @@ from coretune.select.certificate import Certificate, certify
 from coretune.select.greedy import check_budget
 from coretune.select.line_search import SEARCHES, minimise
 from coretune.select.lower_level import KINDS, Level, Picked, Plan, Task, build, plan
-from coretune.select.partitions import parted_level
+from coretune.select.partitions import MakeParts, parted_level, parts_here
 from coretune.select.ranking import coreset, usable_feature
 from coretune.select.spaces import Space, nearest_picks
 from coretune.types import Array, Budget, Coreset, Pool
@@ -69,12 +69,12 @@ class Brief:
     lower        "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory
     greedy       "lazy", exact, or "stochastic"
     neighbors    k of the graph, in each space
-    memory_limit what may be held above the features
+    memory_limit   what may be held above the features
     teacher      "warmup", or a folder of checkpoints
     checkpoints  1, the last
 
     reasons  represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
-             stands with; representative, that pick's row
+             stands with; stands_with, that pick's row
     figures  alpha, E, the curve [[α, E], …], the lower level, its guarantee and recall, the certificate
              (`certificate.py`), represented = N
     """
@@ -124,12 +124,18 @@ class Brief:
         return DEFAULTS
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        return self.choose(pool, budget, rng)
+
+    def choose(
+        self, pool: Pool, budget: Budget, rng: np.random.Generator, make_parts: MakeParts = parts_here
+    ) -> Coreset:
+        """`select` with the parts of "partitions" elsewhere (a cluster); the same answer."""
         rows = np.flatnonzero(pool.usable)
         kn, if_ = (Space((usable_feature(pool, name),), rows) for name in self.needs)
         cost = pool.cost[rows]
         check_budget(budget, cost)
         seed = int(rng.integers(2**62))
-        level, planned = self._level(kn, if_, seed)
+        level, planned = self._level(kn, if_, seed, make_parts)
         task = Task(budget, cost, np.ones(len(rows)), self.greedy, seed)
         alpha, curve, picked = self._upper_level(kn, if_, level, task)
         least = self._least(kn, if_, picked)
@@ -147,7 +153,7 @@ class Brief:
         }
         return _coreset(pool, rows, picked, stands_with, certificate, figures)
 
-    def _level(self, kn: Space, if_: Space, seed: int) -> tuple[Level, Plan]:
+    def _level(self, kn: Space, if_: Space, seed: int, make_parts: MakeParts) -> tuple[Level, Plan]:
         """The lower level, announced before it is built."""
         spaces = (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
         runs = self.evaluations if self.alpha is None and self.objective == "brief" else 1
@@ -156,7 +162,7 @@ class Brief:
         if log.isEnabledFor(said):
             log.log(said, "BRIEF: %s", planned.line(kn.n))
         if planned.kind == "partitions":
-            return parted_level(spaces, self.neighbors, seed), planned
+            return parted_level(spaces, self.neighbors, seed, make_parts=make_parts), planned
         return build(spaces, planned, self.neighbors, np.random.default_rng(seed)), planned
 
     def _upper_level(
@@ -222,7 +228,7 @@ def _coreset(
         "represents": represents,
         "distance_kn": far_kn,
         "distance_if": far_if,
-        "representative": representative,
+        "stands_with": representative,
     }
     return coreset(chosen, picked.gains, reasons, weights=clusters, figures=figures)
 
