@@ -15,11 +15,14 @@ import pytest
 from coretune.cluster import selection
 from coretune.cluster.features import Mapped
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
+from coretune.select import brief, partitions
+from coretune.select.brief import Brief
 from coretune.select.columns import Columns
 from coretune.select.craig import Craig
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.select.gtp import Gtp
+from coretune.select.lower_level import Task
 from coretune.select.pursuit import pursue
 from coretune.select.random import Random
 from coretune.select.two_rounds import two_rounds
@@ -27,7 +30,7 @@ from coretune.types import Budget, Pool
 
 ray = pytest.importorskip("ray", reason="the extra coretune[ray] is not installed")
 from coretune.cluster.columns import RayColumns, Shard  # noqa: E402
-from coretune.cluster.parts import in_turn, parts_on_ray  # noqa: E402
+from coretune.cluster.parts import PartsOnRay, in_turn, parts_on_ray  # noqa: E402
 from coretune.cluster.session import connected  # noqa: E402
 
 N, D = 900, 48
@@ -161,6 +164,36 @@ def test_two_rounds_are_the_same_on_any_number_of_workers(session, method, worke
     assert_same(method.choose(pool, Budget(30), partial(rounds, each=parts_on_ray(workers))), expected)
 
 
+def test_briefs_parts_are_the_same_on_workers(session, monkeypatch):
+    """Three parts; one worker has two of them, and is killed between two mixes."""
+    rng = np.random.default_rng(7)
+    kn, if_ = (rng.standard_normal((N, 8)).astype(np.float16) for _ in range(2))
+    pool = Pool(
+        {"kn_gradient": kn, "if_gradient": if_},
+        np.ones(N, np.int64),
+        np.zeros(N, np.int32),
+        np.arange(N) != 5,
+    )
+    method, budget = Brief(lower="partitions", neighbors=8, evaluations=3), Budget(20)
+    in_three = partial(partitions.parted_level, part_rows=300)
+    monkeypatch.setattr(brief, "parted_level", in_three)
+    expected = method.choose(pool, budget, np.random.default_rng(0))
+
+    def make_parts(inside, k, seed):
+        assert len(inside) == 3
+        made = PartsOnRay.of(inside, k, seed, 2)
+        made.pick(np.array([0.5, 0.5]), [task_of(len(spaces[0].rows)) for spaces in inside])
+        pid = ray.get(made.workers[0].__ray_call__.remote(lambda worker: os.getpid()))
+        os.kill(pid, signal.SIGKILL)
+        return made
+
+    assert_same(method.choose(pool, budget, np.random.default_rng(0), make_parts), expected)
+
+
+def task_of(n: int) -> Task:
+    return Task(Budget(3), np.ones(n, np.int64), np.ones(n), "lazy", 0)
+
+
 def test_parts_survive_the_death_of_their_workers(session, tmp_path):
     def task(number: int) -> int:
         if number == 2 and not (tmp_path / "dead").exists():
@@ -221,6 +254,8 @@ def test_a_method_without_a_form_for_a_cluster_is_named():
 def test_a_similarity_that_parts_would_cut_is_refused_before_anything_is_measured():
     with pytest.raises(ValueError, match="similarity is graph, of which parts would cut most edges"):
         refuse_on_ray(Grace())
+    with pytest.raises(ValueError, match="lower is graph, which one machine does"):
+        refuse_on_ray(Brief(lower="graph"))
     refuse_on_ray(Grace(similarity="dense"))
 
 

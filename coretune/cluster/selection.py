@@ -8,6 +8,8 @@ from functools import partial
 
 import numpy as np
 
+from coretune.select import lower_level
+from coretune.select.brief import Brief
 from coretune.select.craig import Craig
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
@@ -20,7 +22,7 @@ log = logging.getLogger("coretune")
 #: Methods whose greedy may be one of two rounds.
 COVERING = (Craig, FacilityLocation, Grace)
 #: Methods that have a form for a cluster.
-SPREAD = (*COVERING, Gtp)
+SPREAD = (*COVERING, Brief, Gtp)
 
 GUARANTEE = (
     f"two rounds over parts of at most {PART_ROWS:,} rows: weaker than one greedy's, each round's factor is "
@@ -35,6 +37,11 @@ def refuse_on_ray(selector: Selector) -> None:
         raise ValueError(
             f"engine is ray, and {type(selector).__name__.lower()} selects on one machine only; "
             f"with Ray there are {known}; set engine to local"
+        )
+    if isinstance(selector, Brief) and selector.lower in ("dense", "graph"):
+        raise ValueError(
+            f"engine is ray and lower is {selector.lower}, which one machine does: set lower to partitions, "
+            "or engine to local"
         )
     if isinstance(selector, (FacilityLocation, Grace)) and selector.similarity == "graph":
         raise ValueError(
@@ -54,12 +61,23 @@ def select_on_ray(
     from coretune.cluster.session import connected  # here, as below: they import Ray
 
     with connected(address) as workers:
+        if isinstance(selector, Brief):
+            return _in_parts(selector, pool, budget, rng, workers)
         if isinstance(selector, COVERING):
             return _in_two_rounds(selector, pool, budget, int(rng.integers(2**62)), workers)
         from coretune.cluster.columns import RayColumns
 
         assert isinstance(selector, Gtp)
         return selector.choose(pool, budget, lambda features: RayColumns.of(features, workers))
+
+
+def _in_parts(selector: Brief, pool: Pool, budget: Budget, rng: np.random.Generator, workers: int) -> Coreset:
+    """[choice] Where the lower level is not given: partitions as soon as the pool is more than one."""
+    from coretune.cluster.parts import PartsOnRay
+
+    if selector.lower == "auto" and pool.usable.sum() > lower_level.PART_ROWS:
+        selector = replace(selector, lower="partitions")
+    return selector.choose(pool, budget, rng, lambda inside, k, seed: PartsOnRay.of(inside, k, seed, workers))
 
 
 def _in_two_rounds(

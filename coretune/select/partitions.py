@@ -13,8 +13,9 @@ inequality Σ_i d_i,a(i) <= error of round one + weighted error of round two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -28,24 +29,71 @@ SPARE = 2
 SMALL_ROWS = 2048
 
 
+class Parts(Protocol):
+    """The lower levels of all parts, here or on a cluster."""
+
+    @property
+    def recall(self) -> float:
+        """Of the parts, on average."""
+        ...
+
+    def pick(self, mix: Array, tasks: Sequence[Task]) -> Sequence[tuple[Rows, Array]]:
+        """`first_round` of each part, given its task."""
+        ...
+
+
+#: (the spaces of each part, k of the graph, seed) -> their levels
+MakeParts = Callable[[Sequence[tuple[Space, ...]], int, int], Parts]
+
+
+@dataclass(frozen=True)
+class PartsHere:
+    """One level after the other, in this process."""
+
+    levels: tuple[Level, ...]
+
+    @property
+    def recall(self) -> float:
+        return float(np.mean([level.recall for level in self.levels]))
+
+    def pick(self, mix: Array, tasks: Sequence[Task]) -> list[tuple[Rows, Array]]:
+        pairs = zip(self.levels, tasks, strict=True)
+        return [first_round(level, mix, task) for level, task in pairs]
+
+
+def parts_here(inside: Sequence[tuple[Space, ...]], k: int, seed: int) -> PartsHere:
+    return PartsHere(tuple(part_level(spaces, k, seed, number) for number, spaces in enumerate(inside)))
+
+
+def part_level(spaces: tuple[Space, ...], k: int, seed: int, number: int) -> Level:
+    """The level of a part; its draws depend on no other part."""
+    return build(spaces, _plan(spaces, k), k, np.random.default_rng([seed, number]))
+
+
+def first_round(level: Level, mix: Array, task: Task) -> tuple[Rows, Array]:
+    """(u,) a part's picks among its own m rows; (m,) int64 which of them each row stands with."""
+    picked = level.pick(mix, task)
+    return picked.rows, picked.nearest(mix[None])[0][0]
+
+
 @dataclass(frozen=True)
 class PartedLevel:
-    """Parts of a pool, each with a lower level of its own.
+    """A pool in parts, each with a lower level of its own.
 
     parts   (m,) each int64 rows of the pool; together all of it
-    levels  one for each part
+    inside  their levels
     """
 
     spaces: tuple[Space, ...]
     parts: tuple[Rows, ...]
-    levels: tuple[Level, ...]
+    inside: Parts
     k: int
     seed: int
 
     @property
     def recall(self) -> float:
         """Of the first round's parts, on average."""
-        return float(np.mean([level.recall for level in self.levels]))
+        return self.inside.recall
 
     def pick(self, mix: Array, task: Task) -> Picked:
         union, stands_with, demand = self._first_round(mix, task)
@@ -64,14 +112,15 @@ class PartedLevel:
 
     def _first_round(self, mix: Array, task: Task) -> tuple[Rows, Array, Array]:
         """Rows (u,) picked in any part; (n,) position among them of each row's pick; (u,) demand of each."""
+        tasks = [
+            replace(task, budget=_share(task, rows), cost=task.cost[rows], demand=task.demand[rows])
+            for rows in self.parts
+        ]
         union: list[Rows] = []
         stands_with = np.zeros(len(task.cost), dtype=np.int64)
-        for rows, level in zip(self.parts, self.levels, strict=True):
-            cost = task.cost[rows]
-            part = replace(task, budget=_share(task, rows), cost=cost, demand=task.demand[rows])
-            picked = level.pick(mix, part)
-            stands_with[rows] = sum(map(len, union)) + picked.nearest(mix[None])[0][0]
-            union.append(rows[picked.rows])
+        for rows, (picks, nearest) in zip(self.parts, self.inside.pick(mix, tasks), strict=True):
+            stands_with[rows] = sum(map(len, union)) + nearest
+            union.append(rows[picks])
         demand = np.bincount(stands_with, weights=task.demand)
         return np.concatenate(union), stands_with, demand
 
@@ -85,16 +134,19 @@ class PartedLevel:
         return far.astype(np.float32)
 
 
-def parted_level(spaces: Sequence[Space], k: int, seed: int, part_rows: int = PART_ROWS) -> PartedLevel:
+def parted_level(
+    spaces: Sequence[Space],
+    k: int,
+    seed: int,
+    part_rows: int = PART_ROWS,
+    make_parts: MakeParts = parts_here,
+) -> PartedLevel:
     """Random parts of equal size, each with a level of its own."""
     rng = np.random.default_rng(seed)
     count = -(-spaces[0].n // part_rows)
     parts = tuple(np.sort(part) for part in np.array_split(rng.permutation(spaces[0].n), count))
-    levels = []
-    for rows in parts:
-        inside = tuple(space.at(rows) for space in spaces)
-        levels.append(build(inside, _plan(inside, k), k, rng))
-    return PartedLevel(tuple(spaces), parts, tuple(levels), k, seed)
+    inside = [tuple(space.at(rows) for space in spaces) for rows in parts]
+    return PartedLevel(tuple(spaces), parts, make_parts(inside, k, seed), k, seed)
 
 
 def _plan(spaces: Sequence[Space], k: int) -> Plan:
