@@ -14,7 +14,7 @@ from measure_oracle import tiny_model
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from transformers import Trainer, TrainingArguments
 
 from coretune.measure.moments import Moments
@@ -118,6 +118,21 @@ def test_states_that_fsdp_saves_come_back_by_name(one_process, tmp_path):
     assert_is_of(Moments.from_checkpoint(tmp_path, plain), twin, plain)
 
 
+def test_what_fsdp1_spoils_is_refused(one_process, tmp_path):
+    plain = tiny_model("llama")
+    model = FullyShardedDataParallel(tiny_model("llama"), use_orig_params=True, device_id=torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters())
+    step(model, optimizer)
+    with pytest.raises(ValueError, match=r"under FSDP1 .* fsdp_version 2"):
+        Moments.of(optimizer, model)
+    whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    for state in whole["state"].values():
+        state["exp_avg"] = state["exp_avg_sq"]  # as two processes on a CPU save it with torch 2.13
+    torch.save(whole, tmp_path / "optimizer.bin")
+    with pytest.raises(ValueError, match=r"one tensor for both moments of '.*fsdp_version 2"):
+        Moments.from_checkpoint(tmp_path, plain)
+
+
 def saved(folder: Path, model, optimizer) -> Path:
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     return folder
@@ -148,7 +163,7 @@ def test_an_optimizer_that_cannot_help_says_why():
     model, optimizer = stepped()
     with pytest.raises(ValueError, match="AdamW holds none of the model's"):
         Moments.of(optimizer, copy.deepcopy(model))
-    with pytest.raises(ValueError, match="AdamW has made no step"):
+    with pytest.raises(ValueError, match="AdamW holds no state: it has made no step"):
         Moments.of(torch.optim.AdamW(model.parameters()), model)
     optimizer.add_param_group({"params": [model.get_input_embeddings().weight.requires_grad_()]})
     optimizer.param_groups[1]["betas"] = (0.5, 0.6)
@@ -220,7 +235,7 @@ def test_a_folder_without_a_readable_state_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"DeepSpeed's is in flat shards.*docs/measure\.md"):
         Moments.from_checkpoint(tmp_path, model)
     empty = trainer(model, tmp_path).create_optimizer()
-    with pytest.raises(ValueError, match="holds no state: the run made no step"):
+    with pytest.raises(ValueError, match=r"optimizer\.pt holds no state: it has made no step"):
         Moments.from_checkpoint(saved(tmp_path, model, empty), model)
 
 

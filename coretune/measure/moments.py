@@ -42,16 +42,19 @@ class Moments:
         if type(optimizer).__name__ == "AcceleratedOptimizer":
             optimizer = optimizer.optimizer
         kind = type(optimizer).__name__
+        if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+            raise ValueError(
+                "under FSDP1 the optimizer holds stretches of parameters, not parameters; "
+                "use fsdp_version 2, or read the moments from a checkpoint"
+            )
         names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
         held = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         states = {names[p]: optimizer.state[p] for p, _ in held if p in names and p in optimizer.state}
         if not any(p in names for p, _ in held):
             raise ValueError(
                 f"{kind} holds none of the model's {len(names)} parameters: it was made for another copy, or "
-                "has flattened them, as DeepSpeed and FSDP1 do; read the moments from a checkpoint"
+                "has flattened them, as DeepSpeed does; read the moments from a checkpoint"
             )
-        if not states:
-            raise ValueError(f"{kind} has made no step, so it has no moments yet; train a little first")
         return _gathered(states, [group for p, group in held if names.get(p) in states], kind)
 
     @staticmethod
@@ -63,8 +66,6 @@ class Moments:
         ValueError: see `saved_state`, and as `of`.
         """
         saved = saved_state(Path(folder), model)
-        if not saved.states:
-            raise ValueError(f"{saved.file} holds no state: the run made no step; train a little first")
         groups = [group for group in saved.groups if len(group["params"])]
         return _gathered(saved.states, groups, str(saved.file))
 
@@ -76,6 +77,8 @@ def _gathered(
 
     source   what the errors call the optimiser
     """
+    if not states:
+        raise ValueError(f"{source} holds no state: it has made no step; train a little first")
     for name, state in states.items():
         if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
             raise ValueError(

@@ -100,7 +100,18 @@ def _by_name(file: Path, model: nn.Module) -> SavedState:
             f"{file} holds the state of {strange[0]!r} and {len(strange) - 1} more that the model has not; "
             "give the model that was trained, under the same adapter's name"
         )
+    for name, state in saved["state"].items():
+        if {"exp_avg", "exp_avg_sq"} <= state.keys() and _same_memory(state["exp_avg"], state["exp_avg_sq"]):
+            # torch 2.13 gathers FSDP1's states one by one into one buffer, and on a CPU copies none out.
+            raise ValueError(
+                f"{file} holds one tensor for both moments of {name!r}, as FSDP1 saves them on a CPU: the "
+                "first is lost; train with fsdp_version 2"
+            )
     return SavedState(saved["state"], saved["param_groups"], file)
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.numel() > 0 and one.data_ptr() == other.data_ptr()
 
 
 def _load(file: Path) -> dict[str, Any]:
