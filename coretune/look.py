@@ -198,7 +198,7 @@ class StoredLook:
 
 
 def _block(look: Look) -> int:
-    """Rows in a block. What rows are compared with is measured anew for each: it is to be little beside it."""
+    """Rows in a block. Those they are compared with are measured anew for each: few, beside a block's."""
     if not set(look.signals) & set(ONE_TARGET):
         return BLOCK
     references = len(look.targets[0].rows.length) if look.targets else look.settings.reference_rows

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from coretune.audit import FIXED
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
 #: What the engine keeps of its own accord, whatever a selector needs.
@@ -138,6 +139,7 @@ def _examine_worth(coreset: Coreset, pool: Pool, case: str) -> None:
         _require(
             value.shape == (pool.n,), f"{case}: reason {name!r} has shape {value.shape}, not ({pool.n},)"
         )
+        _require(name not in FIXED.names, f"{case}: reason {name!r} has the name of a column of the audit")
     for name, figure in coreset.figures.items():
         try:
             json.dumps(figure, allow_nan=False)

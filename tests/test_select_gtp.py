@@ -66,8 +66,8 @@ def test_reasons_tell_the_correlation_at_the_start_the_weight_and_when_a_row_cam
         trajectory @ target / norms / np.linalg.norm(target), abs=1e-5
     )
     rest = np.setdiff1d(np.arange(200), chosen.indices)
-    assert chosen.reasons["weight"][chosen.indices] == pytest.approx(chosen.weights)
-    for name in ("weight", "iteration", "deflation"):
+    assert chosen.reasons["pursuit_weight"][chosen.indices] == pytest.approx(chosen.weights)
+    for name in ("pursuit_weight", "iteration", "deflation"):
         assert (chosen.reasons[name][rest] == 0).all()
         assert (chosen.reasons[name][chosen.indices] > 0).all()
     assert chosen.reasons["iteration"].max() <= chosen.figures["iterations"]
@@ -85,7 +85,7 @@ def test_weights_are_of_the_columns_as_they_are_not_of_unit_ones() -> None:
         for each in (trajectory, longer)
     )
     assert sorted(one.indices) == sorted(other.indices)
-    ratio = other.reasons["weight"][one.indices] / one.weights
+    ratio = other.reasons["pursuit_weight"][one.indices] / one.weights
     even = one.indices % 2 == 0
     assert ratio[even] == pytest.approx(ratio[~even].mean() / 4.0, rel=1e-3)
 
@@ -216,7 +216,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     one = Gtp().select(pool_of(trajectory), Budget(30), RNG)
     other = Gtp().select(pool_of(trajectory[order]), Budget(30), RNG)
     assert sorted(one.indices) == sorted(order[other.indices])
-    assert one.reasons["weight"][order] == pytest.approx(other.reasons["weight"], rel=1e-6)
+    assert one.reasons["pursuit_weight"][order] == pytest.approx(other.reasons["pursuit_weight"], rel=1e-6)
 
 
 def test_it_says_what_it_is_taught_by_and_what_follows_for_the_settings_beside_it() -> None:

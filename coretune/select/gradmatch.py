@@ -33,7 +33,7 @@ class GradMatch:
     signal   gradient, or head_gradient: the last layer's, as in the paper's experiments
     lambda_  > 0
 
-    reasons  correlation (cosine with the mean gradient), weight, step (a row came in at, 0 = not chosen)
+    reasons  correlation (cosine with the mean gradient), pursuit_weight, step (a row came in at, 0 = none)
     """
 
     signal: str = "gradient"
@@ -69,7 +69,7 @@ class GradMatch:
         cosine = normed.correlate(mean) / np.linalg.norm(mean)
         reasons = {"correlation": np.where(pool.usable, cosine, 0.0)}
         chosen = coreset(filled.rows, filled.gains, reasons, filled.weights, figures)
-        for name, value in (("weight", chosen.weights), ("step", filled.entered)):
+        for name, value in (("pursuit_weight", chosen.weights), ("step", filled.entered)):
             reasons[name] = np.zeros(pool.n)
             reasons[name][filled.rows] = value
         return chosen

@@ -57,8 +57,8 @@ class Gtp:
     copies       columns of at least this cosine are copies, of which a second one is chosen only when nothing
                  distinct is left
 
-    reasons  correlation (cosine with b, the largest over the targets), weight, iteration (in which a row came
-             in, 0 = not chosen), deflation (the pursuit that chose it, from 1)
+    reasons  correlation (cosine with b, the largest over the targets), pursuit_weight, iteration (in which a
+             row came in, 0 = not chosen), deflation (the pursuit that chose it, from 1)
     """
 
     teacher: str = "warmup"
@@ -165,7 +165,7 @@ def _coreset(
     gains = np.concatenate([one.gains for one in filled])
     chosen = coreset(rows, gains, reasons, weights, figures)
     columns = {
-        "weight": chosen.weights,
+        "pursuit_weight": chosen.weights,
         "iteration": np.concatenate([one.entered for one in filled]),
         "deflation": np.concatenate([one.round for one in filled]),
     }

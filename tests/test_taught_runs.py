@@ -1,0 +1,107 @@
+"""BRIEF and GTP as whole runs: config in, teacher, signals, weights, training from the base model out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_run import TRAINING, raw_config
+from tiny_run import records, write_jsonl
+
+from coretune import run
+from coretune.config import ConfigError, RunConfig, check_config
+
+BRIEF = {"method": "brief", "budget": "25%", "warmup": 0.25, "projection_dim": 32, "last_blocks": 2}
+GTP = {"method": "gtp", "budget": "25%", "warmup": 0.25, "checkpoints": 2, "projection_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "pool.jsonl", records(48))
+    write_jsonl(folder / "math.jsonl", records(6, seed=2))
+    write_jsonl(folder / "code.jsonl", records(6, seed=3))
+    return folder
+
+
+def config(data: Path, out: Path, section: dict[str, Any], **top: Any) -> RunConfig:
+    training = {**TRAINING, "max_steps": 4, "save_steps": 2}
+    return check_config(
+        raw_config(data, out, coreset=section, training=training, **{"eval_data": None, **top})
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A whole run of BRIEF."""
+    return run.train(config(data, tmp_path_factory.mktemp("brief") / "run", BRIEF))
+
+
+def test_brief_trains_weighted_from_the_base_model(done: Any) -> None:
+    weights = done.coreset_state.coreset.weights
+    assert len(weights) == 12
+    assert weights.mean() == pytest.approx(1)
+    assert weights.std() > 0
+    assert done.coreset_config.weighted
+    assert done.coreset_state.coreset.figures["alpha"] >= 0
+    costs = done.ledger.by_phase()
+    assert (costs["warm-up"].rows, costs["measurement"].rows, costs["training"].rows) == (12, 48, 16)
+    state = np.load(Path(done.args.output_dir) / "checkpoint-2" / "coreset_state.npz")
+    assert not [name for name in state.files if name.endswith("_gradient")]
+
+
+def test_brief_selected_alone_is_the_same_and_is_written_with_its_weights(
+    done: Any, data: Path, tmp_path: Path
+) -> None:
+    """The signals are not measured again: they are those of the run, by content."""
+    shared = str(Path(done.args.output_dir) / "signals")
+    chosen = lines(run.select(config(data, tmp_path, BRIEF, signals_dir=shared)))
+    coreset = done.coreset_state.coreset
+    assert [line["coretune"]["id"] for line in chosen] == [done.pool_rows.ids[r] for r in coreset.indices]
+    assert [line["coretune"]["weight"] for line in chosen] == coreset.weights.tolist()
+    assert len(list(Path(shared).iterdir())) == 1
+    assert not (tmp_path / "signals").exists()
+
+
+def test_brief_resumed_is_brief(done: Any, data: Path, tmp_path: Path) -> None:
+    before = Path(done.args.output_dir)
+    shutil.copytree(before / "checkpoint-2", tmp_path / "checkpoint-2")
+    for name in ("selection.parquet", "pool.parquet"):
+        shutil.copy(before / name, tmp_path)
+    run.train(config(data, tmp_path, BRIEF, resume_from_checkpoint=True))
+    assert not (tmp_path / "teacher").exists()
+    ends = [load_file(folder / "adapter_model.safetensors") for folder in (before, tmp_path)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
+    targets = {str(data / "math.jsonl"): 0.75, str(data / "code.jsonl"): 0.25}
+    section = {**GTP, "refresh_every": 2}
+    made = run.train(config(data, tmp_path, section, target_data=targets))
+    state = made.coreset_state
+    assert made.coreset_state.selections == 2
+    assert state.pool.references["trajectory"].shape == (2, 32)  # live: one snapshot
+    np.testing.assert_allclose(state.pool.references["share"], [0.75, 0.25])
+    assert state.pool.feature("trajectory").shape == (48, 32)
+    assert [entry.rows_measured for entry in made.ledger.rounds] == [48, 48]
+    resolved = run.build_coreset(section, 0).spelled_out(section)
+    assert (resolved["preconditioner"], resolved["weighted"], resolved["anchors"]) == ("linear", True, "all")
+
+
+def test_several_targets_need_a_method_that_takes_them(data: Path, tmp_path: Path) -> None:
+    targets = {str(data / "math.jsonl"): 0.5, str(data / "code.jsonl"): 0.5}
+    less = {"method": "less", "budget": "25%", "warmup": 0.1, "k": 4}
+    with pytest.raises(ValueError, match="target_cosine compares with one target, and 2 are given"):
+        run.train(config(data, tmp_path, less, target_data=targets))
+    with pytest.raises(ConfigError, match=r"the shares of target_data sum to 0\.5"):
+        config(data, tmp_path, GTP, target_data={"a.jsonl": 0.5})
