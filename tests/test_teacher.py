@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from taught import Pupil
-from tiny_run import Spy, coreset_config, corpus, trainer, weights
+from tiny_run import Spy, coreset_config, trainer, weights
 from torch import nn
 
 from coretune import teacher
@@ -24,16 +24,13 @@ from coretune.teacher import Lesson, lent
 ALONE = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.25, "weighted": True}
 MODULES = ["q_proj", "v_proj"]
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=MODULES, task_type="CAUSAL_LM")
-KEPT = {"model.safetensors", "optimizer.pt", "scheduler.pt"}
-
-
-@pytest.fixture(autouse=True)
-def _pupil(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+KEPT = {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt"}
 
 
 def pupil(**settings: Any) -> CoresetConfig:
-    return coreset_config("pupil", **{"refresh_every": "never", **ALONE, **settings})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SELECTORS, "pupil", Pupil)
+        return coreset_config("pupil", **{"refresh_every": "never", **ALONE, **settings})
 
 
 def taught(folder: Path, coreset: CoresetConfig | None = None, **settings: Any) -> Spy:
@@ -93,60 +90,81 @@ def test_a_model_that_was_lent_comes_back_as_it_was() -> None:
     assert model.layer.forward == forward
 
 
-@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
-def test_a_run_that_makes_its_teacher_is_the_run_that_finds_it(tmp_path: Path, lora: Any) -> None:
-    """Dropout is on, so that a random state that the teacher has used up would show."""
-    first = taught(tmp_path / "one", peft_config=lora)
-    start = weights(first)
-    first.train()
-    shutil.copytree(tmp_path / "one" / "teacher", tmp_path / "two" / "teacher")
-    made = (tmp_path / "two" / "teacher" / "teacher.json").stat().st_mtime_ns
-    again = taught(tmp_path / "two", peft_config=lora)
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that made its teacher, with the weights it began with. Dropout is on."""
+    run = taught(tmp_path_factory.mktemp("first"), pupil(warmup=0.5), peft_config=LORA)
+    start = weights(run)
+    run.train()
+    return run, start
+
+
+def with_teacher_of(run: Spy, folder: Path) -> Path:
+    shutil.copytree(Path(run.args.output_dir) / "teacher", folder / "teacher")
+    return folder
+
+
+def test_a_run_that_finds_its_teacher_is_the_run_that_made_it(first: Any, tmp_path: Path) -> None:
+    """A random state that the teacher has used up would show in the dropout of the training after it."""
+    made, start = first
+    note = with_teacher_of(made, tmp_path) / "teacher" / "teacher.json"
+    before = note.stat().st_mtime_ns
+    again = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
     assert_same(start, weights(again))
     again.train()
-    assert (tmp_path / "two" / "teacher" / "teacher.json").stat().st_mtime_ns == made
-    assert again.trained == first.trained
-    assert_same(weights(first), weights(again))
-    costs = [run.ledger.by_phase()["warm-up"] for run in (first, again)]
+    assert note.stat().st_mtime_ns == before
+    assert again.trained == made.trained
+    assert_same(weights(made), weights(again))
+    costs = [run.ledger.by_phase()["warm-up"] for run in (made, again)]
     assert (costs[0].rows, costs[0].flops) == (costs[1].rows, costs[1].flops)
-    assert costs[0].rows == 12
+    assert costs[0].rows == 24
     assert costs[1].seconds < costs[0].seconds
 
 
-def test_it_is_a_stock_run_on_those_rows_and_leaves_checkpoints_with_their_optimizer(tmp_path: Path) -> None:
-    run = taught(tmp_path, pupil(warmup=0.5))
-    run.select()
-    folder = tmp_path / "teacher"
+def test_it_is_a_stock_run_on_those_rows_and_leaves_checkpoints_with_their_optimizer(first: Any) -> None:
+    run, _ = first
+    folder = Path(run.args.output_dir) / "teacher"
     kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert kept == ["checkpoint-3", "checkpoint-6"]
     for name in kept:
-        assert {"model.safetensors", "optimizer.pt", "scheduler.pt"} <= {
-            p.name for p in (folder / name).iterdir()
-        }
-    log = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in log if "learning_rate" in entry] == [1, 2, 3, 4, 5, 6]
-    assert run.trained == []
-    assert run.coreset_state is not None
+        assert {path.name for path in (folder / name).iterdir()} >= KEPT
+    assert sorted(rates(folder / "checkpoint-6")) == [1, 2, 3, 4, 5, 6]
     assert run.coreset_state.coreset.weights.std() > 0
 
 
-def test_a_teacher_killed_half_way_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = taught(tmp_path / "whole", pupil(warmup=0.5), peft_config=LORA)
-    whole.select()
-    bar = teacher._Lesson
+def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> None:
+    made, _ = first
+    config = pupil()
+    selector = Pupil(teacher=str(Path(made.args.output_dir) / "teacher"))
+    given = CoresetConfig(selector, config.refresh, config.budget, "never", weighted=True)
+    other = taught(tmp_path / "two", given, peft_config=LORA)
+    other.train()
+    assert not (tmp_path / "two" / "teacher").exists()
+    assert_same(weights(made), weights(other))
+    assert other.ledger.by_phase()["warm-up"].rows == 0
+    nowhere = CoresetConfig(Pupil(teacher=str(tmp_path)), config.refresh, config.budget, "never")
+    with pytest.raises(ValueError, match="holds 0 checkpoint-N folders, 2 are asked for"):
+        taught(tmp_path / "three", nowhere)
+
+
+def test_a_teacher_killed_half_way_is_gone_on_with(
+    first: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = first
     with monkeypatch.context() as patched:
-        patched.setattr(bar, "on_step_end", _killed(bar.on_step_end))
-        broken = taught(tmp_path / "cut", pupil(warmup=0.5), peft_config=LORA)
+        patched.setattr(teacher._Lesson, "on_step_end", _killed(teacher._Lesson.on_step_end))
+        broken = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
         before = weights(broken)
         with pytest.raises(KeyboardInterrupt):
             broken.train()
         assert_same(before, weights(broken))
-    assert not json.loads((tmp_path / "cut" / "teacher" / "teacher.json").read_text())["finished"]
-    again = taught(tmp_path / "cut", pupil(warmup=0.5), peft_config=LORA)
+    note = tmp_path / "teacher" / "teacher.json"
+    assert not json.loads(note.read_text())["finished"]
+    again = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
     again.select()
-    ends = [tmp_path / run / "teacher" / "checkpoint-6" for run in ("whole", "cut")]
-    for name in ("adapter_model.safetensors",):
-        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes()
+    assert json.loads(note.read_text())["finished"]
+    end = Path("teacher") / "checkpoint-6" / "adapter_model.safetensors"
+    assert (tmp_path / end).read_bytes() == (Path(whole.args.output_dir) / end).read_bytes()
     assert np.array_equal(again.coreset_state.coreset.indices, whole.coreset_state.coreset.indices)
 
 
@@ -159,38 +177,23 @@ def _killed(stock: Any) -> Any:
     return on_step_end
 
 
-def test_a_teacher_of_something_else_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
-    taught(tmp_path).select()
+def test_a_teacher_of_something_else_is_refused_and_what_differs_is_named(first: Any, tmp_path: Path) -> None:
+    with_teacher_of(first[0], tmp_path)
     for settings, named in (
         ({"learning_rate": 1e-3}, r"training.learning_rate is 0.01 there and 0.001 here"),
-        (
-            {"peft_config": LORA},
-            r"weights is [0-9a-f]{32} there and [0-9a-f]{32} here; adapter is none there",
-        ),
-        ({"coreset": pupil(warmup=0.5)}, r"rows is .*marks is 1 3 there and 3 6 here"),
+        ({"peft_config": None}, r"weights is .* there and .* here; adapter is .* there and none here"),
+        ({"coreset": pupil()}, r"rows is .*marks is 3 6 there and 1 3 here"),
     ):
+        run = taught(tmp_path, **{"coreset": pupil(warmup=0.5), "peft_config": LORA, **settings})
         with pytest.raises(ValueError, match=f"teacher holds a teacher of something else: .*{named}"):
-            taught(tmp_path, **settings).select()
-    longer = taught(tmp_path, max_steps=6, logging_steps=3, run_name="other")
-    assert longer.select().selections == 1
+            run.select()
 
 
-def test_a_folder_of_the_users_is_looked_through(tmp_path: Path) -> None:
-    first = taught(tmp_path / "one")
-    first.train()
-    given = coreset_config("pupil", refresh_every="never", **ALONE)
-    selector = Pupil(teacher=str(tmp_path / "one" / "teacher"))
-    other = taught(
-        tmp_path / "two", CoresetConfig(selector, given.refresh, given.budget, "never", weighted=True)
-    )
-    other.train()
-    assert not (tmp_path / "two" / "teacher").exists()
-    assert np.array_equal(other.coreset_state.coreset.indices, first.coreset_state.coreset.indices)
-    assert_same(weights(first), weights(other))
-    assert other.ledger.by_phase()["warm-up"].rows == 0
-    nowhere = CoresetConfig(Pupil(teacher=str(tmp_path)), given.refresh, given.budget, "never")
-    with pytest.raises(ValueError, match="holds 0 checkpoint-N folders, 2 are asked for"):
-        taught(tmp_path / "three", nowhere)
+def test_what_is_only_shown_or_kept_does_not_make_another_teacher(first: Any, tmp_path: Path) -> None:
+    with_teacher_of(first[0], tmp_path)
+    shown = {"logging_steps": 3, "run_name": "other", "save_strategy": "steps", "save_steps": 2}
+    run = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA, max_steps=6, **shown)
+    assert run.select().selections == 1
 
 
 def test_an_optimizer_of_the_users_cannot_be_lent(tmp_path: Path) -> None:
@@ -209,10 +212,3 @@ def test_the_schedule_is_the_runs_own_on_the_teachers_length(tmp_path: Path) -> 
     ]
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     assert np.allclose(rates, 0.01 * np.minimum(np.arange(6) / 3, 1))
-
-
-def test_a_dynamic_taught_method_looks_at_the_live_model_later(tmp_path: Path) -> None:
-    run = taught(tmp_path, pupil(refresh_every=2), peft_config=LORA)
-    run.train()
-    assert [entry.rows_measured for entry in run.ledger.rounds] == [48, 48]
-    assert len(corpus().ids) == 48
