@@ -13,7 +13,7 @@ mix, and neither do their distances: a new mix only adds them up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numba
@@ -115,17 +115,20 @@ class GraphComposite:
 
 
 def composite_graph(
-    spaces: Sequence[Space], k: int, searched: Sequence[Space], rng: np.random.Generator
+    spaces: Sequence[Space],
+    k: int,
+    shrink: Callable[[Space], Space] | None = None,
+    rng: np.random.Generator | None = None,
 ) -> CompositeGraph:
     """Lists of the k nearest in each space, or of all rows where there are fewer.
 
-    searched  where neighbours are looked for: the spaces themselves, or smaller ones (`reduced`); distances
-              of listed pairs are always those of the spaces
-    rng       draws the rows on which the recall of such lists is measured
+    shrink  makes the space in which neighbours are looked for (`reduced`); left out: the space itself.
+            Distances of listed pairs are always those of the space itself
+    rng     with shrink: draws the rows on which the recall of its lists is measured
     """
     n = spaces[0].n
     k = min(k, n - 1)
-    found = [nearest_lists(space, k) for space in searched]
+    found = [nearest_lists(shrink(space) if shrink else space, k) for space in spaces]
     indptr, columns = _union(np.stack([neighbors for neighbors, _ in found]))
     far = np.stack([listed(space, indptr, columns) for space in spaces])
     reach = np.stack([_reach(indptr, columns, far[s], found[s][0]) for s in range(len(spaces))])
@@ -137,7 +140,7 @@ def composite_graph(
         far=np.ascontiguousarray(far[:, order]),
         reach=reach,
         mean=np.stack([mean for _, mean in found]),
-        recall=1.0 if searched is spaces else _sampled_recall(spaces, [lists for lists, _ in found], rng),
+        recall=1.0 if rng is None else _sampled_recall(spaces, [lists for lists, _ in found], rng),
     )
 
 

@@ -31,9 +31,9 @@ KINDS = ("dense", "graph", "partitions")
 #: Multiplications and additions that block by block evaluation may take before a graph is chosen instead,
 BLOCK_WORK = 1e13
 #: … those that an exact k-NN search may take before it runs in projected spaces, minutes on one core each …
-SEARCH_WORK = 6e13
+SEARCH_WORK = 2e13
 #: … of so many dimensions, …
-SEARCH_DIMENSIONS = 1024
+SEARCH_DIMENSIONS = 2048
 #: … and the rows above which the pool is parted, into parts of at most PART_ROWS.
 GRAPH_ROWS = 250_000
 PART_ROWS = 65_536
@@ -189,8 +189,8 @@ def plan(spaces: Sequence[Space], lower: str, memory: int, k: int, runs: int) ->
         search = pairs * SEARCH_DIMENSIONS * count / 2
     edges = float(n) * (k * count + 1)
     held = edges * (12 + 12 * count)
-    if small:
-        held += 4.0 * n * SEARCH_DIMENSIONS * count
+    if small:  # one projected space at a time, while there are lists but no edges yet
+        held = max(held, n * (4.0 * SEARCH_DIMENSIONS + k * (4.0 + 4.0 * count)))
     if lower == "graph" or (lower == "auto" and n <= GRAPH_ROWS and held <= memory):
         if held > memory:
             raise ValueError(
@@ -212,8 +212,11 @@ def build(spaces: Sequence[Space], chosen: Plan, k: int, rng: np.random.Generato
         return DenseLevel(tuple(spaces), hold(spaces, chosen.dtype))
     if chosen.kind == "blocks":
         return DenseLevel(tuple(spaces), None)
-    searched = [reduced(space, SEARCH_DIMENSIONS, rng) for space in spaces] if chosen.reduced else spaces
-    return GraphLevel(composite_graph(spaces, k, searched, rng))
+    if chosen.reduced:
+        return GraphLevel(
+            composite_graph(spaces, k, lambda space: reduced(space, SEARCH_DIMENSIONS, rng), rng)
+        )
+    return GraphLevel(composite_graph(spaces, k))
 
 
 def _parted(n: int, dimensions: int, count: int, memory: int, k: int, runs: int) -> Plan:
