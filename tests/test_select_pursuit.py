@@ -15,7 +15,7 @@ from coretune.select.column_copies import copy_ranks
 from coretune.select.columns import Candidates, Columns, largest, mean_column, merge
 from coretune.select.deflation import Filled, announce, fill
 from coretune.select.nnls import kkt_residual
-from coretune.select.pursuit import CUT, Pursuit, TokenLimit, pursue
+from coretune.select.pursuit import CUT, SMALLEST, Pursuit, TokenLimit, pursue
 from coretune.types import Array, Budget
 
 RIDGE = 0.01
@@ -127,7 +127,7 @@ def slow_pursuit(features: Array, target: Array, size: int, iterations: int) -> 
         remainder = target - sum((x * columns[row] for row, x in chosen.items()), np.zeros(len(target)))
         objective = remainder @ remainder + RIDGE * sum(x * x for x in chosen.values())
         gain = best[0] - objective
-        stop = gain < 1e-3 * best[0]
+        stop = gain < max(1e-3 * best[0], SMALLEST)
         if gain > 0:
             best = (objective, sorted(chosen))
         if stop:
@@ -141,7 +141,7 @@ def test_the_pursuit_is_the_slow_one(n: int, d: int, size: int, seed: int) -> No
     features = clustered(np.random.default_rng(seed), n, d)
     target = features.mean(axis=0)
     found = pursue(Columns.of(features).top, target, size, RIDGE, everyone(n))
-    rows, objective = slow_pursuit(features, target, size, iterations=10)
+    rows, objective = slow_pursuit(features, target, size, iterations=20)
     assert sorted(found.rows.tolist()) == rows
     assert min(found.objectives) == pytest.approx(objective, rel=1e-6)
 

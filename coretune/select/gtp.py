@@ -64,7 +64,7 @@ class Gtp:
     teacher: str = "warmup"
     checkpoints: int = 4
     ridge: float = 0.01
-    iterations: int = 10
+    iterations: int = 20
     copies: float = 0.9999
 
     name: ClassVar[str] = "gtp"

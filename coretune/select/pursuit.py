@@ -9,7 +9,7 @@ in the manner of CoSaMP (Needell and Tropp, 2009) with signs, as GTP has it:
       c ← Ãᵀ r                                      one pass over all columns: the argument `top`
       U ← S ∪ the 2M largest c with c > 0
       x ← argmin_{x>=0} ‖Ã_U x − b‖² + ρ ‖x‖²
-      S ← the M largest positive x, cut in steps of a fifth; x_S ← solved again after each
+      S ← the M largest positive x, cut by a tenth at a time; x_S ← solved again after each
       r ← b − Ã_S x_S
       keep the iterate of least objective; stop when S repeats or the gain is below the tolerance
 
@@ -27,7 +27,8 @@ from coretune.select.columns import Candidates, Top, combination
 from coretune.select.nnls import Solve, ridge_nnls
 from coretune.types import Array, Rows
 
-CUT = 0.8  # part of the rows that one cut leaves
+CUT = 0.9  # part of the rows that one cut leaves
+SMALLEST = 1e-6  # a gain that no training would feel
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def pursue(
     *,
     tokens: TokenLimit | None = None,
     solve: Solve = ridge_nnls,
-    iterations: int = 10,
+    iterations: int = 20,
     tolerance: float = 1e-3,
 ) -> Pursuit:
     """At most `size` open columns and their weights.
@@ -101,7 +102,8 @@ def pursue(
     tokens     of an iterate's rows those stay that can be paid for, largest weight first, in place of the
                first M; M then only says how many rows are looked at
     solve      the NNLS engine (`nnls.ridge_nnls`, or one on a GPU)
-    tolerance  stop when an iterate lowers the least objective by less than this part of it
+    tolerance  stop when an iterate lowers the least objective by less than this part of it, or by less than
+               SMALLEST of ‖b‖²
     """
     target, scale = checked_target(target, size)
     state = _Iterate.empty(target)
@@ -116,7 +118,7 @@ def pursue(
         if gain > 0.0:
             best = state
         key = np.sort(state.rows).tobytes()
-        if key in seen or gain < tolerance * best.objective:
+        if key in seen or gain < max(tolerance * best.objective, SMALLEST):
             break
         seen.add(key)
     return best.finished(scale, tuple(objectives))
