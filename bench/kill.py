@@ -323,6 +323,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--folder", help="where the runs go for the while; default: the temporary directory")
     parser.add_argument("--keep", action="store_true", help="leave what is in the folder")
@@ -334,7 +335,7 @@ def main() -> int:
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
     home = Path(tempfile.mkdtemp(prefix="coretune-kill-", dir=options.folder))
     try:
-        job = Job(home, processes=options.processes)
+        job = Job(home, steps=options.steps, processes=options.processes)
         kills = 6 if options.quick else options.kills
         counts, seconds = kill_runs(job, kills, options.seed, console)
     finally:

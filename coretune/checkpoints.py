@@ -75,11 +75,6 @@ def read_note(folder: str | os.PathLike[str]) -> Note:
     return Note(found["parts"], found["settings"], clock, batches, found["max_steps"])
 
 
-def forget_note(folder: str | os.PathLike[str]) -> None:
-    """Before anything in the folder is written anew."""
-    (Path(folder) / NOTE).unlink(missing_ok=True)
-
-
 def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
     """What is missing of this checkpoint; None when it is whole."""
     root = Path(folder)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,14 +22,13 @@ from transformers import Trainer, set_seed
 
 from coretune import dynamic, run_record, selection_log, state
 from coretune.callbacks import Rounds, make_readable
-from coretune.checkpoints import Note, forget_note, settings_of, write_note
 from coretune.ledger import Ledger
 from coretune.look import Target, targets_of
 from coretune.measure.settings import MeasureSettings
 from coretune.order import Order, round_order
 from coretune.processes import Processes
 from coretune.refusals import refuse_arguments, refuse_parallelism, refuse_rows, refuse_steps
-from coretune.resume import LEDGER, Resumed, find_checkpoint, parts_of, resumed
+from coretune.resume import Resumed, Resumption
 from coretune.rounds import (
     EXAMPLE_ID,
     PoolRows,
@@ -92,7 +90,7 @@ class CoresetMixin(Trainer):
         self.stop_at: int | None = None
         self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self._note: Note | None = None
+        self.resumption = Resumption(self)
         self.step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         self.clock = self._make_clock()
@@ -124,7 +122,7 @@ class CoresetMixin(Trainer):
         fingerprints are named. FileNotFoundError: it has no coreset state.
         """
         self._refuse_second_run()
-        found = self.processes.decide(lambda: self._begin(resume_from_checkpoint), _without_pool)
+        found = self.resumption.begin(resume_from_checkpoint)
         if found is None:
             self._prepare()
         else:
@@ -136,26 +134,11 @@ class CoresetMixin(Trainer):
             self.ledger.write(Path(self.args.output_dir) / "ledger.json")
         return result
 
-    def _begin(self, asked: str | bool | None) -> Resumed | None:
-        """On process 0: what this run is of, and what it goes on from."""
-        config, args = self.coreset_config, self.args
-        with self.ledger.phase("other"):
-            parts = parts_of(self.model, self.processing_class, self.pool_rows, self.sight.targets)
-        settings = settings_of(config, self.sight.settings) | {"pack": str(self.clock.pack)}
-        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-        self._note = Note(parts, settings, self.clock, batches, args.max_steps)
-        folder = find_checkpoint(args.output_dir, asked)
-        return None if folder is None else resumed(folder, self._note, config.seed)
-
     def _go_on(self, found: Resumed) -> None:
-        self.clock, self.coreset_state = found.clock, found.state
+        self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
+        self.args.max_steps = found.max_steps
         if self.sight.harvest is not None:
             self.sight.harvest.load(Path(found.folder))
-        self.ledger = found.ledger
-        if found.max_steps is not None and not self._steps_given:
-            self.args.max_steps = found.max_steps
-        if self._note is not None:
-            self._note = replace(self._note, clock=self.clock, max_steps=self.args.max_steps)
 
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
@@ -245,27 +228,26 @@ class CoresetMixin(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
-        return RoundSampler(lambda: self._order, self.clock.items)
+        return RoundSampler(self._handed_out, self.clock.items)
+
+    def _handed_out(self) -> Order:
+        """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
+        that is resumed at its end would make one step more."""
+        assert self.coreset_state is not None
+        before = self.coreset_state.round * self.clock.steps
+        return self._order.first((self.args.max_steps - before) * self.clock.batch)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Ours goes first: the stock method writes trainer_state.json last, so that it says all is there."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and self.coreset_state is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            forget_note(folder)
-            state.save(dynamic.lasting(self.coreset_config, self.coreset_state), folder)
-            self.ledger.write(folder / LEDGER)
-        if self.sight.harvest is not None:
-            self.sight.harvest.save(folder)
+        """The stock checkpoint with ours in it."""
+        if self.coreset_state is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self.resumption.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """What transformers (5.23) writes before trainer_state.json; then nothing but that is missing."""
         super()._save_rng_state(output_dir)
-        self.processes.wait()
-        if self._note is not None:
-            write_note(output_dir, self._note)
-        self.processes.wait()
+        self.resumption.seal(output_dir)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""
@@ -322,8 +304,8 @@ class CoresetMixin(Trainer):
         rows = coreset_rows(self.coreset_config, pool)
         clock = make_clock(self.coreset_config, pool.n, rows, batch)
         warmup = clock.warmup_rounds * clock.steps
-        self._steps_given = args.max_steps > 0
-        if not self._steps_given:
+        self.steps_given = args.max_steps > 0
+        if not self.steps_given:
             args.max_steps = warmup + math.ceil(args.num_train_epochs * math.ceil(rows / batch))
         refuse_steps(args.max_steps, warmup)
         return clock
@@ -331,8 +313,3 @@ class CoresetMixin(Trainer):
     def _refuse_second_run(self) -> None:
         if self.coreset_state is not None:
             raise ValueError("this trainer has run: make a new one, with resume_from_checkpoint to go on")
-
-
-def _without_pool(found: Resumed | None) -> Resumed | None:
-    """What the other processes hear of it."""
-    return None if found is None else replace(found, state=dynamic.unseen(found.state), ledger=Ledger())

@@ -39,6 +39,10 @@ class Order:
         begin = self.ends[first - 1] if first else 0
         return self.rows[begin : self.ends[last - 1]] if last > first else self.rows[:0]
 
+    def first(self, items: int) -> Order:
+        """The order without what comes after so many items."""
+        return Order(self.of(0, min(items, len(self.ends))), self.ends[:items], min(self.skipped, items))
+
     @property
     def trained(self) -> Rows:
         """The rows without those of the skipped items."""

@@ -1,17 +1,30 @@
-"""Going on from a checkpoint: which one, whether it is of this very run, and what is taken from it."""
+"""Going on from a checkpoint: what is put into one, which one is taken, whether it is of this very run.
+
+train ─► begin: what is this run of? ─► resumed: is a checkpoint of it? ─► state, ledger, clock
+  └────► save ─► stock checkpoint ─► seal (checkpoints.py) ─► trainer_state.json
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from coretune import dynamic, state
-from coretune.checkpoints import STOCK_LAST, Note, newest_whole, read_note, refuse_another_run
+from coretune.checkpoints import (
+    STOCK_LAST,
+    Note,
+    newest_whole,
+    read_note,
+    refuse_another_run,
+    settings_of,
+    write_note,
+)
 from coretune.identity import (
     adapter_fingerprint,
     rows_fingerprint,
@@ -21,6 +34,7 @@ from coretune.identity import (
 )
 from coretune.ledger import Ledger
 from coretune.look import Target
+from coretune.processes import Processes
 from coretune.rounds import PoolRows
 from coretune.schedule import Clock
 from coretune.state import State
@@ -33,7 +47,7 @@ log = logging.getLogger("coretune")
 class Resumed:
     """What a checkpoint gives to the run that goes on.
 
-    max_steps  of the whole run; None where that is for the run that goes on to say
+    max_steps  of the whole run; None: as the run that goes on has it
     """
 
     folder: str
@@ -41,6 +55,60 @@ class Resumed:
     ledger: Ledger
     clock: Clock
     max_steps: int | None
+
+
+class Resumption:
+    """What a run puts into its checkpoints beside the stock trainer's files, and takes from one.
+
+    Made once for a trainer (`mixin.py`); every process has one, and process 0 writes.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.note: Note | None = None  # on process 0, once training begins
+
+    def begin(self, asked: str | bool | None) -> Resumed | None:
+        """What the run goes on from, with the coreset alone on processes other than 0; None: from nothing."""
+        processes: Processes = self.trainer.processes
+        found: Resumed | None = processes.decide(lambda: self._find(asked), _without_pool)
+        return found
+
+    def _find(self, asked: str | bool | None) -> Resumed | None:
+        trainer, args = self.trainer, self.trainer.args
+        with trainer.ledger.phase("other"):
+            parts = parts_of(
+                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets
+            )
+        settings = settings_of(trainer.coreset_config, trainer.sight.settings)
+        settings["pack"] = str(trainer.clock.pack)
+        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        self.note = Note(parts, settings, trainer.clock, batches, args.max_steps)
+        folder = find_checkpoint(args.output_dir, asked)
+        if folder is None:
+            return None
+        found = resumed(folder, self.note, trainer.coreset_config.seed)
+        steps = args.max_steps if found.max_steps is None or trainer.steps_given else found.max_steps
+        self.note = replace(self.note, clock=found.clock, max_steps=steps)
+        return replace(found, max_steps=steps)
+
+    def save(self, folder: Path) -> None:
+        """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
+        trainer = self.trainer
+        if trainer.processes.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            state.save(dynamic.lasting(trainer.coreset_config, trainer.coreset_state), folder)
+            trainer.ledger.write(folder / LEDGER)
+        trainer.processes.wait()
+        if trainer.sight.harvest is not None:
+            trainer.sight.harvest.save(folder)
+
+    def seal(self, folder: str) -> None:
+        """Once every process has written what it writes."""
+        self.trainer.processes.wait()
+        if self.note is not None:
+            write_note(folder, self.note)
+        self.trainer.processes.wait()
 
 
 def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Target]) -> dict[str, str]:
@@ -125,3 +193,8 @@ def _change(then: Note, now: Note) -> str:
     return "batches were {} rows × {} a step × {} processes and are {} × {} × {}".format(
         *then.batches, *now.batches
     )
+
+
+def _without_pool(found: Resumed | None) -> Resumed | None:
+    """What the other processes hear of it."""
+    return None if found is None else replace(found, state=dynamic.unseen(found.state), ledger=Ledger())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from coretune.measure.settings import MeasureSettings
 from coretune.order import Order, round_rows
 from coretune.refusals import can_weigh
 from coretune.rounds import PreparedRows, RoundSampler, with_positions
-from coretune.state import load
 from coretune.train import CoresetSFTTrainer
 
 needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
@@ -485,67 +483,6 @@ def test_select_is_the_first_selection_of_train(tmp_path: Path, warmup: float) -
     np.testing.assert_array_equal(selected.coreset.indices, first.coreset.indices)
     for name, value in selected.pool.features.items():
         np.testing.assert_array_equal(value, first.pool.features[name], err_msg=name)
-
-
-# ---------------------------------------------------------------------------------------------- resume
-
-RESUMABLE = {"save_strategy": "steps", "max_steps": 11, "lr_scheduler_type": "cosine"}
-
-
-def a_long_config(method: str = "grace") -> Any:
-    # Rounds of 3 steps: the warm-up fills the first, then a selection each.
-    return coreset_config(method, warmup=0.25, refresh_every=3, anchors="priority", anchor_share=0.3)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spy]:
-    folder = tmp_path_factory.mktemp("whole")
-    made = trainer(folder, a_long_config(), save_steps=1, **RESUMABLE)
-    made.train()
-    assert made.clock.steps == 3
-    return folder, made
-
-
-@pytest.mark.parametrize("at", [2, 3, 4, 6, 8])
-def test_a_resumed_run_is_the_uninterrupted_one(
-    tmp_path: Path, uninterrupted: tuple[Path, Spy], at: int
-) -> None:
-    """At a round's border (3, 6) and in the middle of one, of the warm-up (2) and of a coreset (4, 8)."""
-    folder, whole = uninterrupted
-    shutil.copytree(folder / f"checkpoint-{at}", tmp_path / f"checkpoint-{at}")
-    resumed = trainer(tmp_path, a_long_config(), save_steps=100, **RESUMABLE)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.trained == whole.trained[at:]
-    for name, value in weights(whole).items():
-        assert torch.equal(weights(resumed)[name], value), name
-    for theirs, ours in zip(resumed.ledger.rounds, whole.ledger.rounds, strict=True):
-        assert (theirs.round, theirs.rows_measured, theirs.overlap) == (
-            ours.round,
-            ours.rows_measured,
-            ours.overlap,
-        )
-    for name in ("warm-up", "measurement", "training"):
-        mine, other = resumed.ledger.by_phase()[name], whole.ledger.by_phase()[name]
-        assert (mine.rows, mine.tokens, mine.flops) == (other.rows, other.tokens, other.flops), name
-
-
-def test_a_checkpoint_of_another_pool_or_of_no_coreset_is_refused(
-    tmp_path: Path, uninterrupted: tuple[Path, Spy]
-) -> None:
-    folder, _ = uninterrupted
-    other = trainer(tmp_path, a_long_config(), pool=corpus(40, 1), **RESUMABLE)
-    with pytest.raises(ValueError, match="is of another run: data .* there and .* here .give the rows"):
-        other.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-    with pytest.raises(ValueError, match="no checkpoint in .* that is whole"):
-        trainer(tmp_path, a_long_config(), **RESUMABLE).train(resume_from_checkpoint=True)
-    with pytest.raises(FileNotFoundError, match="it is no checkpoint of a run on a coreset"):
-        trainer(tmp_path, a_long_config(), **RESUMABLE).train(resume_from_checkpoint=str(model_folder()))
-
-
-def test_a_checkpoint_holds_the_state_of_its_round(uninterrupted: tuple[Path, Spy]) -> None:
-    folder, _ = uninterrupted
-    for step in range(1, 12):
-        assert load(folder / f"checkpoint-{step}").round == (step - 1) // 3
 
 
 def test_weights_are_refused_where_trl_cannot_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
