@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
+from coretune.measure.kept import Once, anew
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
@@ -54,6 +55,7 @@ class Look:
 
     snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
     targets    trusted rows, with shares of the budget; several of them for trajectories only
+    once       when references are measured (see `signals.measurer`)
 
     It holds no projections between looks, which may be larger than an adapter.
     """
@@ -66,6 +68,7 @@ class Look:
     snapshots: Callable[[], Sequence[Snapshot]]
     targets: Sequence[Target] = ()
     bar: bool = True
+    once: Once = anew
 
     def check(self) -> None:
         """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
@@ -109,6 +112,7 @@ class Look:
             snapshots,
             target=self.targets[0].rows if self.targets else None,
             progress=progress,
+            once=self.once,
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self._first_token(),
         )

@@ -16,6 +16,7 @@ from coretune.dynamic import Meter
 from coretune.graph import check_k
 from coretune.identity import model_parts, rows_fingerprint, snapshot_fingerprint
 from coretune.look import FirstLook, Look, StoredLook, Target
+from coretune.measure.kept import Kept
 from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
@@ -24,7 +25,7 @@ from coretune.model_cost import ModelCost
 from coretune.run_harvest import RunHarvest
 from coretune.schedule import default_measuring
 from coretune.teacher import TEACHER, Lesson, School, refuse_school, teach
-from coretune.types import Measure, Taught
+from coretune.types import Measure, Rows, Taught
 
 SIGNALS = "signals"
 
@@ -116,7 +117,8 @@ class Sight:
             return None
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
-        later, first = self._look(self._now), FirstLook(self._look(self._first))
+        kept = Kept(lambda: int(self.trainer.state.global_step))
+        later, first = self._look(self._now, kept), FirstLook(self._look(self._first, Kept(lambda: 0)))
         later.check()
         stored = StoredLook(
             first,
@@ -128,7 +130,12 @@ class Sight:
         flops = self.cost.measurement
         begin = Meter(stored, flops, self._everywhere("first references", first.look.references))
         references = self._everywhere("references", later.references)
-        return Meter(self._door("look", later), flops, references, self._harvested(), begin)
+
+        def later_flops(rows: Rows) -> float:
+            """Of a look, without those of references that an earlier one of this refresh has measured."""
+            return flops(rows) - (self.cost.references if kept.at_hand else 0.0)
+
+        return Meter(self._door("look", later), later_flops, references, self._harvested(), begin)
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""
@@ -147,7 +154,7 @@ class Sight:
         self.trainer.processes.answers(name, work)
         return lambda: self.trainer.processes.call(name)[0]
 
-    def _look(self, snapshots: Any) -> Look:
+    def _look(self, snapshots: Any, once: Kept) -> Look:
         trainer = self.trainer
         bar = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
         return Look(
@@ -159,6 +166,7 @@ class Sight:
             snapshots,
             self.targets,
             bar,
+            once,
         )
 
     def _first(self) -> Sequence[Snapshot]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from coretune.measure.batches import TokenRows
+from coretune.measure.kept import Once, anew
 from coretune.measure.meter import PROJECTED, Meter, References
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
@@ -61,6 +62,7 @@ def measurer(
     moments: Moments | Callable[[], Moments] | None = None,
     directions: Sequence[Mapping[str, Tensor]] = (),
     progress: Callable[[int], object] | None = None,
+    once: Once = anew,
 ) -> Measure:
     """The measurement of the signals `names` of `rows` under whatever weights `model` has when it is called.
 
@@ -72,24 +74,18 @@ def measurer(
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
     directions    the first coordinates of projected gradients are along these (see `Meter`)
     progress      called with the number of rows finished, after every batch
+    once          when the reference is measured: `anew` at every call, under the weights of that moment, or
+                  with `Kept` once for as long as they stay
 
-    The reference is measured anew at every call, under the weights of that moment.
     Preconditioned are `gradient`, `kn_gradient`, `if_gradient` and the pool's side of `target_cosine`, not
     `gradient_norm` and `alignment`.
     A row whose signal is not finite, or that has no response, comes back as NaN.
-    ValueError: an unknown signal; `target_cosine` without a target; a model or layer that is not supported.
+    ValueError: an unknown signal; `target_cosine` without a target; a preconditioner without moments; a model
+    or layer that is not supported. At a measurement: moments that are not of the parameters measured.
     """
-    unknown = sorted(set(names) - set(SIGNALS))
-    if unknown:
-        raise ValueError(f"unknown signals {unknown}; known are {list(SIGNALS)}")
-    if "target_cosine" in names and target is None:
-        raise ValueError("target_cosine needs target examples and none are given; set target_data")
     passes = _Passes.of(frozenset(names))
-    if passes.names & PROJECTED and settings.preconditioner != "none" and moments is None:
-        raise ValueError(
-            f"preconditioner {settings.preconditioner} needs an optimizer's moments and none are given; "
-            "give moments=Moments.from_checkpoint(folder, model), or set preconditioner: none"
-        )
+    wanted = settings.preconditioner if passes.names & PROJECTED else "none"
+    _refuse(names, wanted, target, moments)
     meter = Meter(model, settings, passes.names, pad_token_id, directions)
 
     def measure(asked: Rows) -> dict[str, Array]:
@@ -98,12 +94,9 @@ def measurer(
         with untouched(model), autocasting(meter.device, settings.autocast):
             meter.check_head()
             precondition = None
-            if passes.names & PROJECTED and moments is not None:
+            if wanted != "none" and moments is not None:
                 precondition = meter.preconditioner(moments() if callable(moments) else moments)
-            references = References(
-                _reference_gradient(meter, rows, target) if "alignment" in names else None,
-                _target_direction(meter, target) if target is not None and "target_cosine" in names else None,
-            )
+            references = once(lambda: _references(meter, rows, names, target))
             found = meter.signals(tokens, prompt_length, passes.whole, references, progress, precondition)
             alone: dict[str, Array] = {}
             if passes.alone:
@@ -113,6 +106,24 @@ def measurer(
         return _named(names, found, alone)
 
     return measure
+
+
+def _refuse(
+    names: Sequence[str],
+    preconditioner: str,
+    target: TokenRows | None,
+    moments: Moments | Callable[[], Moments] | None,
+) -> None:
+    unknown = sorted(set(names) - set(SIGNALS))
+    if unknown:
+        raise ValueError(f"unknown signals {unknown}; known are {list(SIGNALS)}")
+    if "target_cosine" in names and target is None:
+        raise ValueError("target_cosine needs target examples and none are given; set target_data")
+    if preconditioner != "none" and moments is None:
+        raise ValueError(
+            f"preconditioner {preconditioner} needs an optimizer's moments and none are given; "
+            "give moments=Moments.from_checkpoint(folder, model), or set preconditioner: none"
+        )
 
 
 @dataclass(frozen=True)
@@ -142,6 +153,13 @@ def _named(names: Sequence[str], whole: dict[str, Array], alone: dict[str, Array
         # A projection is linear: the difference of two projections is that of the difference.
         found["if_gradient"] = whole["gradient"] - alone["gradient"]
     return {name: found[name] if name in found else whole[name] for name in names}
+
+
+def _references(meter: Meter, rows: TokenRows, names: Sequence[str], target: TokenRows | None) -> References:
+    return References(
+        _reference_gradient(meter, rows, target) if "alignment" in names else None,
+        _target_direction(meter, target) if target is not None and "target_cosine" in names else None,
+    )
 
 
 def _reference_gradient(meter: Meter, rows: TokenRows, target: TokenRows | None) -> dict[str, Tensor]:

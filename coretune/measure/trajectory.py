@@ -18,6 +18,7 @@ import numpy as np
 
 from coretune.measure.bases import Basis, SpecialTokens, fit_bases
 from coretune.measure.batches import TokenRows
+from coretune.measure.kept import Once, anew
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import SIGNALS, measurer
 from coretune.measure.snapshots import Snapshot, swapped
@@ -38,6 +39,7 @@ def taught_measurer(
     target: TokenRows | None = None,
     progress: Callable[[int], object] | None = None,
     bases: Sequence[Basis] | None = None,
+    once: Once = anew,
 ) -> Measure:
     """The measurement of `names` of `rows` through a teacher.
 
@@ -47,6 +49,7 @@ def taught_measurer(
     snapshots  in the order of the training; a row's `trajectory` is (T · projection_dim,) float32
     target     of the signals that read one
     progress   called with the rows finished after every batch: in all, rows times the passes (`passes_of`)
+    once       when what the other signals compare with is measured (see `signals.measurer`)
     bases      of `fit_bases`, where several measurements are to share them; None: found at the first call
 
     After every call the model has its own weights again, bit for bit. A row whose gradient is not finite at
@@ -64,6 +67,7 @@ def taught_measurer(
         target=target,
         moments=snapshots[-1].moments,
         progress=progress,
+        once=once,
         **special,
     )
     known = list(bases or ())
