@@ -16,6 +16,8 @@ from measure_oracle import (
 )
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from coretune.measure import passes
+from coretune.measure.kept import Kept
 from coretune.measure.signals import SIGNALS, MeasureSettings, measurer
 
 SETTINGS = MeasureSettings(projection_dim=16, factor_dim=8)
@@ -158,14 +160,13 @@ def test_only_the_asked_work_is_done(monkeypatch):
 
     model.lm_head.register_forward_hook(watch)
     measure(model, rows, ["response_embedding", "prompt_embedding"])
-    checked = min(8, len(rows.token_rows[0]))  # twice, that the logits are the head's, and then nothing
-    assert positions == [checked, checked, 0]
+    assert positions == [8, 8, 0]  # twice, that the logits are the head's, and then nothing
     positions.clear()
     measure(model, rows, ["unconditional_loss"])
     responses = sum(
         len(row) - max(start, 1) for row, start in zip(rows.token_rows, rows.prompt_length, strict=True)
     )
-    assert positions == [checked, checked, 0, responses]  # no pass over the whole rows
+    assert positions == [8, 8, 0, responses]  # no pass over the whole rows
     grad.clear()
     monkeypatch.setattr(torch.autograd, "backward", None)
     measure(model, rows, ["loss", "head_gradient"])
@@ -251,3 +252,28 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(names, setting, me
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         MeasureSettings(**setting)
+
+
+def test_what_rows_are_compared_with_is_measured_once_while_the_weights_stay(monkeypatch):
+    model, rows, moment = tiny_model("llama"), random_rows(6, seed=4), [0]
+    count, plain = [], passes.forward_backward
+
+    def counted(model, batch, *arguments, **settings):
+        count.append(batch.size)
+        return plain(model, batch, *arguments, **settings)
+
+    monkeypatch.setattr(passes, "forward_backward", counted)
+    kept = Kept(lambda: moment[0])
+    look = measurer(model, rows, ["alignment"], SETTINGS, pad_token_id=PAD, bos_token_id=BOS, once=kept)
+    assert not kept.at_hand
+    first = look(np.array([1, 4]))["alignment"]
+    assert (sum(count), kept.at_hand) == (6 + 2, True)
+    np.testing.assert_allclose(look(np.array([4, 1]))["alignment"], first[::-1], rtol=1e-5)
+    assert sum(count) == 6 + 2 + 2
+    moment[0] = 1
+    assert not kept.at_hand
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
+    moved = look(np.array([1, 4]))["alignment"]
+    assert sum(count) == 6 + 2 + 2 + 6 + 2
+    np.testing.assert_allclose(moved, measure(model, rows, ["alignment"])["alignment"][[1, 4]], rtol=1e-4)

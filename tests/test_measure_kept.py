@@ -1,0 +1,39 @@
+"""In a run the reference of a refresh is measured once, however often that refresh looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_run import coreset_config, trainer
+
+from coretune.look import Look
+from coretune.measure.meter import Meter
+
+
+def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
+    references, looks = [], []
+    mean_gradient, look = Meter.mean_gradient, Look.__call__
+
+    def counted(self, *arguments):
+        references.append(1)
+        return mean_gradient(self, *arguments)
+
+    def looked(self, rows):
+        looks.append(rows)
+        return look(self, rows)
+
+    monkeypatch.setattr(Meter, "mean_gradient", counted)
+    monkeypatch.setattr(Look, "__call__", looked)
+    config = coreset_config()
+    selector = replace(config.selector, importance="alignment", lambda_=0.5)
+    run = trainer(tmp_path, replace(config, selector=selector))
+    run.train()
+    refreshes = len(run.ledger.rounds) - 1  # beside the first look, which is at all rows
+    assert len(looks) > refreshes > 0  # candidates: choose, look, choose again
+    assert len(references) == 1 + refreshes
+    without = replace(run.cost, references=0.0)
+    rows = [np.arange(len(run.pool_rows.length)), *looks]
+    expected = sum(map(without.measurement, rows)) + (1 + refreshes) * run.cost.references
+    assert run.ledger.costs["measurement"].flops == pytest.approx(expected)
