@@ -16,6 +16,7 @@ from coretune.dynamic import Meter
 from coretune.graph import check_k
 from coretune.identity import model_parts, rows_fingerprint, snapshot_fingerprint
 from coretune.look import FirstLook, Look, StoredLook, Target
+from coretune.measure.bases import refuse_live
 from coretune.measure.kept import Kept
 from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
@@ -52,6 +53,8 @@ class Sight:
         self.trainer, self.config, self.targets = trainer, trainer.coreset_config, targets
         autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
         self.settings = replace(measuring or default_measuring(self.config), autocast=autocast)
+        if self.config.refresh_every != "never":
+            refuse_live(self.settings)
         self.folders: list[Path] = []  # the teacher's checkpoints
         self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
         self.harvest: RunHarvest | None = None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from measure_oracle import BOS, PAD, RaggedRows, assert_close, flat_gradients, oracle, random_rows, tiny_model
 
-from coretune.measure.bases import fit_bases, seeded
+from coretune.measure.bases import fit_bases, refuse_live, seeded
 from coretune.measure.meter import Meter
 from coretune.measure.moments import Moments
 from coretune.measure.project import MatrixProjection
@@ -292,6 +292,9 @@ def test_what_a_teacher_cannot_do_is_one_line_before_the_look():
         make(["trajectory"], settings_of("rademacher", preconditioner="linear"), snapshots)
     with pytest.raises(ValueError, match="last_blocks is 9 but the model has 3 blocks"):
         make(["trajectory"], settings_of("rademacher", last_blocks=9), snapshots)
+    with pytest.raises(ValueError, match=r"parameter_pca is of a teacher's path.*refresh_every to never"):
+        refuse_live(settings_of("parameter_pca"))
+    refuse_live(settings_of("gradient_pca"))
     with pytest.raises(ValueError, match="parameter_pca needs 2 snapshots at least and there is 1"):
         make(["trajectory"], settings_of("parameter_pca"), live)(np.arange(5))
     with pytest.raises(ValueError, match=r"gradient_pca to 12 .* the 5 sampled rows .* span 5: lower"):

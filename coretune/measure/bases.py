@@ -64,6 +64,15 @@ class Basis:
         return np.concatenate([*parts, np.zeros((0, self.matrix.shape[1]), np.float32)])
 
 
+def refuse_live(settings: MeasureSettings) -> None:
+    """ValueError for a basis that a look during training, which has one snapshot, cannot have."""
+    if settings.basis == "parameter_pca":
+        raise ValueError(
+            "basis parameter_pca is of a teacher's path, and a look during training has one snapshot: set "
+            "refresh_every to never, or take another basis"
+        )
+
+
 def fit_bases(
     model: Any,
     rows: TokenRows,
@@ -166,8 +175,8 @@ def path_directions(snapshots: Sequence[Snapshot], names: Sequence[str], dim: in
     """
     if len(snapshots) < 2:
         raise ValueError(
-            f"parameter_pca needs 2 snapshots at least and there is {len(snapshots)}: a look during training "
-            "has one; set refresh_every: never, or take another basis"
+            f"parameter_pca needs 2 snapshots at least and there is {len(snapshots)}: set checkpoints to 2 "
+            "or more, or take another basis"
         )
     moves = _centred(snapshots, [name for name in names if name in snapshots[0].weights])
     size, vectors = np.linalg.eigh(np.array([[_inner(a, b) for b in moves] for a in moves]))
