@@ -5,7 +5,7 @@
 
     dense       every pair; distances are held where they fit the memory, else computed at every evaluation
     graph       the pairs listed in a k-NN graph, c_i elsewhere (`composite_graph.py`)
-    partitions  two rounds: the pool in random parts, then the parts' picks (`partitions.py`)
+    partitions  two rounds: the pool in parts, then the parts' picks (`partitions.py`)
 
 F is monotone and submodular for any d >= 0, so a greedy F is within 1 − 1/e of the best F (rows). That is not
 a bound on the error: Σ_i min(c_i, d_i(C)) <= (1 − 1/e) · its best value + (1/e) Σ_i c_i.
