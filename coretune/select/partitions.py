@@ -2,11 +2,12 @@
 
 Mirzasoleiman, Karbasi, Sarkar, Krause, "Distributed Submodular Maximization: Identifying Representative
 Elements in Massive Data" (GreeDi), NeurIPS 2013. Round one picks in each part, round two among the picks,
-each with the rows it stands for as its demand. Three things are ours [choice]: rows that are alike are in
-one part, where GreeDi draws parts at random (of greedy's gain over a random coreset, random parts lost 49 % and
-such parts 15 to 18 %, 3,000 rows in 5 to 8 parts); a part picks SPARE times its share of the budget, not the
-whole budget, which at 5 % of a pool in 20 parts would be the whole part; and the second round covers the picks,
-not the pool, so that its size is the picks'.
+each with the rows it stands for as its demand. Three things are ours [choice]:
+- Rows that are alike are in one part; GreeDi draws parts at random. Of greedy's gain over a random coreset,
+  random parts lost 49 %, such parts 15 to 18 % (3,000 rows in 5 to 8 parts).
+- A part picks SPARE times its share of the budget, not the whole budget, which at 5 % of a pool in 20 parts
+  would be the whole part.
+- The second round covers the picks, not the pool, so that its size is the picks'.
 
 With m(i) the pick of i's part and a(i) = that pick's nearest in C, d_i,a(i) is the true distance of an
 assignment that need not be the nearest: sums of it bound the sums of minima from above, and by the triangle
