@@ -1,24 +1,24 @@
-"""Ridge NNLS on a GPU: the same Newton's method as on the CPU, its three products done by torch."""
+"""Ridge NNLS on a GPU: the products of Newton's method done by torch."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from coretune.select.nnls import Solve, newton_nnls
+from coretune.select.nnls import Algebra, MakeAlgebra
 from coretune.types import Array
 
 
-def torch_nnls(device: str) -> Solve:
-    """A `select.nnls.Solve` whose columns lie on the device, in float64; its answers are the CPU's.
+def torch_algebra(device: str) -> MakeAlgebra:
+    """For `select.nnls.newton_nnls`: columns on the device in float64, so that answers are the CPU's.
 
     Holds (m, D) numbers for m columns, and (min(p, D))² for p of them that have a weight.
     """
 
-    def solve(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-        return newton_nnls(_TorchAlgebra(columns, target, ridge, device), target, ridge, start)
+    def make(columns: Array, target: Array, ridge: float) -> Algebra:
+        return _TorchAlgebra(columns, target, ridge, device)
 
-    return solve
+    return make
 
 
 class _TorchAlgebra:

@@ -12,7 +12,7 @@ from coretune.config import build_coreset
 from coretune.select.columns import Candidates, Columns, merge
 from coretune.select.gtp import Gtp
 from coretune.testing import synthetic_pool
-from coretune.torch_nnls import torch_nnls
+from coretune.torch_nnls import torch_algebra
 from coretune.types import Array, Budget, Coreset, Pool, Taught, Valued
 
 RNG = np.random.default_rng(0)
@@ -205,7 +205,7 @@ def test_other_engines_give_the_same_coreset() -> None:
     sharded = Gtp().choose(pool, Budget(60), passes_over=Shards.of)
     assert np.array_equal(one.indices, sharded.indices)
     assert np.array_equal(one.weights, sharded.weights)
-    by_torch = Gtp().choose(pool, Budget(60), solve=torch_nnls("cpu"))
+    by_torch = Gtp().choose(pool, Budget(60), algebra=torch_algebra("cpu"))
     assert np.array_equal(one.indices, by_torch.indices)
     assert one.weights == pytest.approx(by_torch.weights, rel=1e-6)
 

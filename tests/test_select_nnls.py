@@ -11,20 +11,26 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from coretune.select import cholesky
-from coretune.select.nnls import Dense, Solve, active_set_nnls, kkt_residual, newton_nnls, ridge_nnls
-from coretune.torch_nnls import torch_nnls
+from coretune.select.nnls import Dense, MakeAlgebra, active_set_nnls, kkt_residual, newton_nnls, ridge_nnls
+from coretune.torch_nnls import torch_algebra
 from coretune.types import Array
 
-
-def newton(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    return newton_nnls(Dense(columns, target, ridge), target, ridge, start)
+Engine = Callable[[Array, Array, float, Array], Array]
 
 
-ENGINES: dict[str, Solve] = {
+def newton(make: MakeAlgebra) -> Engine:
+    def engine(columns: Array, target: Array, ridge: float, start: Array) -> Array:
+        everyone = np.ones(len(columns), dtype=bool)
+        return newton_nnls(make(columns, target, ridge), target, ridge, start, everyone)
+
+    return engine
+
+
+ENGINES: dict[str, Engine] = {
     "active set": active_set_nnls,
-    "newton": newton,
+    "newton": newton(Dense),
     "chosen by size": ridge_nnls,
-    "torch": torch_nnls("cpu"),
+    "torch": newton(torch_algebra("cpu")),
 }
 
 
@@ -122,8 +128,20 @@ def test_engines_agree_at_a_size_where_columns_come_and_go(engine: str, m: int, 
     start = np.where(rng.random(m) < 0.3, 0.01, 0.0)
     x = ENGINES[engine](columns, target, 1e-2, start)
     assert kkt_residual(columns, target, 1e-2, x) < 1e-6
-    assert x == pytest.approx(newton(columns, target, 1e-2, np.zeros(m)), abs=1e-8)
+    assert x == pytest.approx(ENGINES["newton"](columns, target, 1e-2, np.zeros(m)), abs=1e-8)
     assert x[:50] == pytest.approx(x[m // 2 : m // 2 + 50], abs=1e-8)  # copies share their weight
+
+
+@pytest.mark.parametrize("make", [Dense, torch_algebra("cpu")])
+def test_columns_that_are_not_allowed_are_as_if_not_there(make: MakeAlgebra) -> None:
+    rng = np.random.default_rng(2)
+    columns, target = unit(rng.normal(size=(80, 15)) + rng.normal(size=15)), rng.normal(size=15)
+    allowed, start = rng.random(80) < 0.4, rng.random(80)
+    products = make(columns, target, 1e-2)
+    everyone = newton_nnls(products, target, 1e-2, start, np.ones(80, dtype=bool))
+    some = newton_nnls(products, target, 1e-2, np.where(allowed, everyone, 0.0), allowed)
+    assert (some[~allowed] == 0).all()
+    assert some[allowed] == pytest.approx(by_scipy(columns[allowed], target, 1e-2), abs=1e-8)
 
 
 def test_columns_of_very_different_lengths_are_solved() -> None:

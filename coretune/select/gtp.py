@@ -11,7 +11,7 @@ import numpy as np
 from coretune.select.column_copies import copy_ranks
 from coretune.select.columns import Candidates, Columns, combination, mean_column
 from coretune.select.deflation import Filled, announce, fill, require_budget
-from coretune.select.nnls import Solve, ridge_nnls
+from coretune.select.nnls import Dense, MakeAlgebra
 from coretune.select.pursuit import Pursuit, TokenLimit, pursue
 from coretune.select.ranking import coreset, usable_feature
 from coretune.types import Array, Budget, Coreset, Pool
@@ -104,9 +104,9 @@ class Gtp:
         pool: Pool,
         budget: Budget,
         passes_over: Callable[[Array], Passes] = Columns.of,
-        solve: Solve = ridge_nnls,
+        algebra: MakeAlgebra = Dense,
     ) -> Coreset:
-        """`select` with other engines for the passes (a cluster) and for NNLS (a GPU); the same answer."""
+        """`select` with the passes made elsewhere (a cluster) or NNLS (a GPU): the same answer."""
         require_budget(budget, pool.cost, pool.usable)
         features = usable_feature(pool, TRAJECTORY)
         passes = passes_over(features)
@@ -120,7 +120,7 @@ class Gtp:
                 self.ridge,
                 open_rows,
                 tokens=tokens,
-                solve=solve,
+                algebra=algebra,
                 iterations=self.iterations,
             )
 

@@ -6,8 +6,9 @@ columns get none. With r = b − A x it is optimal if and only if (KKT)
 
     ⟨a_i, r⟩ = ρ x_i where x_i > 0,   ⟨a_i, r⟩ <= 0 where x_i = 0.
 
-Two engines, of which `ridge_nnls` takes the faster: an active set on the Gram matrix for few columns
-(`cholesky.py`), Newton's method on the dual for many. Both stop when the KKT conditions hold.
+Two engines: an active set on the Gram matrix for few columns (`cholesky.py`), and Newton's method on the dual
+for many, which asks an `Algebra` for its products. Both stop when the KKT conditions hold. `ridge_nnls` takes
+the faster; a pursuit keeps one Algebra while it cuts, so it takes Newton's.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ from scipy.linalg import cho_factor, cho_solve
 
 from coretune.select.cholesky import active_set
 from coretune.select.columns import combination, inner_products
-from coretune.types import Array
-
-#: (columns (m, D), target (D,), ridge, start (m,) >= 0) -> x (m,) float64, the argmin above
-Solve = Callable[[Array, Array, float, Array], Array]
+from coretune.types import Array, Rows
 
 ACTIVE_SET_COLUMNS = 128  # above it Newton's method is faster: 6 ms against 0.2 s at 1,500 columns
+GRAM_COLUMNS = 4096  # up to which, and to twice D, the whole Gram matrix is built once
 KKT = 1e-9  # a column outside the support may point towards the residual by this part of ‖b‖
 ROUNDING = 1e-13  # the same for the active set, whose answer is off by that over the ridge
 STEPS = 1000  # Newton steps
@@ -34,14 +33,14 @@ BLOCK = 4096
 
 
 def ridge_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    """A `Solve` on the CPU. columns (m, D) float32 or float64."""
+    """(m,) float64 x of columns (m, D) float32 or float64, from a start (m,) >= 0."""
     if len(columns) <= ACTIVE_SET_COLUMNS:
         return active_set_nnls(columns, target, ridge, start)
-    return newton_nnls(Dense(columns, target, ridge), target, ridge, start)
+    return newton_nnls(Dense(columns, target, ridge), target, ridge, start, np.ones(len(columns), dtype=bool))
 
 
 def active_set_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    """A `Solve`: one column enters at a time. O(k³) for k non-zeros, and an (m, m) Gram matrix."""
+    """As `ridge_nnls`: one column enters at a time. O(k³) for k non-zeros, and an (m, m) Gram matrix."""
     _check(ridge)
     wide = np.asarray(columns, dtype=np.float64)
     x = np.array(start, dtype=np.float64)
@@ -52,7 +51,7 @@ def active_set_nnls(columns: Array, target: Array, ridge: float, start: Array) -
 
 
 class Algebra(Protocol):
-    """What Newton's method asks of the columns; a GPU has its own (`torch_algebra.py`)."""
+    """What Newton's method asks of m columns and a target; a GPU has its own (`torch_nnls.py`)."""
 
     def correlate(self, residual: Array) -> Array:
         """(m,) float64 ⟨a_i, r⟩."""
@@ -67,8 +66,14 @@ class Algebra(Protocol):
         ...
 
 
-def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array) -> Array:
-    """Newton's method on the dual, for any number of columns.
+#: (columns (m, D), target (D,), ridge) -> their Algebra
+MakeAlgebra = Callable[[Array, Array, float], Algebra]
+
+
+def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array, allowed: Array) -> Array:
+    """(m,) float64 x by Newton's method on the dual, for any number of columns.
+
+    start    (m,) >= 0; allowed  (m,) bool, x = 0 for the others
 
     The optimal x is max(0, ⟨a_i, r⟩)/ρ for the minimiser r of the strictly convex, piecewise quadratic
 
@@ -86,27 +91,30 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array) -> 
     scale = float(np.linalg.norm(target))
     residual = target - algebra.combine(start)
     inner = algebra.correlate(residual)
-    passive = inner > 0.0
+    passive = allowed & (inner > 0.0)
     fewest, patience = len(start) + 1, PATIENCE
     for _ in range(STEPS):
         x = algebra.fit(passive)
         goal = target - algebra.combine(x)
         goal_inner = algebra.correlate(goal)
         goal_inner[passive] = ridge * x[passive]  # the same but for rounding, which may have the other sign
-        wrong = np.where(passive, x <= 0.0, goal_inner > KKT * scale)
+        wrong = np.where(passive, x <= 0.0, allowed & (goal_inner > KKT * scale))
         count = int(wrong.sum())
         if count == 0:
             return x
         patience = PATIENCE if count < fewest else patience - 1
         fewest = min(fewest, count)
-        step = 1.0 if patience > 0 else _line_search(residual, goal, inner, goal_inner, target, ridge)
+        step = 1.0
+        if patience <= 0:
+            sides = inner[allowed], goal_inner[allowed]
+            step = _line_search(residual, goal, *sides, target, ridge)
         if step == 0.0:
             last = int(np.flatnonzero(wrong)[-1])
             passive = passive.copy()
             passive[last] = not passive[last]
         else:
             residual, inner = residual + step * (goal - residual), inner + step * (goal_inner - inner)
-            passive = inner > 0.0
+            passive = allowed & (inner > 0.0)
     raise ArithmeticError(
         f"NNLS of {len(start)} columns has {count} on the wrong side after {STEPS} steps: the ridge of "
         f"{ridge} is too small for columns that depend on each other; raise it"
@@ -124,13 +132,20 @@ def kkt_residual(columns: Array, target: Array, ridge: float, x: Array) -> float
 class Dense:
     """An `Algebra` of columns (m, D) in memory, in float64 whatever they are stored in.
 
-    `fit` works in the smaller of the two spaces: the Gram matrix of the passive columns, or the (D, D) matrix
-    K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. K is kept, and changed by what came and went.
+    `fit` works in the smaller of two spaces: the Gram matrix of the passive columns, a part of that of all
+    columns where these are few, or the (D, D) matrix K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. K is
+    kept, and changed by what came and went.
     """
 
     def __init__(self, columns: Array, target: Array, ridge: float) -> None:
         self._columns, self._target, self._ridge = columns, target, ridge
-        self._outer = np.zeros((columns.shape[1],) * 2) if len(columns) > columns.shape[1] else None
+        count, width = columns.shape
+        self._outer = np.zeros((width, width)) if count > width else None
+        self._gram: Array | None = None
+        self._right = np.zeros(0)  # ⟨a_i, b⟩ beside `_gram`
+        if count <= min(GRAM_COLUMNS, 2 * width):
+            wide = np.asarray(columns, dtype=np.float64)
+            self._gram, self._right = wide @ wide.T, wide @ target
         self._counted = np.zeros(len(columns), dtype=bool)  # columns that `_outer` holds
 
     def correlate(self, residual: Array) -> Array:
@@ -143,16 +158,22 @@ class Dense:
         x = np.zeros(len(self._columns))
         rows = np.flatnonzero(passive)
         if len(rows) <= self._columns.shape[1]:
-            chosen = np.asarray(self._columns[rows], dtype=np.float64)
-            gram = chosen @ chosen.T
-            gram[np.diag_indices(len(rows))] += self._ridge
             if len(rows):
-                x[rows] = cho_solve(cho_factor(gram, overwrite_a=True), chosen @ self._target)
+                gram, right = self._gram_of(rows)
+                gram[np.diag_indices(len(rows))] += self._ridge
+                x[rows] = cho_solve(cho_factor(gram, overwrite_a=True), right)
             return x
         outer = self._outer_of(passive)
         outer = outer + self._ridge * np.eye(len(outer))
         x[rows] = inner_products(self._columns, cho_solve(cho_factor(outer), self._target))[rows]
         return x
+
+    def _gram_of(self, rows: Rows) -> tuple[Array, Array]:
+        """(p, p) Gram matrix of some columns, and their (p,) ⟨a_i, b⟩."""
+        if self._gram is not None:
+            return self._gram[np.ix_(rows, rows)], self._right[rows]
+        chosen = np.asarray(self._columns[rows], dtype=np.float64)
+        return chosen @ chosen.T, chosen @ self._target
 
     def _outer_of(self, passive: Array) -> Array:
         """Σ_{i∈P} a_i a_iᵀ, from the last one or anew, whichever touches fewer columns."""

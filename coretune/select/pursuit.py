@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coretune.select.columns import Candidates, Top, combination
-from coretune.select.nnls import Solve, ridge_nnls
+from coretune.select.nnls import Dense, MakeAlgebra, newton_nnls
 from coretune.types import Array, Rows
 
 CUT = 0.9  # part of the rows that one cut leaves
@@ -88,7 +88,7 @@ def pursue(
     open_rows: Array,
     *,
     tokens: TokenLimit | None = None,
-    solve: Solve = ridge_nnls,
+    algebra: MakeAlgebra = Dense,
     iterations: int = 20,
     tolerance: float = 1e-3,
 ) -> Pursuit:
@@ -101,7 +101,7 @@ def pursue(
     open_rows  (n,) bool: rows that may be chosen
     tokens     of an iterate's rows those stay that can be paid for, largest weight first, in place of the
                first M; M then only says how many rows are looked at
-    solve      the NNLS engine (`nnls.ridge_nnls`, or one on a GPU)
+    algebra    what does the products of NNLS (`nnls.Dense`, or one on a GPU)
     tolerance  stop when an iterate lowers the least objective by less than this part of it, or by less than
                SMALLEST of ‖b‖²
     """
@@ -110,7 +110,7 @@ def pursue(
     best, objectives, seen = state, [], set()
     for iteration in range(1, iterations + 1):
         found = top(state.residual, 2 * size, open_rows)
-        state = _step(state, found, iteration, size, ridge, tokens, solve)
+        state = _step(state, found, iteration, size, ridge, tokens, algebra)
         if len(state.rows) == 0:
             break
         objectives.append(state.objective)
@@ -168,7 +168,7 @@ def _step(
     size: int,
     ridge: float,
     tokens: TokenLimit | None,
-    solve: Solve,
+    algebra: MakeAlgebra,
 ) -> _Iterate:
     """S joined with the candidates, solved, cut to size, solved again."""
     new = ~np.isin(found.rows, state.rows)
@@ -178,12 +178,14 @@ def _step(
     units = np.concatenate([state.units, fresh])
     norms = np.concatenate([state.norms, found.norms[new]])
     entered = np.concatenate([state.entered, np.full(count, iteration)])
-    x = solve(units, state.target, ridge, np.concatenate([state.x, np.zeros(count)]))
+    products = algebra(units, state.target, ridge)
+    start, allowed = np.concatenate([state.x, np.zeros(count)]), np.ones(len(rows), dtype=bool)
+    x = newton_nnls(products, state.target, ridge, start, allowed)
     kept = _by_weight(x, rows)
     while (stay := _stay(rows[kept], size, tokens)) is not None:
-        kept = kept[stay]
-        rows, units, norms, entered = rows[kept], units[kept], norms[kept], entered[kept]
-        x = solve(units, state.target, ridge, x[kept])
+        allowed[:] = False
+        allowed[kept[stay]] = True
+        x = newton_nnls(products, state.target, ridge, np.where(allowed, x, 0.0), allowed)
         kept = _by_weight(x, rows)
     rows, units, norms, entered, x = rows[kept], units[kept], norms[kept], entered[kept], x[kept]
     residual = state.target - combination(units, x)
