@@ -1,0 +1,160 @@
+"""Tiny runs of several processes, forked from an interpreter in which nothing has run yet.
+
+    python tests/process_run.py FOLDER     writes FOLDER/<scenario>-<rank>.json for every scenario below
+
+Loading the libraries takes longer than all the runs, so they are loaded once; torch must not have computed
+anything before a fork, so this is a process of its own and no test.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_run import coreset_config, corpus, trainer, weights
+
+from coretune.identity import tensors_fingerprint
+from coretune.look import Look
+from coretune.refusals import can_weigh
+
+FORK = multiprocessing.get_context("fork")
+ROWS = 8  # a step, over all processes
+WAIT = 20  # seconds a process waits for the others
+
+
+def a_trainer(folder: Path, world: int, **settings: Any) -> Any:
+    """Rounds of 3 steps, anchors for fewer rows than there may be processes, weights where TRL has them."""
+    config = coreset_config(
+        "grace",
+        warmup=0.2,
+        refresh_every=3,
+        anchors="priority",
+        anchor_share=0.06,
+        weighted=can_weigh(version("trl")),
+    )
+    usual = {
+        "max_steps": 8,
+        "per_device_train_batch_size": ROWS // world,
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "eval_dataset": corpus(12, 1).dataset,
+        "learning_rate": 1e-3,
+        "ddp_timeout": WAIT,
+    }
+    return trainer(folder, config, **{**usual, **settings})
+
+
+def watched(made: Any) -> dict[str, Any]:
+    """Train; what this process did, in plain values. `coresets`: round of the selection -> its rows."""
+    coresets: dict[int, list[int]] = {}
+    begin = made.begin_round
+
+    def begun(step: int) -> Any:
+        state = begin(step)
+        if state.selections:
+            coresets[state.selected_in] = state.coreset.indices.tolist()
+        return state
+
+    made.begin_round = begun
+    made.train(made.args.resume_from_checkpoint)
+    made.evaluate()
+    costs = made.ledger.by_phase()
+    return {
+        "trained": made.trained,
+        "coresets": coresets,
+        "weights": tensors_fingerprint(weights(made)),
+        "norm": float(torch.cat([value.flatten() for value in weights(made).values()]).norm()),
+        "measured": [entry.rows_measured for entry in made.ledger.rounds],
+        "evaluated": [costs["evaluation"].rows, costs["evaluation"].tokens],
+        "tokens": costs["warm-up"].tokens + costs["training"].tokens,
+        "logged": sum("coreset/round" in entry for entry in made.state.log_history),
+    }
+
+
+def plain(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    return watched(a_trainer(folder / f"run-{world}", world))
+
+
+def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """From step 4 of the run of two processes."""
+    mine = folder / f"resumed-{world}"
+    if rank == 0:
+        shutil.copytree(folder / "run-2" / "checkpoint-4", mine / "checkpoint-4")
+    return watched(a_trainer(mine, world, resume_from_checkpoint=str(mine / "checkpoint-4")))
+
+
+def failing(how: Callable[[], None]) -> Callable[[Path, int, int], dict[str, Any]]:
+    """Process 1 does `how` in the first look at the pool."""
+
+    def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
+        made = a_trainer(folder / "failing", world, save_strategy="no")
+        if rank == 1:
+            Look.measurer = lambda *_: how()  # type: ignore[assignment,method-assign,return-value]
+        try:
+            made.train()
+        except RuntimeError as error:
+            return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": None}
+
+    return run
+
+
+def dies() -> None:
+    os._exit(9)
+
+
+def raises() -> None:
+    raise ValueError("no such layer")
+
+
+SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
+    "one": (plain, 1),
+    "two": (plain, 2),
+    "four": (plain, 4),
+    "resumed by four": (resumed, 4),
+    "resumed by one": (resumed, 1),
+    "dies": (failing(dies), 2),
+    "raises": (failing(raises), 2),
+}
+
+
+def process(scenario: str, folder: Path, rank: int, world: int, port: int) -> None:
+    if world > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    torch.set_num_threads(1)
+    found = SCENARIOS[scenario][0](folder, rank, world)
+    (folder / f"{scenario}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def main(folder: Path) -> None:
+    for scenario, (_, world) in SCENARIOS.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = [
+            FORK.Process(target=process, args=(scenario, folder, rank, world, port)) for rank in range(world)
+        ]
+        for one in processes:
+            one.start()
+        for one in processes:
+            one.join(3 * WAIT)
+            one.kill()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
