@@ -7,6 +7,10 @@ An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settin
 section; what an arm does not say is --budget and --refresh-every. Two arms are not methods:
     full    the whole pool, reshuffled all the time
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
+Methods that look through a teacher (brief, gtp) select once unless the arm says otherwise, and are trained
+weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --target-skill all arms that take a
+target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
+the pool itself, and gtp:target=all the whole of target.jsonl.
 A pool folder holds pool.jsonl and eval.jsonl. Finished runs are kept under --out and never repeated.
 """
 
@@ -31,6 +35,8 @@ import numpy as np
 import yaml
 
 import coretune
+from coretune.select import SELECTORS
+from coretune.types import Taught
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
 
@@ -48,6 +54,7 @@ class Job:
     steps: int
     batch: int
     learning_rate: float
+    target_skill: str = ""
 
     @property
     def key(self) -> str:
@@ -65,6 +72,8 @@ def coreset_section(job: Job) -> dict[str, Any]:
     """The `coreset` section of an arm."""
     method, _, settings = job.arm.partition(":")
     section: dict[str, Any] = {"method": method, "budget": job.budget, "refresh_every": job.refresh_every}
+    if isinstance(SELECTORS.get(method, object)(), Taught):
+        del section["refresh_every"]
     if method == "full":
         section |= {"method": "random", "budget": "100%", "refresh_every": "never"}
     if method == "clean":
@@ -72,9 +81,33 @@ def coreset_section(job: Job) -> dict[str, Any]:
     for setting in filter(None, settings.split(";")):
         name, _, value = setting.partition("=")
         section[name] = yaml.safe_load(value)
-    if str(section["refresh_every"]).isdigit():
+    if str(section.get("refresh_every")).isdigit():
         section["refresh_every"] = int(section["refresh_every"])
     return section
+
+
+def target_file(job: Job, given: str | None, folder: str) -> str | None:
+    """The target rows of an arm: a file, or None. given: "all", "none", None where the arm does not say."""
+    path = Path(job.pool) / "target.jsonl"
+    if given is None:
+        given = "none" if job.arm.startswith("gtp") and not job.target_skill else "all"
+    if given == "none" or not path.exists():
+        return None
+    if not job.target_skill:
+        return str(path)
+    rows = of_skill(path.read_text(encoding="utf-8").splitlines(), job.target_skill)
+    beside = Path(folder) / "target.jsonl"
+    beside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    return str(beside)
+
+
+def of_skill(lines: list[str], skill: str) -> list[str]:
+    """The lines whose `source` is that skill; ValueError when there is none."""
+    found = [line for line in lines if json.loads(line).get("source") == skill]
+    if not found:
+        known = sorted({str(json.loads(line).get("source")) for line in lines})
+        raise ValueError(f"no row has the skill {skill!r}; there are {', '.join(known)}")
+    return found
 
 
 def clean_rows(pool: Path, folder: str) -> Path:
@@ -100,19 +133,23 @@ def run_job(job: Job) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     pool = Path(job.pool)
-    held_out = [json.loads(line) for line in (pool / "eval.jsonl").open(encoding="utf-8")]
+    scored = (pool / "eval.jsonl").read_text(encoding="utf-8").splitlines()
+    held_out = [
+        json.loads(row) for row in (of_skill(scored, job.target_skill) if job.target_skill else scored)
+    ]
+    section = coreset_section(job)
     with tempfile.TemporaryDirectory() as folder:
         data = clean_rows(pool, folder) if job.arm.startswith("clean") else pool / "pool.jsonl"
-        target = pool / "target.jsonl"
+        target = target_file(job, section.pop("target", None), folder)
         config = check_config(
             {
                 "model_name_or_path": job.model,
                 "train_data": str(data),
-                "target_data": str(target) if target.exists() else None,
+                "target_data": target,
                 "output_dir": f"{folder}/run",
                 "seed": job.seed,
                 "skip_bad_rows": True,
-                "coreset": coreset_section(job),
+                "coreset": section,
                 "training": {
                     "max_steps": job.steps,
                     "per_device_train_batch_size": job.batch,
@@ -267,6 +304,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--target-skill", default="", help="the skill that is wanted, a `source` of the pool")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument(
@@ -292,18 +330,20 @@ def main() -> int:
                 args.steps,
                 args.batch,
                 args.learning_rate,
+                args.target_skill,
             )
             for seed in args.seeds.split(",")
             for arm in args.methods.split(",")
         ]
         out = Path(folder) / "results" if args.quick else args.out
         results = run_all(jobs, out, args.workers)
+    wanted = f", for {args.target_skill}" if args.target_skill else ""
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print_table(
         results,
         f"{Path(pool).name}, {Path(model).name}: {args.steps} steps of {args.batch}, "
         f"learning rate {args.learning_rate:g}, budget {args.budget}, refresh every {args.refresh_every}, "
-        f"seeds {args.seeds}; {machine}, {args.workers} at a time",
+        f"seeds {args.seeds}{wanted}; {machine}, {args.workers} at a time",
     )
     misses = (
         missed(results, next(a for a in args.methods.split(",") if a.startswith("grace")))
