@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune import cache_command, reading_command
+from coretune import cache_command, plan_command, reading_command
 from coretune.console import Traceback, guarded, print_table
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def train(
         settings = _load(config, overrides, skip_bad_rows)
         trainer = run.train(settings)
         print_table("Cost of this run", run.summary(trainer))
+        print(run.against_plan(trainer))
         print(f"run directory: {settings.output_dir}")
 
     guarded(work, traceback)
@@ -89,6 +90,9 @@ def demo(
 
 for command in (reading_command.report, reading_command.explain, reading_command.diff):
     app.command()(command)
+
+
+app.command(name="plan")(plan_command.plan)
 
 
 def main() -> None:

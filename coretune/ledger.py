@@ -92,6 +92,7 @@ class Ledger:
     clock: Callable[[], float] = time.perf_counter
     costs: dict[str, Cost] = field(default_factory=lambda: {name: Cost() for name in PHASES})
     rounds: list[Round] = field(default_factory=list)
+    predicted: Mapping[str, Any] | None = None  # phases and total, as `to_dict` has them, before the run
     _open: list[Visit] = field(default_factory=list, init=False, repr=False)
 
     @contextmanager
@@ -144,6 +145,7 @@ class Ledger:
             "phases": {name: asdict(cost) for name, cost in costs.items()},
             "total": asdict(sum(costs.values(), Cost())),
             "rounds": [_plain(entry) for entry in self.rounds],
+            **({} if self.predicted is None else {"predicted": dict(self.predicted)}),
         }
 
     @classmethod
@@ -154,6 +156,7 @@ class Ledger:
             _check_phase(name)
             ledger.costs[name] = Cost(**cost)
         ledger.rounds = [Round(**entry) for entry in state["rounds"]]
+        ledger.predicted = state.get("predicted")
         return ledger
 
     def write(self, path: str | os.PathLike[str]) -> None:

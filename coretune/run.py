@@ -28,12 +28,14 @@ from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, r
 from coretune.corpus import Corpus
 from coretune.ledger import TABLE_HEADER
 from coretune.look import Target
+from coretune.plan import prediction
 from coretune.report import write_report
 from coretune.sight import SIGNALS
 from coretune.state import State
 from coretune.teacher import TEACHER
 from coretune.train import CoresetSFTTrainer
 from coretune.watch import ReportWriter
+from coretune.workload import about_run, counted
 
 log = logging.getLogger("coretune")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
@@ -46,6 +48,7 @@ def train(config: RunConfig, on_step: Callable[[], object] | None = None) -> Cor
     """
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     _write_config(config, trainer)
+    trainer.ledger.predicted = prediction(config.output_dir, about_run(config)) or counted(trainer, config)
     trainer.train(config.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
@@ -170,6 +173,18 @@ def quiet() -> None:
 def summary(trainer: CoresetSFTTrainer) -> list[tuple[str, ...]]:
     """The ledger as printable rows, header first."""
     return [TABLE_HEADER, *trainer.ledger.table()]
+
+
+def against_plan(trainer: CoresetSFTTrainer) -> str:
+    """A line: what was predicted, and by how much the outcome differs."""
+    assert trainer.ledger.predicted is not None
+    said, was = trainer.ledger.predicted["total"], trainer.ledger.total()
+    parts = [
+        f"{value:,.3g} {unit} ({(outcome or 0) / value - 1:+.0%})"
+        for value, outcome, unit in ((said["seconds"], was.seconds, "s"), (said["flops"], was.flops, "FLOPs"))
+        if value
+    ]
+    return f"predicted: {', '.join(parts)}"
 
 
 def _lora(config: RunConfig) -> LoraConfig | None:

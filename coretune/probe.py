@@ -1,0 +1,287 @@
+"""A short run with the real model on some of the rows, for what this machine takes for a step and a look.
+
+full trainer (counted, not trained) ─► Workload
+a small run of the same config: warm-up, selection, refresh, a few steps, part of an evaluation ─► Rates
+signals of its rows ─► rehearsal ─► Plan
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from coretune import run
+from coretune.config import RunConfig
+from coretune.corpus import Corpus
+from coretune.dynamic import empty_pool
+from coretune.plan import Plan, Rates, Workload, predict
+from coretune.rehearsal import Choosing, Rehearsal, looking_at, rehearse
+from coretune.schedule import coreset_rows
+from coretune.selection_log import is_selection
+from coretune.train import CoresetSFTTrainer
+from coretune.types import Pool
+from coretune.workload import about_run, look, workload
+
+ROWS = 256  # of the probe's pool, or as many as 8 steps take
+WARMUP, EVERY, AFTER = 2, 4, 4  # steps before the first selection, to the next, and after that
+HELD_OUT = 64  # rows evaluated
+QUIET = {
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "load_best_model_at_end": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+Clock = Callable[[], float]
+
+
+def make_plan(config: RunConfig, clock: Clock = time.perf_counter) -> Plan:
+    """Predict the run of this config. Nothing is written in its output_dir.
+
+    clock  in seconds; time.process_time on a machine that is busy with other things
+    Raises ValueError as the run itself would.
+    """
+    with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
+        whole = run.build_trainer(_elsewhere(config, folder, "whole"))
+        work = workload(whole, config)
+        coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
+        sizes = _sizes(whole)
+        about, notes = about_run(config), _notes(whole)
+        small = _small_config(whole, config, Path(folder))
+        del whole
+        gc.collect()
+        rates, sample, signal_bytes, ratio = _probe(small, clock, bool(work.held_out.rows))
+    rehearsal = rehearse(coreset, sample, cost, config.seed, clock) if work.selections else _nothing()
+    if coreset.refresh.anchors == "candidates" and ratio:
+        rehearsal = looking_at(rehearsal, min(ratio * work.budget_rows, work.pool_rows))
+    phases = predict(work, rates, rehearsal, bool(coreset.needs))
+    n = work.pool_rows
+    memory = {**rates.memory, "signals of the pool": n * signal_bytes}
+    disk = _disk(config, work, sizes, n * signal_bytes)
+    return Plan(phases, work, disk, memory, about, notes)
+
+
+# ------------------------------------------------------------------------------------------- the probe
+
+
+class _Watch(TrainerCallback):
+    """Notes the ledger as the run goes: at its beginning, at every step's end, at every selection."""
+
+    def __init__(self, trainer: CoresetSFTTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[tuple[float, float, int]] = []  # seconds and FLOPs of training, round
+        self.other: list[float] = []  # at the beginning, and after every selection
+        self.measured: list[float] = []  # after every selection
+        self.peak = {"training": 0.0, "measuring": 0.0}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._select()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if is_selection(logs):
+            self._select()
+            self._see("measuring")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        costs = self.trainer.ledger.by_phase()
+        trained = [costs["warm-up"], costs["training"]]
+        seconds, flops = sum(c.seconds for c in trained), sum(c.flops or 0.0 for c in trained)
+        self.steps.append((seconds, flops, (state.global_step - 1) // self.trainer.clock.steps))
+        self._see("training")
+
+    def _select(self) -> None:
+        costs = self.trainer.ledger.by_phase()
+        self.other.append(costs["other"].seconds)
+        self.measured.append(costs["measurement"].seconds)
+
+    def _see(self, phase: str) -> None:
+        if torch.cuda.is_available():
+            self.peak[phase] = max(self.peak[phase], float(torch.cuda.max_memory_allocated()))
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _probe(config: RunConfig, clock: Clock, evaluate: bool) -> tuple[Rates, Pool, float, float]:
+    """Rates, the probe's pool with its signals, bytes a row of them, and rows looked at for one chosen."""
+    trainer = run.build_trainer(config)
+    trainer.remove_callback(PrinterCallback)
+    trainer.ledger.clock = clock
+    watch = _Watch(trainer)
+    trainer.add_callback(watch)
+    trainer.train()
+    costs = trainer.ledger.by_phase()
+    training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
+    measure, each = _looks(trainer, clock)
+    evaluation = _evaluation(trainer, clock) if evaluate else 0.0
+    assert trainer.coreset_state is not None
+    pool = trainer.coreset_state.pool
+    first = look(trainer, np.arange(pool.n), first=True).flops * measure + each
+    n = pool.n
+    record = max(0.0, watch.other[-1] - watch.other[-2]) / n if len(watch.other) > 2 else 0.0
+    signals = sum(value.nbytes for value in pool.features.values())
+    signals += 0 if pool.graph is None else pool.graph.neighbors.nbytes * 2 + pool.graph.built_from.nbytes
+    rates = Rates(
+        training_flop=training,
+        start=start,
+        round=boundary,
+        measure_flop=measure,
+        look=each,
+        first_look=max(0.0, watch.measured[1] - first) if trainer.meter else 0.0,
+        evaluation_flop=evaluation,
+        prepare=watch.other[0],
+        record=record,
+        record_pool=max(0.0, watch.other[1] - watch.other[0]) / n - record,
+        memory=_memory(watch),
+    )
+    later = trainer.ledger.rounds[1:]
+    ratio = sum(e.rows_measured for e in later) / max(1, sum(e.rows_chosen for e in later))
+    return rates, pool, signals / n, ratio
+
+
+def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
+    """Seconds a FLOP of training, between two rounds, and outside of all steps.
+
+    The first two steps warm up kernels and allocators; what they took longer is counted as outside.
+    """
+    known = [
+        (b[0] - a[0], b[1] - a[1], b[2] != a[2]) for a, b in zip(watch.steps, watch.steps[1:], strict=False)
+    ]
+    inside = [(took, flops) for took, flops, crossed in known[1:] if not crossed]
+    if not inside:  # rounds of one step: what lies between them is part of every step
+        known = [(took, flops, False) for took, flops, _ in known]
+        inside = [(took, flops) for took, flops, _ in known[1:]]
+    rate = float(np.median([took / flops for took, flops in inside]))
+    crossing = [took - rate * flops for took, flops, crossed in known[1:] if crossed]
+    boundary = max(0.0, float(np.median(crossing))) if crossing else 0.0
+    start = seconds - rate * watch.steps[-1][1] - boundary * len(crossing)
+    return rate, boundary, max(0.0, start)
+
+
+def _looks(trainer: CoresetSFTTrainer, clock: Clock) -> tuple[float, float]:
+    """Seconds a FLOP of measuring and seconds a look, from a small look and a large one."""
+    if trainer.meter is None:
+        return 0.0, 0.0
+    if trainer.coreset_config.taught:  # looked at through checkpoints: the first look is all there is
+        seen = trainer.ledger.costs["measurement"]
+        return seen.seconds / (seen.flops or 1.0), 0.0
+    everyone = np.arange(len(trainer.pool_rows.length))
+    took, flops = [], []
+    for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
+        began = clock()
+        trainer.meter.measure(rows)
+        took.append(clock() - began)
+        flops.append(trainer.meter.flops(rows))
+    rate = max(0.0, (took[1] - took[0]) / (flops[1] - flops[0])) if flops[1] > flops[0] else 0.0
+    rate = rate or took[1] / flops[1]
+    return rate, max(0.0, took[1] - rate * flops[1])
+
+
+def _evaluation(trainer: CoresetSFTTrainer, clock: Clock) -> float:
+    """Seconds a FLOP, the second time."""
+    some = trainer.eval_dataset.select(range(min(HELD_OUT, len(trainer.eval_dataset))))
+    for _ in range(2):
+        before, began = trainer.ledger.costs["evaluation"].flops or 0.0, clock()
+        trainer.evaluate(some)
+        took = clock() - began
+    return took / ((trainer.ledger.costs["evaluation"].flops or 0.0) - before)
+
+
+def _memory(watch: _Watch) -> dict[str, float]:
+    """Bytes at most: of each phase on a GPU, of the whole process without one."""
+    if torch.cuda.is_available():
+        return {f"{name} (GPU)": size for name, size in watch.peak.items()}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit}
+
+
+# ------------------------------------------------------------------------------------------ its config
+
+
+def _elsewhere(config: RunConfig, folder: str | Path, name: str) -> RunConfig:
+    changes = {"output_dir": f"{folder}/{name}", "resume_from_checkpoint": None, "report": "never"}
+    return config.model_copy(update={**changes, "training": {**config.training, "disable_tqdm": True}})
+
+
+def _small_config(trainer: CoresetSFTTrainer, config: RunConfig, folder: Path) -> RunConfig:
+    """The same run on a few random rows, WARMUP + EVERY + AFTER steps long."""
+    assert isinstance(trainer.pool_rows, Corpus)
+    n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, trainer.clock.batch
+    batch *= trainer.clock.density
+    few = min(n, max(ROWS, 8 * batch))
+    rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
+    path = folder / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(trainer.pool_rows.record(row), ensure_ascii=False) + "\n")
+    lesson = trainer.sight.lesson
+    warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
+    section = dict(config.coreset)
+    share = coreset_rows(settings, _empty(trainer)) / n
+    section["budget"] = max(1, min(few, max(batch, round(share * few))))
+    if settings.warmup and settings.needs:
+        section["warmup"] = min(0.9, warm * batch / few)
+    if settings.refresh_every != "never":
+        section["refresh_every"] = EVERY
+    if settings.needs and settings.refresh.k >= few:
+        section["k"] = few - 1
+    section.pop("audit_every", None)
+    training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
+    small = {"train_data": str(path), "coreset": section, "training": training}
+    return _elsewhere(config, folder, "small").model_copy(update=small)
+
+
+def _sizes(trainer: CoresetSFTTrainer) -> dict[str, float]:
+    """Bytes of what a checkpoint holds: the weights saved, and two moments of each trainable number."""
+    trainable = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    adapted = trainer.cost.adapter_parameters is not None
+    return {"weights": float(trainable if adapted else whole), "optimizer": 2.0 * trainable}
+
+
+def _disk(config: RunConfig, work: Workload, sizes: dict[str, float], signals: float) -> dict[str, float]:
+    """Bytes in output_dir when the run is over."""
+    args = config.training
+    kept = 0
+    if args.get("save_strategy", "steps") != "no":
+        every = args.get("save_steps", 500)
+        every = every if every >= 1 else every * work.steps
+        kept = work.rounds if args.get("save_strategy") == "epoch" else math.ceil(work.steps / every)
+        kept = min(kept, args.get("save_total_limit") or kept)
+    lines = min(work.pool_rows, 20_000) * work.selections
+    return {
+        "checkpoints": kept * (sizes["weights"] + sizes["optimizer"] + signals),
+        "weights": sizes["weights"],
+        "records": 40.0 * lines + 150.0 * work.pool_rows + 7e6,
+    }
+
+
+def _notes(trainer: CoresetSFTTrainer) -> tuple[str, ...]:
+    rows = trainer.pool_rows
+    assert isinstance(rows, Corpus)
+    dropped, cut = len(rows.dropped), rows.truncated
+    pool = f"pool    {len(rows.ids):,} rows, {int(rows.length.sum()):,} tokens after truncation"
+    return (f"{pool}; {dropped:,} bad rows left out, {cut:,} prompts cut",)
+
+
+def _empty(trainer: CoresetSFTTrainer) -> Pool:
+    return empty_pool(trainer.pool_rows.length)
+
+
+def _nothing() -> Rehearsal:
+    return Rehearsal(Choosing(0.0, 0.0, 0.0, 0.0), Choosing(0.0, 0.0, 0.0, 0.0))

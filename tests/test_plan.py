@@ -1,0 +1,293 @@
+"""What a run will cost: counted against a ledger, extrapolated against formulas, held against outcomes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_run import coreset_config, corpus, model_folder, records, write_jsonl
+from typer.testing import CliRunner
+
+from coretune import dynamic, plan, probe, rehearsal, run
+from coretune.cli import app
+from coretune.config import RunConfig, check_config
+from coretune.graph import build
+from coretune.ledger import Cost, Ledger
+from coretune.plan import Plan, Rates, Work, Workload, audits_of, predict, selections_of, verdict
+from coretune.rehearsal import Choosing, Rehearsal
+from coretune.schedule import Clock
+from coretune.types import Pool
+from coretune.workload import about_run, workload
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "pool.jsonl", records(48))
+    write_jsonl(folder / "eval.jsonl", records(12, seed=1))
+    return folder
+
+
+def config(data: Path, out: Path, training: dict[str, Any] | None = None, **coreset: Any) -> RunConfig:
+    section = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, **coreset}
+    return check_config(
+        {
+            "model_name_or_path": str(model_folder()),
+            "train_data": str(data / "pool.jsonl"),
+            "eval_data": str(data / "eval.jsonl"),
+            "output_dir": str(out),
+            "coreset": section,
+            "training": {
+                "max_steps": 8,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 1e-2,
+                "save_strategy": "no",
+                "bf16": False,
+                "disable_tqdm": True,
+                "dataloader_pin_memory": False,
+                **(training or {}),
+            },
+            "report": "never",
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------------- what is done
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    steps=st.integers(1, 6),
+    warmup=st.integers(0, 3),
+    every=st.integers(0, 4),
+    total=st.integers(1, 60),
+    audit=st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_selections_and_audits_are_those_that_dynamic_makes(
+    steps: int, warmup: int, every: int, total: int, audit: int | None
+) -> None:
+    clock = Clock(steps, 4, warmup, every)
+    made = audits = 0
+    for round in range(-(-total // steps)):
+        after = round - warmup
+        if after == 0 or (after > 0 and every and after % every == 0):
+            audits += bool(audit and made and made % audit == 0)
+            made += 1
+    assert selections_of(clock, total) == made
+    assert audits_of(made, audit) == audits
+
+
+@pytest.mark.parametrize(
+    ("training", "coreset"),
+    [
+        ({}, {"anchors": "all"}),
+        ({"eval_strategy": "steps", "eval_steps": 3}, {"anchors": "priority", "anchor_share": 0.25}),
+        ({"eval_strategy": "epoch", "eval_on_start": True}, {"method": "random"}),
+        ({"max_steps": -1, "num_train_epochs": 2}, {"method": "loss", "refresh_every": "never"}),
+    ],
+)
+def test_what_is_counted_before_is_what_the_ledger_counts(
+    data: Path, tmp_path: Path, training: dict[str, Any], coreset: dict[str, Any]
+) -> None:
+    """Rows to the last one where nothing depends on the model; FLOPs and tokens but for the rows' lengths."""
+    trainer = run.train(config(data, tmp_path, training, **coreset))
+    said = trainer.ledger.predicted
+    assert said is not None
+    assert said["total"]["seconds"] is None
+    was = trainer.ledger.by_phase()
+    for name in ("warm-up", "measurement", "training", "evaluation"):
+        assert said["phases"][name]["rows"] == was[name].rows, name
+        assert said["phases"][name]["flops"] == pytest.approx(was[name].flops, rel=0.15), name
+    written = json.loads((tmp_path / "ledger.json").read_text())
+    assert written["predicted"] == json.loads(json.dumps(said))
+    assert Ledger.from_dict(written).predicted == written["predicted"]
+
+
+# -------------------------------------------------------------------------------------------- rehearsal
+
+
+def sample_pool(n: int = 40) -> Pool:
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((n, 6)).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    features = {
+        name: unit if name.endswith("_embedding") else rng.random(n).astype(np.float32)
+        for name in (*coreset_config("loss").needs, *coreset_config("facility_location").needs)
+    }
+    nothing = np.zeros(n, np.int32)
+    return Pool(features, np.full(n, 9), nothing, np.ones(n, bool), build(unit, 4, seed=0))
+
+
+def test_a_rehearsal_measures_the_rows_that_the_settings_ask_for() -> None:
+    cost = np.full(100, 9)
+    for anchors, rows in (("all", 100), ("priority", 10), ("random", 10)):
+        settings = coreset_config("loss", anchors=anchors, anchor_share=0.1)
+        found = rehearsal.rehearse(settings, sample_pool(), cost)
+        assert (found.first.rows, found.later.rows) == (100, rows)
+        assert found.first.graph > 0
+        assert found.first.selection > 0
+    still = rehearsal.rehearse(coreset_config("random"), sample_pool(), cost)
+    assert still.later.rows == 0
+
+
+def test_a_large_pool_is_extrapolated_by_the_power_that_two_sizes_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def play(config: Any, sample: Any, cost: Any, seed: int, clock: Any) -> Rehearsal:
+        n = len(cost)
+        one = Choosing(graph=n**2 / 1e6, selection=n**1.5 / 1e6, rows=n / 10, looks=3)
+        return Rehearsal(one, one)
+
+    monkeypatch.setattr(rehearsal, "_play", play)
+    found = rehearsal.rehearse(coreset_config("loss"), sample_pool(), np.full(40_000, 9)).later
+    assert found.graph == pytest.approx(40_000**2 / 1e6)
+    assert found.selection == pytest.approx(40_000**1.5 / 1e6)
+    assert (found.rows, found.looks) == (4000, 3)
+
+
+def test_more_looks_than_rehearsed_cost_more_choosing_up_to_what_there_can_be() -> None:
+    one = Choosing(1.0, 2.0, 100.0, 2.0)
+    found = rehearsal.looking_at(Rehearsal(one, one), 150.0)
+    assert found.later == Choosing(1.5, 3.0, 150.0, 3.0)
+    assert found.first == one
+    assert rehearsal.looking_at(Rehearsal(one, one), 9e9).later.looks == dynamic.LOOKS
+
+
+# ------------------------------------------------------------------------------------ costs and verdicts
+
+
+def work(**changes: Any) -> Workload:
+    def done(flops: float) -> Work:
+        return Work(100, 1000, flops)
+
+    known = {
+        "pool_rows": 100,
+        "steps": 10,
+        "rounds": 5,
+        "selections": 3,
+        "audits": 0,
+        "evaluations": 2,
+        "batch": 10,
+        "warmup": Work(0, 0, 0.0),
+        "training": done(30.0),
+        "pool": done(30.0),
+        "first": done(10.0),
+        "look": done(10.0),
+        "held_out": done(5.0),
+        "budget_rows": 20,
+        "epochs": 1.0,
+    }
+    return Workload(**{**known, **changes})
+
+
+ONCE = Choosing(graph=2.0, selection=1.0, rows=20.0, looks=2.0)
+TWICE = Rehearsal(Choosing(4.0, 2.0, 100.0, 1.0), ONCE)
+
+
+def test_costs_are_rates_times_work() -> None:
+    rates = Rates(1.0, 3.0, 0.5, 2.0, 0.25, 7.0, 1.0, 11.0, 0.01, 0.02)
+    phases = predict(work(), rates, TWICE, measures=True)
+    assert phases["training"] == Cost(30 + 3 + 4 * 0.5, 100, 1000, 30.0)
+    assert phases["measurement"].rows == 100 + 2 * 20
+    assert phases["measurement"].flops == 10 + 2 * 2
+    assert phases["measurement"].seconds == pytest.approx(2 * 14 + 0.25 * (1 + 2 * 2) + 7)
+    assert phases["graph"].seconds == 4 + 2 * 2
+    assert phases["selection"].seconds == 2 + 2 * 1
+    assert phases["evaluation"] == Cost(10.0, 200, 2000, 10.0)
+    assert phases["other"].seconds == pytest.approx(11 + 100 * (0.02 + 3 * 0.01))
+    blind = predict(work(first=Work(0, 0, 0.0), look=Work(0, 0, 0.0)), rates, TWICE, measures=False)
+    assert blind["measurement"] == Cost()
+
+
+def told(changes: dict[str, Any], phases: dict[str, Cost] | None = None, measures: bool = True) -> str:
+    of = work(**changes)
+    return "\n".join(verdict(Plan(phases or predict(of, Rates(1.0), TWICE, measures), of)))
+
+
+def test_the_verdict_warns_when_choosing_saves_nothing() -> None:
+    assert "WARNING: selection saves no compute against full training" in told({})
+    saved = told({"epochs": 3.0})
+    assert "against full training: 49% of the FLOPs of 3 epochs" in saved
+    assert "in 10 steps what a random coreset reaches in 15" in saved  # 14 of 30 / 10 FLOPs a step
+
+
+def test_the_verdict_warns_when_choosing_is_dearer_than_training() -> None:
+    assert "choosing costs" not in told({"epochs": 9.0})
+    assert "WARNING: choosing costs 2.8 times what training does" in told({"first": Work(100, 1, 80.0)})
+    assert "costs what random costs" in told(
+        {"first": Work(0, 0, 0.0), "look": Work(0, 0, 0.0)}, measures=False
+    )
+
+
+def test_the_verdict_warns_of_time_outside_the_model() -> None:
+    phases = predict(work(), Rates(0.01), TWICE, measures=True)
+    assert "graph and selection take" in told({}, phases)
+
+
+def test_a_miss_is_named_with_both_figures() -> None:
+    said = {"total": {"seconds": 130.0, "flops": 1.0, "rows": 10, "tokens": None}}
+    was = {"total": {"seconds": 100.0, "flops": 1.2, "rows": 10, "tokens": 5}}
+    assert plan.missed(said, was, 0.25) == ["seconds: 130 was predicted, it was 100 (+30%)"]
+    assert plan.missed(said, was, 0.4) == []
+
+
+# ---------------------------------------------------------------------------------------- whole commands
+
+
+def test_a_plan_is_written_and_the_run_holds_itself_against_it(data: Path, tmp_path: Path) -> None:
+    of = config(data, tmp_path / "run", audit_every=2)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(of.model_dump(exclude_none=True)), encoding="utf-8")
+    done = CliRunner().invoke(app, ["plan", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["plan.json"]
+    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert json.loads(done.stdout[done.stdout.index("{") :]) == found
+    assert found["total"]["seconds"] > 0
+    assert found["verdict"]
+    assert found["memory"]["process"] > 1e7
+    assert found["disk"]["weights"] > 1e4
+    trainer = run.train(of)
+    assert trainer.ledger.predicted == {"phases": found["phases"], "total": found["total"]}
+    line = run.against_plan(trainer)
+    assert line.startswith("predicted: ")
+    assert " s (" in line
+    assert " FLOPs (" in line
+
+
+def test_a_plan_of_another_config_is_not_held_against_a_run(data: Path, tmp_path: Path) -> None:
+    one, other = config(data, tmp_path), config(data, tmp_path, budget="50%")
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"about": about_run(one), "phases": {}, "total": {"seconds": 1.0}})
+    )
+    assert plan.prediction(tmp_path, about_run(one)) == {"phases": {}, "total": {"seconds": 1.0}}
+    assert plan.prediction(tmp_path, about_run(other)) is None
+    assert plan.prediction(tmp_path / "nowhere", about_run(one)) is None
+
+
+@pytest.mark.parametrize("coreset", [{"method": "random"}, {"method": "loss", "refresh_every": "adaptive"}])
+def test_every_schedule_can_be_planned(data: Path, tmp_path: Path, coreset: dict[str, Any]) -> None:
+    found = probe.make_plan(config(data, tmp_path, **coreset))
+    assert np.isfinite(found.total.seconds)
+    assert found.phases["training"].seconds > 0
+    assert plan.lines(found)
+    assert len(plan.table(found)) >= 3
+
+
+def test_the_workload_is_of_the_whole_pool(data: Path, tmp_path: Path) -> None:
+    of = config(data, tmp_path)
+    found = workload(run.build_trainer(of), of)
+    assert (found.pool_rows, found.steps, found.budget_rows, found.held_out.rows) == (48, 8, 12, 12)
+    assert found.pool.tokens == int(corpus().length.sum())
+
+
+def test_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "nothing.yaml")])
+    assert done.exit_code == 1
+    assert "is no file; give the path of a YAML file" in done.stderr
