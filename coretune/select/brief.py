@@ -69,7 +69,7 @@ class Brief:
     lower        "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory
     greedy       "lazy", exact, or "stochastic"
     neighbors    k of the graph, in each space
-    memory_limit   what may be held above the features
+    memory_limit what may be held above the features
     teacher      "warmup", or a folder of checkpoints
     checkpoints  1, the last
 
