@@ -8,7 +8,7 @@ demo: $(READY)
 	.venv/bin/python -m coretune demo
 
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest --quiet -n 2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest --quiet -n 2 --dist loadgroup
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet .

@@ -33,6 +33,7 @@ from coretune.cluster.columns import RayColumns, Shard  # noqa: E402
 from coretune.cluster.parts import PartsOnRay, in_turn, parts_on_ray  # noqa: E402
 from coretune.cluster.session import connected  # noqa: E402
 
+pytestmark = pytest.mark.xdist_group("ray")  # one process, so that one Ray is started
 N, D = 900, 48
 
 
