@@ -37,7 +37,7 @@ def problem(n: int, seed: int, distance: bool = False, modular: float = 0.0):
 
 @given(
     seed=st.integers(0, 999),
-    n=st.integers(20, 120),
+    n=st.integers(40, 120),
     tokens=st.booleans(),
     distance=st.booleans(),
     modular=st.sampled_from([0.0, 0.05]),
