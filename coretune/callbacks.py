@@ -50,7 +50,12 @@ class _Readable(TrainerCallback):
 
 
 class _Progress(_Readable, ProgressCallback):
-    pass
+    """The stock bar with the run's totals behind it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and "cost/seconds" in logs:
+            self.training_bar.set_postfix_str(selection_log.so_far(logs))
 
 
 class _Printer(_Readable, PrinterCallback):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coretune.ledger import Round
+from coretune.ledger import Ledger, Round
 from coretune.state import State
 from coretune.types import Array
 
@@ -34,6 +34,24 @@ def figures(entry: Round, state: State) -> dict[str, float]:
     for name, value in entry.approximation.items():
         found[name if name in OWN else f"approximation/{name}"] = value
     return {PREFIX + name: float(value) for name, value in found.items() if value is not None}
+
+
+def totals(ledger: Ledger) -> dict[str, float]:
+    """What the run has cost so far but for evaluation: seconds, share of them choosing, FLOPs if known."""
+    costs = {name: cost for name, cost in ledger.by_phase().items() if name != "evaluation"}
+    seconds = sum(cost.seconds for cost in costs.values())
+    choosing = sum(costs[name].seconds for name in ("measurement", "graph", "selection"))
+    found = {"cost/seconds": round(seconds, 3)}
+    if seconds:
+        found["cost/choosing"] = round(choosing / seconds, 4)
+    flops = [cost.flops for cost in costs.values()]
+    return found if None in flops else {**found, "cost/flops": float(sum(filter(None, flops)))}
+
+
+def so_far(logs: Mapping[str, float]) -> str:
+    """The totals of a log line in a few words."""
+    flops = f", {logs['cost/flops']:.1e} FLOPs" if "cost/flops" in logs else ""
+    return f"{logs.get('cost/choosing', 0.0):.0%} choosing{flops}"
 
 
 def is_selection(logs: Mapping[str, object]) -> bool:

@@ -96,7 +96,8 @@ def make_run(
 ) -> Path:
     """A run directory of `rounds` selections of a quarter of the pool, a tenth of a large one.
 
-    options: rows (a FakeRows), seed, config (what config.yaml holds beside round_steps)
+    options: rows (a FakeRows), seed, predicted (as a ledger has it), config (what config.yaml holds beside
+    round_steps)
     """
     rows = options.get("rows") or fake_rows(n)
     pool = fake_pool(rows, options.get("seed", 0), graph=graph)
@@ -115,6 +116,7 @@ def make_run(
     ledger.add("training", seconds=3, rows=100, tokens=1000, flops=6e9)
     ledger.add("measurement", seconds=2, rows=60, tokens=600, flops=2e9)
     ledger.add("selection", seconds=0.5)
+    ledger.predicted = options.get("predicted")
     ledger.write(folder / "ledger.json")
     config = {"coreset": {"method": "grace"}, "provenance": {"round_steps": 10}, **options.get("config", {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -130,6 +130,23 @@ def test_cost_in_steps_when_the_steps_are_known(tmp_path: Path) -> None:
     assert "choosing cost as much as 30 of the 90 steps" in render(facts.gather(run))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, "<td>6.10e+09 FLOPs</td>"), (3.2, "<td>3.2 s, 6.10e+09 FLOPs</td>")]
+)
+def test_what_was_predicted_stands_beside_what_it_cost(
+    tmp_path: Path, seconds: float | None, shown: str
+) -> None:
+    said = {
+        "phases": {
+            "training": {"seconds": seconds, "flops": 6.1e9},
+            "selection": {"seconds": seconds, "flops": 0.0},
+        }
+    }
+    page = render(facts.gather(RunFiles.of(make_run(tmp_path, predicted=said))))
+    assert "<th>predicted</th>" in page
+    assert shown in page
+
+
 # ------------------------------------------------------------------------------------------- the page
 
 

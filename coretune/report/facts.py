@@ -218,10 +218,19 @@ def _cost(run: RunFiles) -> list[dict[str, Any]]:
     phases = run.ledger.get("phases", {})
     predicted = run.ledger.get("predicted", {}).get("phases", {})
     return [
-        {"phase": name, **phases[name], "predicted": predicted.get(name)}
+        {"phase": name, **phases[name], "predicted": _predicted(predicted.get(name))}
         for name in PHASES
         if name in phases and (phases[name]["seconds"] or phases[name]["rows"])
     ]
+
+
+def _predicted(cost: Mapping[str, Any] | None) -> str:
+    """Seconds and FLOPs where they were predicted; without a plan FLOPs alone are."""
+    if cost is None:
+        return ""
+    parts = ["" if cost["seconds"] is None else f"{cost['seconds']:.1f} s"]
+    parts.append(f"{cost['flops']:.2e} FLOPs" if cost["flops"] else "")
+    return ", ".join(filter(None, parts))
 
 
 def _notes(run: RunFiles, found: Details) -> dict[str, str]:
