@@ -10,7 +10,6 @@ the Trainer reads the sampler's length once.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,22 +21,29 @@ from transformers import Trainer, set_seed
 
 from coretune import dynamic, run_record, selection_log, state
 from coretune.callbacks import Rounds, make_readable
+from coretune.clock import batch_of, clock_of
 from coretune.ledger import Ledger
 from coretune.look import Target, targets_of
 from coretune.measure.settings import MeasureSettings
 from coretune.order import Order, round_order
 from coretune.processes import Processes
-from coretune.refusals import refuse_arguments, refuse_parallelism, refuse_rows, refuse_steps
+from coretune.refusals import (
+    refuse_arguments,
+    refuse_parallelism,
+    refuse_rows,
+)
 from coretune.resume import Resumed, Resumption
 from coretune.rounds import (
     EXAMPLE_ID,
+    PackedRows,
     PoolRows,
     PreparedRows,
     RoundSampler,
+    row_lengths,
     with_example_id,
     with_positions,
 )
-from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.schedule import CoresetConfig
 from coretune.sight import Sight
 from coretune.state import State
 
@@ -93,13 +99,19 @@ class CoresetMixin(Trainer):
         self.resumption = Resumption(self)
         self.step_began = 0.0
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
-        self.clock = self._make_clock()
+        refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
+        self.steps_given = self.args.max_steps > 0
+        self.clock, self.args.max_steps = clock_of(
+            coreset, self.pool_rows.length, self.args, self._pack_tokens()
+        )
         self.sight = Sight(self, measuring, targets_of(target), signals_dir)
         self.cost, self.meter = self.sight.cost, self.sight.meter
         if self._rows_are_told:
             if rows is None:
                 self.train_dataset = with_positions(self.train_dataset)
             self.data_collator = with_example_id(self.data_collator)
+        if self.clock.pack:
+            self.train_dataset = PackedRows(self.train_dataset)
         make_readable(self)
         self.add_callback(Rounds(self))
 
@@ -224,11 +236,15 @@ class CoresetMixin(Trainer):
         texts: list[str] = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The stock line, and what the run has cost so far."""
+        super().log({**logs, **selection_log.totals(self.ledger)}, *args, **kwargs)
+
     # ------------------------------------------------------------------------------------ Trainer's seams
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
-        return RoundSampler(self._handed_out, self.clock.items)
+        return RoundSampler(self._handed_out, self.clock.items, packed=self.clock.pack > 0)
 
     def _handed_out(self) -> Order:
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
@@ -291,24 +307,14 @@ class CoresetMixin(Trainer):
         return metrics
 
     def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
-        lengths = inputs["attention_mask"].sum(dim=1).cpu().numpy()
+        lengths = row_lengths(inputs)
         self._evaluated += (len(lengths), lengths.sum(), self.cost.evaluation(lengths))
 
     # -------------------------------------------------------------------------------------------- set-up
 
-    def _make_clock(self) -> Clock:
-        """The rounds' length; epochs are turned into steps."""
-        args, pool = self.args, dynamic.empty_pool(self.pool_rows.length)
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        refuse_parallelism(self.get_total_train_batch_size(args), batch)
-        rows = coreset_rows(self.coreset_config, pool)
-        clock = make_clock(self.coreset_config, pool.n, rows, batch)
-        warmup = clock.warmup_rounds * clock.steps
-        self.steps_given = args.max_steps > 0
-        if not self.steps_given:
-            args.max_steps = warmup + math.ceil(args.num_train_epochs * math.ceil(rows / batch))
-        refuse_steps(args.max_steps, warmup)
-        return clock
+    def _pack_tokens(self) -> int:
+        """Tokens that rows are packed into; 0 where they are not."""
+        return 0
 
     def _refuse_second_run(self) -> None:
         if self.coreset_state is not None:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from coretune.schedule import CoresetConfig
+from coretune.types import Array
 
 #: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
 WEIGHTS_SINCE = (1, 16)
@@ -19,10 +20,10 @@ def can_weigh(trl: str) -> bool:
 
 def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
     """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
-    if args.train_sampling_strategy != "random":
+    if args.train_sampling_strategy not in ("random", "group_by_length"):
         raise ValueError(
             f"train_sampling_strategy is {args.train_sampling_strategy!r}, and the coreset has an order "
-            "of its own; leave it at random"
+            "of its own; set it to random or group_by_length"
         )
     for name, why in (
         ("auto_find_batch_size", "the length of a round hangs on the batch size"),
@@ -58,10 +59,14 @@ def _refuse_unweightable(args: Any, stock: Mapping[str, Any]) -> None:
 
 def refuse_sft_arguments(args: Any, weighted: bool) -> None:
     """ValueError for what an SFTConfig has beyond TrainingArguments."""
-    if args.packing or args.padding_free:
+    if args.packing and args.packing_strategy == "wrapped":
         raise ValueError(
-            "packing and padding_free join rows, so that rows cannot be selected; set both to false"
+            "packing_strategy wrapped cuts examples in two, and an example is chosen whole; set it to bfd"
         )
+    if args.packing and args.train_sampling_strategy == "group_by_length":
+        raise ValueError("packs are all of one length already; set train_sampling_strategy to random")
+    if args.packing and args.max_length is None:
+        raise ValueError("packing fills packs of max_length tokens, and max_length is null; give a number")
     if not weighted:
         return
     if args.loss_type != "nll":
@@ -82,6 +87,9 @@ def refuse_harvest(args: Any, stock: Mapping[str, Any]) -> None:
         raise ValueError(
             "harvest needs loss_type nll without label smoothing; change them or set harvest: false"
         )
+    for name in ("packing", "padding_free"):
+        if getattr(args, name):
+            raise ValueError(f"harvest tells rows apart by their padding; set {name} or harvest to false")
     for name in ("use_liger_kernel", "torch_compile"):
         if getattr(args, name):
             raise ValueError(f"harvest listens to layers, which {name} may bypass; set one of them to false")
@@ -138,6 +146,16 @@ def refuse_rows(dataset: Any, n: int) -> None:
         ) from None
     if examples != n:
         raise ValueError(f"train_dataset has {examples} rows and the pool {n}: give both of the same data")
+
+
+def refuse_long_rows(length: Array, pack: int) -> None:
+    """ValueError for rows (n,) of more tokens than a pack holds; 0 = rows are not packed."""
+    long = int((length > pack).sum())
+    if pack and long:
+        raise ValueError(
+            f"{long} rows are longer than a pack of max_length {pack}, the longest {length.max()} tokens: "
+            "raise max_length, or cut or leave out the rows"
+        )
 
 
 def refuse_steps(max_steps: int, warmup: int) -> None:

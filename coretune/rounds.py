@@ -6,13 +6,13 @@ prepared dataset ─► PreparedRows   what measuring reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from coretune.order import Order
 from coretune.types import Array, Rows
@@ -72,18 +72,53 @@ class PreparedRows:
         return [np.asarray(ids, np.int64) for ids in self.dataset[np.asarray(rows, np.int64)]["input_ids"]]
 
 
-class RoundSampler(Sampler[int]):
-    """Hands out the rows of the round that is current when iteration begins; its length never changes."""
+class RoundSampler(Sampler[Any]):
+    """Hands out the round that is current when iteration begins, row by row or, packed, in tuples of rows.
+    Its length never changes."""
 
-    def __init__(self, order: Callable[[], Order], length: int) -> None:
+    def __init__(self, order: Callable[[], Order], length: int, packed: bool = False) -> None:
         self._order = order
         self._length = length
+        self._packed = packed
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._order().rows.tolist())
+    def __iter__(self) -> Iterator[Any]:
+        order = self._order()
+        if not self._packed:
+            return iter(order.rows.tolist())
+        return iter([tuple(order.of(item, item + 1).tolist()) for item in range(len(order.ends))])
 
     def __len__(self) -> int:
         return self._length
+
+
+class PackedRows(Dataset[dict[str, Any]]):
+    """A prepared dataset seen as packs: item (3, 7) is its rows 3 and 7 one after the other, as TRL packs,
+    with their lengths in `seq_lengths`. Which rows make a pack is decided round by round."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, rows: tuple[int, ...]) -> dict[str, Any]:
+        found = self.dataset[list(rows)]
+        pack: dict[str, Any] = {
+            name: [token for row in found[name] for token in row] for name in ("input_ids", "labels")
+        }
+        pack["seq_lengths"] = [len(row) for row in found["input_ids"]]
+        if EXAMPLE_ID in found:
+            pack[EXAMPLE_ID] = list(found[EXAMPLE_ID])
+        return pack
+
+
+def row_lengths(inputs: Mapping[str, Any]) -> Array:
+    """(b,) int64 tokens of each example in a batch, padded or joined (where positions begin anew)."""
+    if "attention_mask" in inputs:
+        lengths: Array = inputs["attention_mask"].sum(dim=1).cpu().numpy()
+        return lengths
+    positions = inputs["position_ids"].reshape(-1).cpu().numpy()
+    return np.diff(np.append(np.flatnonzero(positions == 0), len(positions)))
 
 
 def with_positions(dataset: Any) -> Any:
@@ -99,7 +134,8 @@ def with_example_id(collate: Collate) -> Collate:
     def collated(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate([{k: v for k, v in example.items() if k != EXAMPLE_ID} for example in examples])
         if EXAMPLE_ID in examples[0]:  # an evaluation set may have none
-            batch[EXAMPLE_ID] = torch.tensor([example[EXAMPLE_ID] for example in examples])
+            rows = [np.atleast_1d(example[EXAMPLE_ID]) for example in examples]  # a pack has several
+            batch[EXAMPLE_ID] = torch.from_numpy(np.concatenate(rows).astype(np.int64))
         return batch
 
     return collated

@@ -59,6 +59,24 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
         if coreset.refresh.harvest:
             refuse_harvest(args, stock)
 
+    def _pack_tokens(self) -> int:
+        return int(self.args.max_length) if self.args.packing else 0
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """Private in TRL (1.16): prepares each dataset by name. Rows are packed after they were chosen."""
+        packing = packing and dataset_name != "train"
+        return super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
+
     def _weighted_loss(
         self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
     ) -> Any:

@@ -21,14 +21,22 @@ CHUNK = 1024  # tokens whose logits are held in fp32 at once, beside what autogr
 def weighing(model: Any, weights: Tensor) -> Callable[..., Any]:
     """`model` with the log-probabilities of each example's tokens multiplied by its weight.
 
-    weights  (b,)  of the batch's examples; log_probs of TRL's fused head are (b, tokens), 0 where not counted
+    weights  (b,)  of the batch's examples; log_probs of TRL's fused head are (b, tokens), or (1, tokens) of
+             joined examples, and 0 where not counted
     """
 
     def weighted(**inputs: Any) -> Any:
         outputs = model(**inputs)
-        return replace(outputs, log_probs=outputs.log_probs * weights[:, None])
+        each = weights[:, None] if "attention_mask" in inputs else _joined(weights, inputs["position_ids"])
+        return replace(outputs, log_probs=outputs.log_probs * each)
 
     return weighted
+
+
+def _joined(weights: Tensor, positions: Tensor) -> Tensor:
+    """(1, t - 1) weight of each token that is predicted in (1, t) joined examples; positions begin at 0."""
+    example = (positions == 0).cumsum(dim=1) - 1  # padding behind the last one begins examples of its own
+    return weights[example[:, 1:].clamp(max=len(weights) - 1)]
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, items: Tensor | int | None) -> Tensor:

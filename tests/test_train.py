@@ -215,9 +215,27 @@ def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path:
 @pytest.mark.parametrize(
     ("settings", "coreset", "message"),
     [
-        ({"packing": True}, {}, "packing and padding_free join rows"),
-        ({"padding_free": True, "max_length": None}, {}, "packing and padding_free join rows"),
-        ({"train_sampling_strategy": "group_by_length"}, {}, "train_sampling_strategy is 'group_by_length'"),
+        (
+            {"packing": True, "packing_strategy": "wrapped"},
+            {},
+            "packing_strategy wrapped cuts examples in two",
+        ),
+        (
+            {"packing": True, "max_length": None},
+            {},
+            "packing fills packs of max_length tokens, and max_length is",
+        ),
+        (
+            {"packing": True, "max_length": 20},
+            {},
+            r"rows are longer than a pack of max_length 20, the longest \d+",
+        ),
+        ({"train_sampling_strategy": "sequential"}, {}, "train_sampling_strategy is 'sequential'"),
+        (
+            {"accelerator_config": {"split_batches": True}},
+            {},
+            "accelerator_config.split_batches deals rows out",
+        ),
         ({"auto_find_batch_size": True}, {}, "auto_find_batch_size does not go with a coreset"),
         ({"ignore_data_skip": True}, {}, "ignore_data_skip does not go with a coreset"),
         ({"loss_type": "dft"}, {"weighted": True}, "weighted needs loss_type nll"),
@@ -324,7 +342,14 @@ def test_the_stock_preparation_and_lora(tmp_path: Path) -> None:
         (SFTTrainer, "_set_signature_columns_if_needed", ["self"]),
         (Trainer, "_save_checkpoint", ["self", "model", "trial"]),
         (SFTTrainer, "_save_checkpoint", ["self", "model", "trial"]),
+        (Trainer, "_save_rng_state", ["self", "output_dir"]),
+        (Trainer, "get_total_train_batch_size", ["self", "args"]),
         (Trainer, "_get_output_dir", ["self", "trial"]),
+        (
+            SFTTrainer,
+            "_prepare_dataset",
+            ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+        ),
         (Trainer, "pop_callback", ["self", "callback"]),
         (SFTTrainer, "compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
     ],

@@ -123,8 +123,13 @@ class Spy(CoresetSFTTrainer):
 
 
 def trainer(
-    folder: Path, coreset: CoresetConfig | None = None, *, pool: Corpus | None = None, **settings: Any
-) -> Spy:
+    folder: Path,
+    coreset: CoresetConfig | None = None,
+    *,
+    pool: Corpus | None = None,
+    kind: Any = Spy,
+    **settings: Any,
+) -> Any:
     """A trainer on `pool`; `settings` are those of the trainer and, for the rest, of SFTConfig."""
     pool = pool or corpus()
     own = (
@@ -141,7 +146,7 @@ def trainer(
     )
     stock = {name: settings.pop(name) for name in own if name in settings}
     stock = {"rows": pool, "model": str(model_folder()), "train_dataset": pool.dataset, **stock}
-    return Spy(
+    return kind(
         args=arguments(folder, **settings),
         processing_class=tiny_tokenizer(),
         coreset=coreset or coreset_config(),
