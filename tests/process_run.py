@@ -19,12 +19,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from taught import Pupil
 from tiny_run import coreset_config, corpus, trainer, weights
 
 from coretune.identity import tensors_fingerprint
 from coretune.look import Look
+from coretune.measure.settings import MeasureSettings
 from coretune.refusals import can_weigh
+from coretune.select import SELECTORS
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 8  # a step, over all processes
@@ -92,6 +96,26 @@ def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
     return watched(a_trainer(mine, world, resume_from_checkpoint=str(mine / "checkpoint-4")))
 
 
+def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Through a teacher that all processes train, then through the live model."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SELECTORS, "pupil", Pupil)
+        alone = {"anchors": "all", "propagate": "none", "repair": "none"}
+        config = coreset_config("pupil", refresh_every=3, warmup=0.5, **alone)
+    settings = {"max_steps": 5, "measuring": MeasureSettings(projection_dim=16)}
+    return watched(
+        trainer(
+            folder / f"taught-{world}",
+            config,
+            per_device_train_batch_size=ROWS // world,
+            eval_dataset=corpus(12, 1).dataset,
+            learning_rate=1e-3,
+            ddp_timeout=WAIT,
+            **settings,
+        )
+    )
+
+
 def failing(how: Callable[[], None]) -> Callable[[Path, int, int], dict[str, Any]]:
     """Process 1 does `how` in the first look at the pool."""
 
@@ -122,6 +146,8 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
     "four": (plain, 4),
     "resumed by four": (resumed, 4),
     "resumed by one": (resumed, 1),
+    "taught, one": (taught, 1),
+    "taught, two": (taught, 2),
     "dies": (failing(dies), 2),
     "raises": (failing(raises), 2),
 }

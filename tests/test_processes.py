@@ -79,6 +79,16 @@ def test_another_number_of_processes_goes_on_with_the_same_coreset_and_rows(ran:
     assert ran[name][0]["norm"] == pytest.approx(ran["two"][0]["norm"], rel=1e-6)
 
 
+def test_a_teacher_that_two_processes_train_teaches_the_same(ran: Ran) -> None:
+    (alone,), together = ran["taught, one"], ran["taught, two"]
+    assert [sorted(process["coresets"]) for process in together] == [["0", "3"]] * 2
+    for process in together:
+        assert process["coresets"] == alone["coresets"]
+        assert process["tokens"] == alone["tokens"]
+    assert together[0]["weights"] == together[1]["weights"]
+    assert together[0]["norm"] == pytest.approx(alone["norm"], rel=1e-6)
+
+
 def test_when_a_process_dies_the_other_stops_and_says_so(ran: Ran) -> None:
     (left,) = ran["dies"]
     assert left["error"].startswith("ProcessLost: process 0 stops: another process is gone, or was silent")
