@@ -100,13 +100,13 @@ def peak() -> Iterator[list[int]]:
         thread.join()
 
 
-def search(pool: Pool, share: float, selector: Brief) -> tuple[Coreset, float, int]:
-    """The coreset, seconds, bytes."""
+def search(pool: Pool, share: float, selector: Brief) -> tuple[Coreset, float, float, int]:
+    """The coreset, seconds, seconds of processors, bytes."""
     with peak() as most:
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         result = selector.select(pool, Budget(round(share * pool.n)), np.random.default_rng(0))
-        seconds = time.perf_counter() - began
-    return result, seconds, most[0]
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
+    return result, seconds, busy, most[0]
 
 
 def spaces_of(pool: Pool) -> list[Space]:
@@ -133,17 +133,17 @@ def as_published(folder: Path, n: int, d: int) -> tuple[float, float]:
 
 def cost_table(rows: list[int], d: int, share: float, lower: str, folder: Path) -> tuple[Table, list[str]]:
     table = Table(title=f"The whole search, {share:.0%} of the rows, {d:,} dimensions")
-    for name in ("rows", "level", "runs", "α", "E", "random E", "seconds", "GiB"):
+    for name in ("rows", "level", "runs", "α", "E", "random E", "seconds", "CPU s", "GiB"):
         table.add_column(name, justify="right")
     measured, missed = [], []
     for n in rows:
         pool = make_pool(folder, n, d, 0)
-        result, seconds, held = search(pool, share, Brief(lower=lower))
+        result, seconds, busy, held = search(pool, share, Brief(lower=lower))
         figures, random = result.figures, error_of(pool, drawn(pool, share))
-        measured.append((n, seconds, held))
+        measured.append((n, seconds, busy, held))
         runs = len(figures["curve"])
         numbers = (f"{figures['alpha']:.3f}", f"{figures['E']:.3f}", f"{random:.3f}")
-        size = (f"{seconds:.1f}", f"{held / 2**30:.2f}")
+        size = (f"{seconds:.1f}", f"{busy:.1f}", f"{held / 2**30:.2f}")
         table.add_row(f"{n:,}", figures["lower_level"], str(runs), *numbers, *size)
         missed += (
             [f"memory at {n:,} rows: {held / 2**30:.2f} GiB, target ≤ 4"] if held > MEMORY_TARGET else []
@@ -156,22 +156,23 @@ def cost_table(rows: list[int], d: int, share: float, lower: str, folder: Path) 
         for name in SIGNALS:
             (folder / f"{name}-{n}.npy").unlink()
     if len(rows) > 1:
-        n, sizes = HEADLINE[0], np.array([size for size, _, _ in measured], dtype=float)
-        seconds = fitted(sizes, [seconds for _, seconds, _ in measured], (1, 2), n)
-        held = fitted(sizes, [held for _, _, held in measured], (0, 1), n)
+        n, columns = HEADLINE[0], np.array(measured, dtype=float).T
+        seconds, busy = (fitted(columns[0], column, (1, 2), n) for column in columns[1:3])
+        held = fitted(columns[0], columns[3], (0, 1), n)
         table.add_section()
-        table.add_row(f"{n:,}", "extrapolated", "", "", "", "", f"{seconds:.0f}", f"{held / 2**30:.2f}")
+        numbers = (f"{seconds:.0f}", f"{busy:.0f}", f"{held / 2**30:.2f}")
+        table.add_row(f"{n:,}", "extrapolated", "", "", "", "", *numbers)
     seconds, held = as_published(folder, HEADLINE[0], d)
     table.add_section()
     table.add_row(
-        f"{HEADLINE[0]:,}", "as published", "15", "", "", "", f"{seconds:.0f}", f"{held / 2**30:.1f}"
+        f"{HEADLINE[0]:,}", "as published", "15", "", "", "", f"{seconds:.0f}", "", f"{held / 2**30:.1f}"
     )
     return table, missed
 
 
-def fitted(sizes: Array, values: list[float], powers: tuple[int, int], n: int) -> float:
+def fitted(sizes: Array, values: Array, powers: tuple[int, int], n: int) -> float:
     """The value at n of the least-squares a·size^p + b·size^q, a, b >= 0."""
-    parts = nnls(np.stack([sizes**power for power in powers], axis=1), np.array(values))[0]
+    parts = nnls(np.stack([sizes**power for power in powers], axis=1), values)[0]
     return float(parts @ [float(n) ** power for power in powers])
 
 
