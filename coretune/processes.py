@@ -75,7 +75,7 @@ class Processes:
 
         def share(rows: Rows) -> Mapping[str, Array]:
             mine = deal(cost[rows], self.world)[self.rank]
-            return look(rows[mine]) if len(mine) else {}
+            return look(rows[mine])  # of none too: where weights are split, the others wait for this look
 
         self._calls[name] = share
 
@@ -176,7 +176,7 @@ def deal(cost: Array, hands: int) -> list[Rows]:
 
 
 def merge(parts: list[Mapping[str, Array]], positions: list[Rows]) -> dict[str, Array]:
-    """Each hand's arrays put back where its positions say; an empty hand may give nothing."""
+    """Each hand's arrays put back where its positions say."""
     count = sum(len(where) for where in positions)
     merged: dict[str, Array] = {}
     for part, where in zip(parts, positions, strict=True):
