@@ -127,6 +127,15 @@ def refuse_plain_model(model: Any, weighted: bool) -> None:
         )
 
 
+def refuse_first_fsdp(version: int) -> None:
+    """ValueError where the trainer puts a model of its own around the one that is looked at."""
+    if version < 2:
+        raise ValueError(
+            f"fsdp_version is {version}, which puts another model around the one that is looked at, so that "
+            "looks would meet a part of its weights; set fsdp_version: 2"
+        )
+
+
 def refuse_parallelism(batch: int, expected: int) -> None:
     """ValueError when processes share rows (tensor, context, sequence parallelism): a step has fewer then."""
     if batch != expected:

@@ -23,6 +23,7 @@ from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.model_cost import ModelCost
+from coretune.refusals import refuse_first_fsdp
 from coretune.run_harvest import RunHarvest
 from coretune.schedule import default_measuring
 from coretune.teacher import TEACHER, Lesson, School, refuse_school, teach
@@ -118,6 +119,8 @@ class Sight:
     def _meter(self, signals_dir: Path) -> Meter | None:
         if not self.config.needs:
             return None
+        if self.trainer.is_fsdp_enabled:
+            refuse_first_fsdp(self.trainer.accelerator.state.fsdp_plugin.fsdp_version)
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
         kept = Kept(lambda: int(self.trainer.state.global_step))

@@ -16,6 +16,7 @@ from torch import distributed, multiprocessing
 
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.refusals import refuse_first_fsdp
 
 NAMES = (
     "loss",
@@ -156,3 +157,9 @@ def test_two_processes_that_hold_half_the_weights_each_find_what_one_does(tmp_pa
             assert_close(np.concatenate([one[f"{kind}/0/{name}"] for one in found]), expected)
             assert_close(found[1][f"{kind}/1/{name}"], expected)
             assert found[0][f"{kind}/1/{name}"].shape == (0, *expected.shape[1:])
+
+
+def test_a_trainer_that_wraps_the_model_in_another_is_refused():
+    refuse_first_fsdp(2)
+    with pytest.raises(ValueError, match="fsdp_version is 1, which puts another model around"):
+        refuse_first_fsdp(1)
