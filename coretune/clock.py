@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from coretune.dynamic import empty_pool
-from coretune.refusals import refuse_long_rows, refuse_steps
+from coretune.refusals import refuse_long_rows
 from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.types import Array
 
@@ -21,7 +21,7 @@ def clock_of(config: CoresetConfig, length: Array, args: Any, pack: int) -> tupl
 
     An epoch is a pass over the coreset; the warm-up comes before.
     length (n,) tokens of the pool's rows; pack: tokens that rows are packed into, 0 where they are not
-    ValueError: rows longer than a pack; fewer steps than the warm-up takes.
+    ValueError: rows longer than a pack.
     """
     refuse_long_rows(length, pack)
     batch, rows = batch_of(args), coreset_rows(config, empty_pool(length))
@@ -32,5 +32,4 @@ def clock_of(config: CoresetConfig, length: Array, args: Any, pack: int) -> tupl
     warmup, steps = clock.warmup_rounds * clock.steps, args.max_steps
     if steps <= 0:
         steps = warmup + math.ceil(args.num_train_epochs * math.ceil(rows / (batch * density)))
-    refuse_steps(steps, warmup)
     return clock, steps

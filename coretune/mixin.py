@@ -9,7 +9,6 @@ the Trainer reads the sampler's length once.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,9 +18,10 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, set_seed
 
-from coretune import dynamic, run_record, selection_log, state
+from coretune import dynamic, selection_log, state
 from coretune.callbacks import Rounds, make_readable
 from coretune.clock import batch_of, clock_of
+from coretune.decision import next_round
 from coretune.ledger import Ledger
 from coretune.look import Target, targets_of
 from coretune.measure.settings import MeasureSettings
@@ -31,6 +31,7 @@ from coretune.refusals import (
     refuse_arguments,
     refuse_parallelism,
     refuse_rows,
+    refuse_steps,
 )
 from coretune.resume import Resumed, Resumption
 from coretune.rounds import (
@@ -46,8 +47,6 @@ from coretune.rounds import (
 from coretune.schedule import CoresetConfig
 from coretune.sight import Sight
 from coretune.state import State
-
-log = logging.getLogger("coretune")
 
 
 class CoresetMixin(Trainer):
@@ -164,6 +163,7 @@ class CoresetMixin(Trainer):
 
     def _prepare(self) -> None:
         """Before a run's first step."""
+        refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
         self.sight.prepare()
         if self.coreset_config.taught:  # what is drawn from here on is the same with a teacher made or found
             set_seed(self.args.seed)
@@ -175,7 +175,7 @@ class CoresetMixin(Trainer):
         """
         before = self.coreset_state
         now = self.processes.decide(
-            lambda: self._next_round(global_step), lambda decided: state.news(decided, before)
+            lambda: next_round(self, global_step), lambda decided: state.news(decided, before)
         )
         if not self.processes.first:
             now = state.told(now, before, dynamic.empty_pool(self.pool_rows.length))
@@ -184,24 +184,6 @@ class CoresetMixin(Trainer):
             self.sight.harvest.began = bool(now.selections)
         self._order = round_order(now, self.clock, self.coreset_config.seed)
         self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
-        return now
-
-    def _next_round(self, global_step: int) -> State:
-        """The state, and on process 0 everything that is said of it."""
-        config, before = self.coreset_config, self.coreset_state
-        if before is None:
-            pool = dynamic.empty_pool(self.pool_rows.length)
-            now = dynamic.start(config, pool, self.clock, self.meter, self.ledger)
-        elif before.round < global_step // self.clock.steps:
-            now = dynamic.advance(config, before, self.clock, self.meter, self.ledger)
-        else:
-            return before
-        usable = before.pool.usable if before else np.ones(now.pool.n, bool)
-        warning = selection_log.excluded(usable, now.pool.usable, self.pool_rows.ids)
-        if warning is not None:
-            log.warning("%s", warning)
-        if now.selections > (before.selections if before else 0):
-            self._record_selection(now)
         return now
 
     def begin_step(self) -> None:
@@ -219,22 +201,6 @@ class CoresetMixin(Trainer):
             seconds = self.ledger.clock() - self.step_began
             self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
         return global_step == self.stop_at
-
-    def _record_selection(self, now: State) -> None:
-        """Log, audit and ledger of a selection that was just made."""
-        folder, config = Path(self.args.output_dir), self.coreset_config
-        with self.ledger.phase("other"):
-            run_record.record(
-                folder, now, self.pool_rows, self._decode, config.refresh.embedding, config.seed
-            )
-        self.ledger.write(folder / "ledger.json")
-        # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
-        # After the files, so that a callback told of a selection can read it.
-        Trainer.log(self, selection_log.figures(self.ledger.rounds[-1], now))
-
-    def _decode(self, tokens: list[list[int]]) -> list[str]:
-        texts: list[str] = self.processing_class.batch_decode(tokens, skip_special_tokens=True)
-        return texts
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The stock line, and what the run has cost so far."""

@@ -243,7 +243,6 @@ def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path:
         ({}, {"k": 48}, "k = 48 neighbours, but the pool has 48 rows: set k to at most 47"),
         ({}, {"budget": "49"}, "budget of 49 rows, but only 48 are usable"),
         ({}, {"budget": "5M tokens"}, "budget of 5000000 tokens, but the usable rows hold"),
-        ({"max_steps": 5}, {"warmup": 0.4}, "max_steps is 5 and the warm-up takes 6 steps"),
         ({"measuring": MeasureSettings(last_blocks=3)}, {}, "last_blocks is 3 but the model has 2 blocks"),
     ],
 )
@@ -252,6 +251,13 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, coreset_config(**coreset), **settings)
+
+
+def test_a_run_that_ends_in_its_warmup_is_refused(tmp_path: Path) -> None:
+    made = trainer(tmp_path, coreset_config(warmup=0.4), max_steps=5)
+    for begin in (made.train, made.select):
+        with pytest.raises(ValueError, match="max_steps is 5 and the warm-up takes 6 steps"):
+            begin()
 
 
 def test_a_method_that_looks_at_nothing_needs_no_neighbours(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""What process 0 decides when a round begins, and what is said of it: log, files, ledger."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import Trainer
+
+from coretune import dynamic, run_record, selection_log
+from coretune.state import State
+
+log = logging.getLogger("coretune")
+
+
+def next_round(trainer: Any, global_step: int) -> State:
+    """The state of the round that this step begins or is in; a selection that is made is recorded."""
+    before: State | None = trainer.coreset_state
+    config, clock, meter, ledger = trainer.coreset_config, trainer.clock, trainer.meter, trainer.ledger
+    if before is None:
+        now = dynamic.start(config, dynamic.empty_pool(trainer.pool_rows.length), clock, meter, ledger)
+    elif before.round < global_step // clock.steps:
+        now = dynamic.advance(config, before, clock, meter, ledger)
+    else:
+        return before
+    usable = before.pool.usable if before else np.ones(now.pool.n, bool)
+    warning = selection_log.excluded(usable, now.pool.usable, trainer.pool_rows.ids)
+    if warning is not None:
+        log.warning("%s", warning)
+    if now.selections > (before.selections if before else 0):
+        _record(trainer, now)
+    return now
+
+
+def _record(trainer: Any, now: State) -> None:
+    """Files, ledger and log of a selection that was just made."""
+    folder, config, ledger = Path(trainer.args.output_dir), trainer.coreset_config, trainer.ledger
+
+    def decode(tokens: list[list[int]]) -> list[str]:
+        if trainer.processing_class is None:  # of a plain Trainer whose method looks at nothing
+            return [" ".join(map(str, ids)) for ids in tokens]
+        texts: list[str] = trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    with ledger.phase("other"):
+        run_record.record(folder, now, trainer.pool_rows, decode, config.refresh.embedding, config.seed)
+    ledger.write(folder / "ledger.json")
+    # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
+    # After the files, so that a callback told of a selection can read it.
+    Trainer.log(trainer, selection_log.figures(ledger.rounds[-1], now))
