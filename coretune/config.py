@@ -7,6 +7,7 @@ coreset:   method, budget, and side by side the settings of that method, of the 
            What is not given is what the method asks for, and else the setting's own default
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
+evaluate:  file, metric, max_new_tokens, rows, tasks, task_rows: how good the trained model is (`quality.py`)
 report:    when report.html is written: after refreshes and at the end, at the end, never
 """
 
@@ -23,6 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from coretune.budget import BudgetRequest, parse_budget
+from coretune.evaluate_section import EvaluateSection
 from coretune.measure.settings import MeasureSettings
 from coretune.refresh import AnchorRefresh
 from coretune.schedule import CoresetConfig
@@ -57,6 +59,7 @@ class RunConfig(BaseModel):
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}
     peft: dict[str, Any] | None = None
+    evaluate: EvaluateSection | None = None
     report: Literal["refresh", "end", "never"] = "refresh"
     provenance: dict[str, Any] | None = None
 

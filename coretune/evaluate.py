@@ -41,6 +41,11 @@ def evaluate(
     if not records:
         raise ValueError("there are 0 records to evaluate; give at least one")
     rows = encode(tokenizer, records, tokenizer.model_max_length if max_length is None else max_length)
+    return evaluate_rows(model, tokenizer, rows)
+
+
+def evaluate_rows(model: torch.nn.Module, tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """`evaluate` on rows that are encoded already."""
     device = next(model.parameters()).device
     limit = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // len(tokenizer))
     was_training = model.training
@@ -76,7 +81,7 @@ def encode(tokenizer: Any, records: Sequence[Mapping[str, Any]], max_length: int
     return list(zip(encoded["input_ids"], encoded["prompt_length"], strict=True))
 
 
-def _batches(rows: list[Row], limit: int) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row], limit: int) -> Iterator[list[Row]]:
     """Rows of like length together: at least one row and at most `limit` tokens a batch, padding included."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: len(row[0])):

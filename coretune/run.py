@@ -26,9 +26,12 @@ from trl import SFTConfig
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
+from coretune.evaluate import Row
+from coretune.evaluate_section import EvaluateSection
 from coretune.ledger import TABLE_HEADER
 from coretune.look import Target
 from coretune.plan import prediction
+from coretune.quality import metrics_of, task_metrics
 from coretune.report import write_report
 from coretune.sight import SIGNALS
 from coretune.state import State
@@ -48,12 +51,15 @@ def train(config: RunConfig, on_step: Callable[[], object] | None = None) -> Cor
     """
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     _write_config(config, trainer)
+    scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, about_run(config)) or counted(trainer, config)
     trainer.train(config.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if config.eval_data:
-        metrics = trainer.evaluate()
+    metrics = trainer.evaluate() if config.eval_data else {}
+    if config.evaluate is not None:
+        metrics |= _quality(config.evaluate, trainer, scored)
+    if metrics:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
@@ -111,6 +117,32 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     if config.report == "refresh":
         trainer.add_callback(ReportWriter(trainer))
     return trainer
+
+
+def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
+    """The rows of the `evaluate` section, [] without one; ConfigError when no file is given."""
+    if config.evaluate is None:
+        return []
+    source = config.evaluate.file or config.eval_data
+    if source is None:
+        raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
+    tokenizer = trainer.processing_class
+    corpus = _corpus_of(source, config, tokenizer, _max_length(config.model_name_or_path, trainer.args))
+    tokens = corpus.tokens(np.arange(len(corpus)))
+    ends = corpus.prompt_length.tolist()
+    return [(ids.tolist(), end) for ids, end in zip(tokens, ends, strict=True)]
+
+
+def _quality(section: EvaluateSection, trainer: CoresetSFTTrainer, rows: list[Row]) -> dict[str, float]:
+    """`eval_…` -> figure. FLOPs are those of a forward pass over every token read or generated."""
+    bar = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+    with trainer.ledger.phase("evaluation", rows=len(rows[: section.rows])) as visit:
+        found, visit.tokens = metrics_of(trainer.model, trainer.processing_class, rows, section, bar)
+        visit.flops = trainer.cost.evaluation(np.array([visit.tokens / len(rows)] * len(rows)))
+        if section.tasks:
+            found |= task_metrics(trainer.model, trainer.processing_class, section)
+            visit.flops = None  # what lm-eval computes, nobody counted
+    return {f"eval_{name}": value for name, value in found.items()}
 
 
 def _write_report(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
