@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from coretune.ledger import (
     measurement_flops,
     training_flops,
 )
-from coretune.measure.parameters import choose, decoder_blocks
+from coretune.measure.parameters import choose, decoder_blocks, full_shape
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds import PoolRows
@@ -129,7 +130,14 @@ def model_shape(model: Any) -> ModelShape:
     _, blocks = decoder_blocks(model.get_decoder())
     # Written in the config only by architectures whose heads may be wider than their share.
     head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-    weights = sum(p.numel() for name, p in blocks.named_parameters() if p.ndim == 2 and "lora_" not in name)
+    # By the layers' own sizes: 4-bit weights are packed, and split ones are apart.
+    shapes = [
+        full_shape(layer, local)
+        for name, layer in blocks.named_modules()
+        for local, _ in layer.named_parameters(recurse=False)
+        if "lora_" not in name
+    ]
+    weights = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     return ModelShape(
         block_parameters=weights,
         head_parameters=config.vocab_size * config.hidden_size,

@@ -16,6 +16,7 @@ from torch import distributed, multiprocessing
 
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.model_cost import model_shape
 from coretune.refusals import refuse_first_fsdp
 
 NAMES = (
@@ -81,6 +82,7 @@ def test_an_adapter_on_4_bit_weights_equals_the_batch_1_loop(tmp_path):
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)
     assert type(model.get_decoder().layers[0].self_attn.q_proj.base_layer).__name__ == "Linear4bit"
+    assert model_shape(model) == model_shape(LlamaForCausalLM(config))  # packed weights count whole
     rows = random_rows(5, seed=3)
     found, expected = measure(model, rows, last_blocks=None), oracle(model, rows, None)
     assert_close(found["loss"], stacked(expected, "loss"))
