@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
-from coretune.measure.kept import Once, anew
+from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
@@ -29,7 +29,6 @@ from coretune.store import BLOCK, Store, fill
 from coretune.types import Array, Measure, Rows
 
 log = logging.getLogger("coretune")
-REFERENCE_SHARE = 20  # rows of a block for each row that they are compared with
 #: Signals that compare with a single target.
 ONE_TARGET = ("alignment", "target_cosine")
 
@@ -126,7 +125,7 @@ class Look:
 
 
 class FirstLook:
-    """A look at all rows that keeps its snapshots and projections from block to block, until `close`."""
+    """A look at all rows; snapshots, projections and references are kept from block to block, until `close`."""
 
     def __init__(self, look: Look) -> None:
         self.look = look
@@ -141,7 +140,8 @@ class FirstLook:
     def open(self) -> None:
         if self._measure is None:
             self.snapshots = self.look.snapshots()
-            self._measure = self.look.measurer(self.snapshots, None)
+            look = replace(self.look, once=Kept(lambda: 0))  # nothing is trained before it is closed
+            self._measure = look.measurer(self.snapshots, None)
 
     def close(self) -> None:
         self.snapshots, self._measure = (), None
@@ -188,9 +188,8 @@ class StoredLook:
         return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
 
     def _fill(self, folder: Path, parts: Mapping[str, str], measure: Measure, n: int, bar: Any) -> None:
-        block = _block(self.first.look)
-        layout, begun = _layout(folder, measure, min(n, block))
-        with Store.open(folder, parts, rows=n, signals=layout, block=block) as store:
+        layout, begun = _layout(folder, measure, n)
+        with Store.open(folder, parts, rows=n, signals=layout, block=BLOCK) as store:
             missing = store.missing()
             known = n - sum(len(store.rows_of(block)) for block in missing)
             if known:
@@ -201,27 +200,19 @@ class StoredLook:
             fill(store, measure)
 
 
-def _block(look: Look) -> int:
-    """Rows in a block. Those they are compared with are measured anew for each: few, beside a block's."""
-    if not set(look.signals) & set(ONE_TARGET):
-        return BLOCK
-    references = len(look.targets[0].rows.length) if look.targets else look.settings.reference_rows
-    return max(BLOCK, REFERENCE_SHARE * references)
-
-
 def _layout(
-    folder: Path, measure: Measure, block: int
+    folder: Path, measure: Measure, n: int
 ) -> tuple[dict[str, tuple[tuple[int, ...], str]], Mapping[str, Array] | None]:
     """Each signal's shape of a row and dtype, and the first block's values where they had to be measured."""
     if (folder / MANIFEST).is_file():
         return dict(Manifest.read(folder).signals), None
-    first = measure(np.arange(block, dtype=np.int64))
+    first = measure(np.arange(min(n, BLOCK), dtype=np.int64))
     return {name: (value.shape[1:], value.dtype.str) for name, value in first.items()}, first
 
 
 def _settings_parts(look: Look) -> dict[str, str]:
     """What this look's settings, device and code add to the fingerprint."""
-    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": _block(look)}
+    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
     config = look.model.config
     return {
         "settings": json.dumps(settings, sort_keys=True),

@@ -17,7 +17,7 @@ from coretune.graph import check_k
 from coretune.identity import model_parts, rows_fingerprint, snapshot_fingerprint
 from coretune.look import FirstLook, Look, StoredLook, Target
 from coretune.measure.bases import refuse_live
-from coretune.measure.kept import Kept
+from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
@@ -124,7 +124,7 @@ class Sight:
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
         kept = Kept(lambda: int(self.trainer.state.global_step))
-        later, first = self._look(self._now, kept), FirstLook(self._look(self._first, Kept(lambda: 0)))
+        later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
         stored = StoredLook(
             first,
@@ -133,13 +133,18 @@ class Sight:
             signals_dir,
             self._parts,
         )
-        flops = self.cost.measurement
-        begin = Meter(stored, flops, self._everywhere("first references", first.look.references))
+        cost, selector = self.cost, self.config.selector
+        snapshots = selector.checkpoints if isinstance(selector, Taught) else 1
+        begin = Meter(
+            stored,
+            lambda rows: cost.measurement(rows, snapshots),
+            self._everywhere("first references", first.look.references),
+        )
         references = self._everywhere("references", later.references)
 
         def later_flops(rows: Rows) -> float:
             """Of a look, without those of references that an earlier one of this refresh has measured."""
-            return flops(rows) - (self.cost.references if kept.at_hand else 0.0)
+            return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
 
         return Meter(self._door("look", later), later_flops, references, self._harvested(), begin)
 
@@ -160,7 +165,7 @@ class Sight:
         self.trainer.processes.answers(name, work)
         return lambda: self.trainer.processes.call(name)[0]
 
-    def _look(self, snapshots: Any, once: Kept) -> Look:
+    def _look(self, snapshots: Any, once: Once) -> Look:
         trainer = self.trainer
         bar = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
         return Look(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from coretune import look as looking
 from coretune.look import FirstLook, Look, StoredLook, Target, targets_of
+from coretune.measure.meter import Meter
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.types import Array, Rows
@@ -165,16 +166,19 @@ def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: 
     a_look(model, settings=MeasureSettings(preconditioner="adam")).check()
 
 
-def test_references_are_few_beside_the_rows_of_a_block(model: Any) -> None:
-    blocks = [
-        looking._block(a_look(model, *given))
-        for given in (
-            (("loss",),),
-            (("alignment",), (), None, MeasureSettings(reference_rows=2)),
-            (("target_cosine",), (), corpus(12, seed=1)),
-        )
-    ]
-    assert blocks == [16, 40, 240]
+def test_references_are_measured_once_for_all_blocks(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    mean_gradient = Meter.mean_gradient
+
+    def counted(self: Meter, *given: Any) -> Any:
+        asked.append(1)
+        return mean_gradient(self, *given)
+
+    monkeypatch.setattr(Meter, "mean_gradient", counted)
+    Counted(a_look(model, ("alignment",)), tmp_path)()
+    assert len(asked) == 1
 
 
 def test_runs_share_signals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

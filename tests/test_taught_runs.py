@@ -94,6 +94,9 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(state.pool.references["share"], [0.75, 0.25])
     assert state.pool.feature("trajectory").shape == (48, 32)
     assert [entry.rows_measured for entry in made.ledger.rounds] == [48, 48]
+    everyone = np.arange(48)
+    expected = sum(made.cost.measurement(everyone, snapshots) for snapshots in (2, 1))
+    assert made.ledger.by_phase()["measurement"].flops == pytest.approx(expected)
     resolved = run.build_coreset(section, 0).spelled_out(section)
     assert (resolved["preconditioner"], resolved["weighted"], resolved["anchors"]) == ("linear", True, "all")
 
