@@ -58,7 +58,7 @@ CASES = (
     "1000000x512x50000",
 )
 RIDGE = Gtp().ridge
-PATIENCE = 40.0  # seconds that a slow one may take in a case; beyond it is extrapolated
+PATIENCE = 60.0  # seconds that a slow one may take in a case; beyond it is extrapolated
 LARGEST = 6_000  # Gram matrix that is built to time a step
 BLOCK = 20_000
 

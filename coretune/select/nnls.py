@@ -24,12 +24,11 @@ from coretune.select.columns import combination, inner_products
 from coretune.types import Array, Rows
 
 ACTIVE_SET_COLUMNS = 128  # above it Newton's method is faster: 6 ms against 0.2 s at 1,500 columns
-GRAM_COLUMNS = 4096  # up to which, and to twice D, the whole Gram matrix is built once
 KKT = 1e-9  # a column outside the support may point towards the residual by this part of ‖b‖
 ROUNDING = 1e-13  # the same for the active set, whose answer is off by that over the ridge
 STEPS = 1000  # Newton steps
 PATIENCE = 5
-BLOCK = 4096
+BLOCK = 2048
 
 
 def ridge_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
@@ -132,21 +131,18 @@ def kkt_residual(columns: Array, target: Array, ridge: float, x: Array) -> float
 class Dense:
     """An `Algebra` of columns (m, D) in memory, in float64 whatever they are stored in.
 
-    `fit` works in the smaller of two spaces: the Gram matrix of the passive columns, a part of that of all
-    columns where these are few, or the (D, D) matrix K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. K is
-    kept, and changed by what came and went.
+    `fit` works in the smaller of two spaces: the Gram matrix of the passive columns, or the (D, D) matrix
+    K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. Inner products once made are kept, for up to 2 D
+    columns; K is kept, and changed by what came and went.
     """
 
     def __init__(self, columns: Array, target: Array, ridge: float) -> None:
         self._columns, self._target, self._ridge = columns, target, ridge
         count, width = columns.shape
         self._outer = np.zeros((width, width)) if count > width else None
-        self._gram: Array | None = None
-        self._right = np.zeros(0)  # ⟨a_i, b⟩ beside `_gram`
-        if count <= min(GRAM_COLUMNS, 2 * width):
-            wide = np.asarray(columns, dtype=np.float64)
-            self._gram, self._right = wide @ wide.T, wide @ target
-        self._counted = np.zeros(len(columns), dtype=bool)  # columns that `_outer` holds
+        self._counted = np.zeros(count, dtype=bool)  # columns that `_outer` holds
+        self._gram, self._met = np.zeros((0, 0)), np.zeros(0, dtype=np.int64)  # of columns met as passive
+        self._place = np.full(count, -1)  # of each column in `_met`
 
     def correlate(self, residual: Array) -> Array:
         return inner_products(self._columns, residual)
@@ -159,7 +155,8 @@ class Dense:
         rows = np.flatnonzero(passive)
         if len(rows) <= self._columns.shape[1]:
             if len(rows):
-                gram, right = self._gram_of(rows)
+                gram = self._gram_of(rows)
+                right = inner_products(self._columns[rows], self._target)
                 gram[np.diag_indices(len(rows))] += self._ridge
                 x[rows] = cho_solve(cho_factor(gram, overwrite_a=True), right)
             return x
@@ -168,12 +165,26 @@ class Dense:
         x[rows] = inner_products(self._columns, cho_solve(cho_factor(outer), self._target))[rows]
         return x
 
-    def _gram_of(self, rows: Rows) -> tuple[Array, Array]:
-        """(p, p) Gram matrix of some columns, and their (p,) ⟨a_i, b⟩."""
-        if self._gram is not None:
-            return self._gram[np.ix_(rows, rows)], self._right[rows]
-        chosen = np.asarray(self._columns[rows], dtype=np.float64)
-        return chosen @ chosen.T, chosen @ self._target
+    def _gram_of(self, rows: Rows) -> Array:
+        """(p, p) a copy of the Gram matrix of some columns."""
+        new = rows[self._place[rows] < 0]
+        if len(self._met) + len(new) > 2 * self._columns.shape[1]:
+            self._gram, self._met, new = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), rows
+            self._place[:] = -1
+        if len(new):
+            known, met = len(self._met), np.concatenate([self._met, new])
+            fresh = np.asarray(self._columns[new], dtype=np.float64)
+            gram = np.empty((len(met), len(met)))
+            gram[:known, :known] = self._gram
+            gram[known:, known:] = fresh @ fresh.T
+            for start in range(0, known, BLOCK):
+                part = slice(start, min(start + BLOCK, known))
+                gram[known:, part] = fresh @ np.asarray(self._columns[met[part]], dtype=np.float64).T
+            gram[:known, known:] = gram[known:, :known].T
+            self._gram, self._met, self._place[new] = gram, met, np.arange(known, len(met))
+        place = self._place[rows]
+        found: Array = self._gram[np.ix_(place, place)]
+        return found
 
     def _outer_of(self, passive: Array) -> Array:
         """Σ_{i∈P} a_i a_iᵀ, from the last one or anew, whichever touches fewer columns."""
