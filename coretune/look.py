@@ -125,7 +125,7 @@ class Look:
 
 
 class FirstLook:
-    """A look at all rows that keeps what it looks through, and references, from block to block until `close`."""
+    """A look at all rows that keeps snapshots, projections, references from block to block, until `close`."""
 
     def __init__(self, look: Look) -> None:
         self.look = look
