@@ -20,6 +20,7 @@ from transformers import Trainer, set_seed
 
 from coretune import dynamic, selection_log, state
 from coretune.callbacks import Rounds, make_readable
+from coretune.card import section, write_section
 from coretune.clock import batch_of, clock_of
 from coretune.decision import next_round
 from coretune.ledger import Ledger
@@ -275,6 +276,13 @@ class CoresetMixin(Trainer):
     def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
         lengths = row_lengths(inputs)
         self._evaluated += (len(lengths), lengths.sum(), self.cost.evaluation(lengths))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The stock card, with method, settings and cost."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            text = section(self.coreset_config, self.coreset_state, self.ledger)
+            write_section(Path(self.args.output_dir) / "README.md", text)
 
     # -------------------------------------------------------------------------------------------- set-up
 
