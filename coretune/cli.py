@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune import cache_command, plan_command, reading_command
+from coretune import cache_command, compare_command, plan_command, reading_command
 from coretune.console import Traceback, guarded, print_table
 
 app = typer.Typer(
@@ -92,7 +92,8 @@ for command in (reading_command.report, reading_command.explain, reading_command
     app.command()(command)
 
 
-app.command(name="plan")(plan_command.plan)
+app.command()(plan_command.plan)
+app.command()(compare_command.compare)
 
 
 def main() -> None:

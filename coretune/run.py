@@ -44,23 +44,28 @@ log = logging.getLogger("coretune")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
 
 
-def train(config: RunConfig, on_step: Callable[[], object] | None = None) -> CoresetSFTTrainer:
+def train(
+    config: RunConfig, on_step: Callable[[], object] | None = None, *, save: bool = True
+) -> CoresetSFTTrainer:
     """`coretune train`: fine-tune on the coreset, evaluate, save. The trainer holds state and ledger.
 
     on_step  called after every step, in place of everything that is shown on the console
+    save     whether the trained weights are kept
     """
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     _write_config(config, trainer)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, about_run(config)) or counted(trainer, config)
     trainer.train(config.resume_from_checkpoint)
-    trainer.save_model()
+    if save:
+        trainer.save_model()
     trainer.save_state()
     metrics = trainer.evaluate() if config.eval_data else {}
     if config.evaluate is not None:
         metrics |= _quality(config.evaluate, trainer, scored)
     if metrics:
-        trainer.log_metrics("eval", metrics)
+        if on_step is None:
+            trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
     _write_report(config, trainer)

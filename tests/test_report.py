@@ -39,8 +39,9 @@ def evil_rows(n: int = 60) -> FakeRows:
 
 def compare_file(folder: Path) -> None:
     curves = [{"arm": "grace", "flops": [1e9, 2e9], "loss": [2.0, 1.0], "error": [0.1, 0.1]}]
-    found = {"title": "two arms", "header": ["arm", "loss"], "rows": [["<b>grace</b>", "1.0 ± 0.1"]]}
-    (folder / "compare.json").write_text(json.dumps({**found, "curves": curves}))
+    table = {"title": "At equal steps", "header": ["arm", "loss"], "rows": [["<b>grace</b>", "1.0 ± 0.1"]]}
+    found = {"title": "two arms", "tables": [table], "curves": curves}
+    (folder / "compare.json").write_text(json.dumps(found))
 
 
 # ---------------------------------------------------------------------------------------------- figures

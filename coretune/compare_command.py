@@ -1,0 +1,117 @@
+"""`coretune compare`: arms against each other, at equal steps and at equal compute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coretune.console import Json, Traceback, guarded, print_json, print_table
+
+if TYPE_CHECKING:
+    from coretune.compare import Job, Result
+
+
+def compare(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What all arms share.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    arms: Annotated[str, typer.Option(help="Methods with settings, as grace:anchors=all, and full.")] = (
+        "full,random,grace"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from the config's on.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Left out: output_dir.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each if several.")] = 1,
+    equal_compute: Annotated[bool, typer.Option(help="Also train cheaper arms for longer.")] = True,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Arms from one config over several seeds: means, errors, paired tests, loss against compute."""
+
+    def work() -> None:
+        from coretune.config import load_config
+
+        settings = load_config(config, overrides or ())
+        folder = out or Path(settings.output_dir)
+        chosen = [arm.strip() for arm in arms.split(",")]
+        found = run_comparison(settings, chosen, seeds, folder, workers, equal_compute)
+        if as_json:
+            print_json(found)
+            return
+        for one in found["tables"]:
+            print_table(one["title"], [one["header"], *one["rows"]])
+        print(f"comparison: {folder / 'compare.json'}, a report of each run beside it")
+
+    guarded(work, traceback)
+
+
+def run_comparison(
+    config: Any, arms: Sequence[str], seeds: int, out: Path, workers: int, equal_compute: bool
+) -> dict[str, Any]:
+    """Run what is not finished; what compare.json holds, which is written after every job."""
+    from coretune import compare
+    from coretune.report import write_report
+
+    numbers = range(config.seed, config.seed + seeds)
+    jobs = compare.jobs_of(config, arms, numbers, out)
+    baseline = compare.BASELINE if compare.BASELINE in arms else arms[0]
+    title = f"{Path(config.train_data).name}, {Path(config.model_name_or_path).name}, {jobs[0].steps} steps"
+    said = partial(compare.summary, title, baseline=baseline)
+
+    def note(steps: list[Result], more: list[Result]) -> None:
+        compare.write_summary(out, said(steps, more))
+
+    at_steps = _run(jobs, out, workers, lambda done: note(done, []))
+    at_compute: list[Result] = []
+    if equal_compute:
+        afford = compare.afforded(at_steps)
+        longer = [compare.job_of(config, job.arm, job.seed, afford[job.arm], out) for job in jobs]
+        at_compute = _run(longer, out, workers, lambda done: note(at_steps, done))
+    found = said(at_steps, at_compute)
+    compare.write_summary(out, found)
+    for result in found["results"]:
+        if (out / result["folder"]).is_dir():
+            write_report(out / result["folder"])
+    return found
+
+
+def _run(jobs: list[Job], out: Path, workers: int, note: Callable[[list[Result]], None]) -> list[Result]:
+    """Every job's result, in the order of the jobs; `note` is told after each."""
+    from tqdm.auto import tqdm
+
+    done: dict[str, Result] = {}
+    with tqdm(total=len(jobs), unit="run") as bar:
+        for job, result in _results(jobs, out, workers, bar):
+            done[job.key] = result
+            bar.update()
+            note([done[other.key] for other in jobs if other.key in done])
+    return [done[job.key] for job in jobs]
+
+
+def _results(jobs: list[Job], out: Path, workers: int, bar: Any) -> Any:
+    from coretune import compare
+
+    if workers == 1:
+        for job in jobs:
+            bar.set_description(job.name)
+            yield job, compare.finished(job, out, _quietly)
+        return
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they begin
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(compare.finished, job, out, _quietly): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _quietly(job: Job) -> Result:
+    from coretune import run
+    from coretune.compare import run_job
+
+    run.quiet()
+    return run_job(job)

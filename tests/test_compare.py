@@ -1,0 +1,234 @@
+"""Arms against each other: what is shared, what is run again, and the statistics against formulas."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from tiny_run import model_folder, records, write_jsonl
+from typer.testing import CliRunner
+
+from coretune import compare, compare_command
+from coretune.arms import arm_section
+from coretune.cli import app
+from coretune.compare import Job, Result
+from coretune.config import ConfigError, RunConfig, build_coreset, check_config
+
+SHARED = {"method": "grace", "budget": "25%", "refresh_every": 2, "lambda": 0.5, "k": 4, "warmup": 0.1}
+
+
+def config(folder: Path, **top: Any) -> RunConfig:
+    return check_config(
+        {
+            "model_name_or_path": str(model_folder()),
+            "train_data": str(folder / "pool.jsonl"),
+            "eval_data": str(folder / "eval.jsonl"),
+            "output_dir": str(folder / "out"),
+            "coreset": SHARED,
+            "training": {
+                "max_steps": 8,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 1e-2,
+                "bf16": False,
+                "dataloader_pin_memory": False,
+            },
+            **top,
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------------------- arms
+
+
+def test_an_arm_shares_what_is_not_its_methods_own() -> None:
+    assert arm_section("grace", SHARED) == SHARED
+    assert arm_section("random", SHARED) == {k: v for k, v in SHARED.items() if k != "lambda"} | {
+        "method": "random"
+    }
+    full = arm_section("full", SHARED)
+    assert full == {"method": "random", "budget": "100%", "refresh_every": "never"}
+    with_more = arm_section("grace:anchors=all;lambda=0.25", SHARED)
+    assert with_more == {**SHARED, "anchors": "all", "lambda": 0.25}
+
+
+def test_a_method_with_a_teacher_keeps_its_own_schedule_unless_the_arm_says_otherwise() -> None:
+    section = arm_section("brief", SHARED)
+    assert "refresh_every" not in section
+    assert section["budget"] == "25%"
+    assert build_coreset(section, 0).coreset.refresh_every == "never"
+    assert arm_section("brief:refresh_every=4", SHARED)["refresh_every"] == 4
+    assert arm_section("brief", {**SHARED, "method": "brief"})["refresh_every"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("grase", "there is no arm 'grase', did you mean 'grace'"),
+        ("grace:lambda", "'lambda' in the arm 'grace:lambda' is no setting: write name=value"),
+    ],
+)
+def test_mistakes_in_an_arm_are_named(arm: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        arm_section(arm, SHARED)
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    for top, arms, message in (
+        ({"training": {}}, ["random"], "compare needs training.max_steps"),
+        ({"eval_data": None}, ["random"], "compare needs eval_data"),
+        ({}, ["random", "random"], "an arm is given twice"),
+        ({}, ["random:bugdet=4"], "unknown key coreset.bugdet, did you mean 'budget'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare.jobs_of(config(tmp_path, **top), arms, [0], tmp_path)
+
+
+def test_a_job_is_named_by_all_that_decides_it(tmp_path: Path) -> None:
+    def key(arm: str = "random", seed: int = 0, steps: int = 8, out: Path = tmp_path, **top: Any) -> str:
+        return compare.job_of(config(tmp_path, **top), arm, seed, steps, out).key
+
+    assert key() == key(out=tmp_path / "elsewhere")
+    training = {**config(tmp_path).training, "learning_rate": 2e-2}
+    keys = [key(), key("grace"), key("random:budget=30%"), key(seed=1), key(steps=9), key(training=training)]
+    assert len(set(keys)) == 6
+
+
+# ------------------------------------------------------------------------------------------- statistics
+
+VALUES = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
+
+
+@settings(deadline=None, max_examples=50)
+@given(values=VALUES, shift=st.floats(-2, 2), seed=st.integers(0, 99))
+def test_the_paired_test_is_students(values: list[float], shift: float, seed: int) -> None:
+    noise = np.random.default_rng(seed).standard_normal(len(values))
+    ours = {i: value + shift + noise[i] for i, value in enumerate(values)}
+    theirs = dict(enumerate(values)) | {99: 1e9}  # a seed that only one has counts for nothing
+    difference, p = compare.paired(ours, theirs)
+    expected = stats.ttest_rel([ours[i] for i in ours], values)
+    assert difference == pytest.approx(np.mean([ours[i] - theirs[i] for i in ours]))
+    assert p == pytest.approx(expected.pvalue, rel=1e-6)
+
+
+def test_statistics_of_too_little_are_not_a_number() -> None:
+    assert compare.mean_se([3.0])[0] == 3.0
+    assert np.isnan(compare.mean_se([3.0])[1])
+    assert compare.mean_se([1.0, 3.0]) == (2.0, 1.0)
+    assert np.isnan(compare.paired({0: 1.0}, {0: 2.0})[1])
+    assert compare.paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})[0] == 0.0
+
+
+def result(
+    arm: str, seed: int, flops: float, once: float = 0.0, loss: float = 1.0, steps: int = 10
+) -> Result:
+    curve = [[5, flops / 2, loss + 1], [steps, flops, loss]]
+    return {
+        "arm": arm,
+        "seed": seed,
+        "steps": steps,
+        "metrics": {"loss": loss, "exact_match": 0.5},
+        "flops": flops,
+        "once": once,
+        "seconds": 3.0,
+        "choosing": 1.0,
+        "curve": curve,
+        "folder": f"{arm}-{seed}",
+    }
+
+
+def test_every_arm_affords_what_the_dearest_computes() -> None:
+    results = [result("random", 0, 100.0), result("grace", 0, 300.0, 50.0), result("loss", 0, 150.0, 50.0)]
+    results += [result("near", 0, 290.0)]
+    # A step of `loss` costs 10 beside the 50 that are paid once: 250 buy 25.
+    assert compare.afforded(results) == {"random": 30, "grace": 10, "loss": 25, "near": 10}
+
+
+def test_the_table_has_means_errors_and_the_paired_test() -> None:
+    results = [result("random", seed, 1e3, loss=1.0 + seed / 10) for seed in range(3)]
+    results += [result("grace", seed, 2e3, loss=0.5 + seed / 5) for seed in range(3)]
+    header, lines = compare.table(results, "random")
+    assert header[:5] == ["arm", "seeds", "steps", "loss", "exact match"]
+    assert lines[0][3] == "1.100 ± 0.058"
+    grace = dict(zip(header, lines[1], strict=True))
+    assert grace["loss − random"] == "-0.400"
+    assert float(grace["p"]) == pytest.approx(stats.ttest_1samp([-0.5, -0.4, -0.3], 0).pvalue, abs=1e-3)
+    assert grace["FLOPs"] == "2.00e+03"
+
+
+def test_curves_are_means_over_seeds() -> None:
+    found = compare.curves([result("grace", seed, 100.0 + seed, loss=1.0 + seed) for seed in range(2)])
+    assert found[0]["flops"] == [50.25, 100.5]
+    assert found[0]["loss"] == [2.5, 1.5]
+    assert found[0]["error"] == [0.5, 0.5]
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "pool.jsonl", records(40))
+    write_jsonl(tmp_path / "eval.jsonl", records(8, seed=1))
+    return tmp_path
+
+
+def test_finished_jobs_are_not_repeated_and_cut_ones_begin_anew(data: Path) -> None:
+    job = compare.jobs_of(config(data), ["random"], [3], data / "out")[0]
+    ran: list[Job] = []
+
+    def cut(job: Job) -> Result:
+        Path(job.config.output_dir).mkdir(parents=True)
+        (Path(job.config.output_dir) / "ledger.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    def whole(job: Job) -> Result:
+        assert not Path(job.config.output_dir).exists()
+        ran.append(job)
+        return result("random", 3, 1.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare.finished(job, data / "out", cut)
+    first = compare.finished(job, data / "out", whole)
+    assert compare.finished(job, data / "out", whole) == first
+    assert len(ran) == 1
+    assert not list((data / "out").rglob("*.part"))
+
+
+def test_a_whole_comparison(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two arms, two seeds, at equal steps and at equal compute; a second time nothing is run."""
+    path = data / "config.yaml"
+    path.write_text(yaml.safe_dump(config(data).model_dump(exclude_none=True)), encoding="utf-8")
+    command = ["compare", str(path), "--arms", "random,loss:anchors=all", "--seeds", "2", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    out = data / "out"
+    found = json.loads((out / "compare.json").read_text())
+    assert json.loads(done.stdout) == found
+    steps, compute = found["tables"]
+    assert [line[:3] for line in steps["rows"]] == [["random", "2", "8"], ["loss:anchors=all", "2", "8"]]
+    afforded = {line[0]: int(line[2]) for line in compute["rows"]}
+    assert afforded["loss:anchors=all"] == 8
+    assert afforded["random"] > 8
+    flops = {r["arm"]: r["flops"] for r in found["results"] if r["steps"] == afforded[r["arm"]]}
+    assert flops["random"] == pytest.approx(flops["loss:anchors=all"], rel=0.2)
+    assert len(found["results"]) == 6
+    assert [len(curve["flops"]) > 3 for curve in found["curves"]] == [True, True]
+    assert {"loss", "exact_match"} <= set(found["results"][0]["metrics"])
+    page = (out / found["results"][0]["folder"] / "report.html").read_text(encoding="utf-8")
+    assert "Compared with other arms" in page
+    assert not list(out.glob("*/model.safetensors"))
+
+    def never(job: Job) -> Result:
+        raise AssertionError("a finished job was run again")
+
+    monkeypatch.setattr(compare_command, "_quietly", never)
+    again = CliRunner().invoke(app, command[:-1])
+    assert again.exit_code == 0, again.output
+    assert "At equal compute, choosing included" in again.stdout
