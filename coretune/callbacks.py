@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -63,7 +64,7 @@ class _Printer(_Readable, PrinterCallback):
 
 
 def make_readable(trainer: Any) -> None:
-    """Put ours in the place of the stock console callbacks that the trainer has."""
+    """Put ours in the place of the stock console callbacks the trainer has; no bar without a terminal."""
     for stock, ours in ((ProgressCallback, _Progress), (PrinterCallback, _Printer)):
         if trainer.pop_callback(stock) is not None:
-            trainer.add_callback(ours)
+            trainer.add_callback(ours if sys.stderr.isatty() else _Printer)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from coretune import cache_command, compare_command, plan_command, reading_command
-from coretune.console import Traceback, guarded, print_table
+from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +34,8 @@ def train(
     config: Config,
     overrides: Overrides = None,
     skip_bad_rows: SkipBadRows = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Fine-tune on a coreset that changes as the model learns."""
@@ -42,9 +44,15 @@ def train(
         from coretune import run
 
         settings = _load(config, overrides, skip_bad_rows)
-        trainer = run.train(settings)
-        print_table("Cost of this run", run.summary(trainer))
-        print(run.against_plan(trainer))
+        if quiet or as_json:
+            run.quiet()
+        trainer = run.train(settings, on_step=(lambda: None) if quiet or as_json else None)
+        if as_json:
+            print_json({"output_dir": settings.output_dir, **trainer.ledger.to_dict()})
+            return
+        if not quiet:
+            print_table("Cost of this run", run.summary(trainer))
+            print(run.against_plan(trainer))
         print(f"run directory: {settings.output_dir}")
 
     guarded(work, traceback)
@@ -55,6 +63,8 @@ def select(
     config: Config,
     overrides: Overrides = None,
     skip_bad_rows: SkipBadRows = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Choose the coreset without training on it, and write it as coreset.jsonl for any trainer."""
@@ -63,8 +73,13 @@ def select(
         from coretune import run
 
         settings = _load(config, overrides, skip_bad_rows)
-        path = run.select(settings)
-        print(f"coreset: {path}")
+        if quiet or as_json:
+            run.quiet()
+        path = run.select(settings, quiet or as_json)
+        if as_json:
+            print_json({"coreset": str(path)})
+        else:
+            print(f"coreset: {path}")
 
     guarded(work, traceback)
 
@@ -73,6 +88,8 @@ def select(
 def demo(
     output_dir: Annotated[str, typer.Option(help="Where the pool and the runs go.")] = "runs/demo",
     seed: Annotated[int, typer.Option(help="Of the pool and of the runs.")] = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Three arms on a generated pool: everything, a random coreset, a GRACE coreset. No network, no GPU."""
@@ -82,7 +99,12 @@ def demo(
 
         from coretune.demo import run_demo
 
-        print_table("Equal steps; seconds include selection", run_demo(Path(output_dir), seed))
+        header, *rows = run_demo(Path(output_dir), seed, quiet=quiet or as_json)
+        if as_json:
+            names = [name.replace("\n", " ") for name in header]
+            print_json([dict(zip(names, row, strict=True)) for row in rows])
+            return
+        print_table("Equal steps; seconds include selection", [header, *rows])
         print(f"run directory: {output_dir}")
 
     guarded(work, traceback)

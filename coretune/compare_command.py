@@ -80,10 +80,10 @@ def run_comparison(
 
 def _run(jobs: list[Job], out: Path, workers: int, note: Callable[[list[Result]], None]) -> list[Result]:
     """Every job's result, in the order of the jobs; `note` is told after each."""
-    from tqdm.auto import tqdm
+    from coretune.progress import progress
 
     done: dict[str, Result] = {}
-    with tqdm(total=len(jobs), unit="run") as bar:
+    with progress(len(jobs), "comparing", "run", leave=True) as bar:
         for job, result in _results(jobs, out, workers, bar):
             done[job.key] = result
             bar.update()

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from coretune import run
 from coretune.config import RunConfig, check_config
 from coretune.evaluate import evaluate
 from coretune.playground import BASE_MODEL, Playground, make_pool
+from coretune.progress import progress
 from coretune.train import CoresetSFTTrainer
 
 REFRESH_EVERY = 20  # steps
@@ -41,7 +41,9 @@ HEADER = (
 )
 
 
-def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 200) -> list[tuple[str, ...]]:
+def run_demo(
+    folder: Path, seed: int = 0, rows: int = 2000, steps: int = 200, quiet: bool = False
+) -> list[tuple[str, ...]]:
     """Make the pool, train the arms; the printable table, header first. Everything is under `folder`.
 
     The folders of an earlier demo are replaced; nothing else in `folder` is touched.
@@ -53,7 +55,7 @@ def run_demo(folder: Path, seed: int = 0, rows: int = 2000, steps: int = 200) ->
     pool = make_pool(seed, rows=rows)
     pool.write(folder / "data")
     table: list[tuple[str, ...]] = [HEADER]
-    with tqdm(total=len(ARMS) * steps, unit="step") as bar:
+    with progress(len(ARMS) * steps, unit="step", leave=True, shown=not quiet) as bar:
         for arm, coreset in ARMS.items():
             bar.set_description(arm)
             trainer = run.train(_config(folder, arm, coreset, seed, steps), on_step=bar.update)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
@@ -24,6 +23,7 @@ from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
+from coretune.progress import progress
 from coretune.rounds import PoolRows
 from coretune.store import BLOCK, Store, fill
 from coretune.types import Array, Measure, Rows
@@ -117,7 +117,7 @@ class Look:
         )
 
     def shown(self, total: int) -> Any:
-        return tqdm(total=total, desc="measuring", unit="row", leave=False, disable=not self.bar)
+        return progress(total, "measuring", shown=self.bar)
 
     def _first_token(self) -> int:
         first: int | None = self.tokenizer.bos_token_id

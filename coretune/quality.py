@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from coretune.evaluate import TOKENS_AT_ONCE, Row, evaluate_rows
 from coretune.evaluate_section import EvaluateSection
+from coretune.progress import progress
 from coretune.rouge import rouge
 
 
@@ -53,7 +53,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with tqdm(total=len(rows), desc="generating", unit="row", leave=False, disable=not bar) as shown:
+        with progress(len(rows), "generating", shown=bar) as shown:
             for batch in _batches(rows, max_new_tokens):
                 for row, ids in zip(
                     batch, _answers(model, tokenizer, rows, batch, max_new_tokens), strict=True

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +33,7 @@ from coretune.evaluate_section import EvaluateSection
 from coretune.ledger import TABLE_HEADER
 from coretune.look import Target
 from coretune.plan import prediction
+from coretune.progress import SECONDS
 from coretune.quality import metrics_of, task_metrics
 from coretune.report import write_report
 from coretune.sight import SIGNALS
@@ -72,7 +75,7 @@ def train(
     return trainer
 
 
-def select(config: RunConfig) -> Path:
+def select(config: RunConfig, quiet: bool = False) -> Path:
     """`coretune select`: the first selection of the same run, without training after it.
 
     The warm-up, when the method has one, is trained as in `train`: set coreset.warmup=0 to select with the
@@ -81,7 +84,8 @@ def select(config: RunConfig) -> Path:
     """
     quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
     training = {**config.training, **quick}
-    trainer = build_trainer(config.model_copy(update={"training": training, "resume_from_checkpoint": None}))
+    alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
+    trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
     _write_config(config, trainer)
     state = trainer.select()
     path = Path(config.output_dir) / "coreset.jsonl"
@@ -93,6 +97,8 @@ def select(config: RunConfig) -> Path:
 
 def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     """Corpora, model and trainer of a config, all checked; `stock` goes to SFTTrainer as it is."""
+    if not sys.stderr.isatty():
+        no_bars()
     _refuse_old_run(config)
     section = build_coreset(config.coreset, config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path)
@@ -202,8 +208,14 @@ def load_tokenizer(name: str) -> Any:
 
 def quiet() -> None:
     """No bars and no notes of the libraries; errors still show."""
-    datasets.disable_progress_bars()
+    no_bars()
     transformers_logging.set_verbosity_error()
+    log.setLevel(logging.ERROR)
+
+
+def no_bars() -> None:
+    """No bars of the libraries, which without a terminal are long lines of nothing."""
+    datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
 
 
@@ -248,9 +260,12 @@ def _max_length(model: str, args: SFTConfig) -> int:
 
 def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> Corpus:
     """Its faults and cuts are named in warnings."""
+    began = time.monotonic()
     corpus = Corpus.build(
         source, tokenizer, columns=config.columns, max_length=length, skip_bad_rows=config.skip_bad_rows
     )
+    if not sys.stderr.isatty() and (took := time.monotonic() - began) > SECONDS:
+        log.info("tokenised %d rows of %s in %.0f s", len(corpus), source, took)
     for place, reason in corpus.dropped:
         log.warning("left out %s: %s", place, reason)
     if corpus.truncated:

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from coretune.fingerprint import differences
@@ -35,6 +34,7 @@ from coretune.ledger import Ledger
 from coretune.measure.snapshots import find_snapshots
 from coretune.model_cost import ModelCost
 from coretune.processes import Processes
+from coretune.progress import progress
 from coretune.rounds import PoolRows
 from coretune.schedule import CoresetConfig
 from coretune.types import Rows
@@ -256,7 +256,7 @@ class _Lesson(TrainerCallback):
 
     def __init__(self, marks: Sequence[int], hidden: bool) -> None:
         self.marks = frozenset(marks)
-        self.bar = tqdm(total=max(marks), desc="teacher", unit="step", leave=False, disable=hidden)
+        self.bar = progress(max(marks), "teacher", "step", shown=not hidden)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step)
