@@ -35,6 +35,7 @@ import numpy as np
 import yaml
 
 import coretune
+from coretune.compare import mean_se
 from coretune.select import SELECTORS
 from coretune.types import Taught
 
@@ -225,13 +226,6 @@ def run_all(jobs: list[Job], out: Path, workers: int) -> list[dict[str, Any]]:
                 flush=True,
             )
     return [results[job.key] for job in jobs]
-
-
-def mean_se(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error of the mean; the error of a single value is NaN."""
-    array = np.asarray(values, float)
-    error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else float("nan")
-    return float(array.mean()), float(error)
 
 
 def print_table(results: list[dict[str, Any]], title: str) -> None:

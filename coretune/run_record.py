@@ -31,6 +31,7 @@ EXCERPT = 160  # tokens of a text that are kept …
 HEAD = 60  # … of which so many from its beginning, where it is longer, and the rest from its end
 BLOCK = 1000  # rows decoded at once
 PLANE_ROWS = 2000  # rows the map's two directions are taken from
+MAP_WIDTH = 16_384  # numbers of a vector above which its plane would take too long
 COPY_COSINE = 0.999
 RESPONSES = "response_embedding"
 
@@ -57,7 +58,7 @@ def record(
     """Add this state's selection to the run; the pool too when it is not there yet.
 
     decode     token lists -> texts
-    embedding  the signal the map is of
+    embedding  the signal the map is of, where the pool has it
     """
     path = Path(folder) / POOL
     if not path.exists():
@@ -84,14 +85,23 @@ def describe_pool(pool: Pool, rows: PoolRows, decode: Decode, embedding: str, se
     }
     for name in ("x", "y"):
         columns[name] = pa.nulls(pool.n, pa.float32())
-    if embedding in pool.features and pool.n > 2:
-        places, facts["variance_shown"] = plane(pool.features[embedding], seed)
+    mapped = _mapped(pool, embedding)
+    if mapped is not None and pool.n > 2:
+        facts["embedding"] = mapped
+        places, facts["variance_shown"] = plane(pool.features[mapped], seed)
         columns |= {"x": places[:, 0], "y": places[:, 1]}
     columns["copies"] = pa.nulls(pool.n, pa.int32())
     if pool.graph is not None:
         facts["copies_by"] = RESPONSES if RESPONSES in pool.features else embedding
         columns["copies"] = copy_groups(pool, COPY_COSINE, str(facts["copies_by"]))
     return pa.table(columns, schema=SCHEMA.with_metadata({MAP_FACTS: json.dumps(facts)}))
+
+
+def _mapped(pool: Pool, embedding: str) -> str | None:
+    """The signal to map: that embedding, else another, else gradients; None where no signal is a vector."""
+    vectors = [n for n, v in pool.features.items() if v.ndim == 2 and 2 < v.shape[1] <= MAP_WIDTH]
+    first = [name for name in (embedding, "prompt_embedding", RESPONSES) if name in vectors]
+    return next(iter([*first, *sorted(vectors)]), None)
 
 
 def plane(embedding: Array, seed: int) -> tuple[Array, float]:

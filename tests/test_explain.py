@@ -74,6 +74,23 @@ def test_what_has_no_plane_lies_in_one_point(shape: tuple[int, int]) -> None:
     assert share == 1
 
 
+def test_the_map_is_of_what_vectors_there_are() -> None:
+    """An embedding before gradients, and gradients before nothing."""
+    rows = fake_rows(12)
+    pool = fake_pool(rows)
+    gradient = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+    for features, mapped in (
+        ({"gradient": gradient, EMBEDDING: pool.features[EMBEDDING]}, EMBEDDING),
+        ({"gradient": gradient, "loss": gradient[:, 0]}, "gradient"),
+        ({"loss": gradient[:, 0], "wide": np.zeros((12, run_record.MAP_WIDTH + 1), np.float32)}, None),
+    ):
+        seen = run_record.Pool(features, pool.cost, pool.measured_at, pool.usable)
+        table = run_record.describe_pool(seen, rows, decode, EMBEDDING, 0)
+        facts = json.loads(table.schema.metadata[b"coretune"])
+        assert ("variance_shown" in facts) == (mapped is not None) == (table["x"].null_count == 0)
+        assert mapped in (None, facts["embedding"])
+
+
 def test_long_texts_are_kept_by_beginning_and_end() -> None:
     prompt = "a" * 100 + "b" * 300 + "c" * 100
     rows = FakeRows([(prompt, "x" * 10), ("short", "y" * 160), ("p", "z" * 161)], None)

@@ -325,7 +325,7 @@ def test_a_run_without_map_components_or_ledger_has_a_page_too(browser: Browser,
         (tmp_path / name).unlink()
     opened(browser, write_report(tmp_path))
     assert browser.messages == []
-    assert "this method looks at nothing" in browser.evaluate("document.body.textContent")
+    assert "No map: the run holds no vectors" in browser.evaluate("document.body.textContent")
 
 
 def test_a_hundred_thousand_rows_are_light_and_quick(browser: Browser, tmp_path: Path) -> None:
