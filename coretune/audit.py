@@ -15,7 +15,7 @@ One row group a round, rounds ascending; one line a pool row:
     measured     bool     measured exactly in this round; else its values are propagated or older
     measured_at  int32    round of the last exact measurement, -1 = never
     excluded     string   why the row may not be chosen; null where it may
-    representative  int32    row of the nearest chosen row among its neighbours in the graph; its own if chosen
+    representative  int32    row of the nearest chosen row among its neighbours; its own if chosen
     closeness    float32  cosine with it; both are null where no neighbour was chosen, or there is no graph
     neighbors    list<int32>  rows of its NEIGHBORS nearest in the graph; null where there is no graph
     and one float32 column for each component in `Coreset.reasons`; null in rounds that had no such component

@@ -1,7 +1,7 @@
 """What a run keeps, so that it can be read without its data and its model.
 
-pool.parquet       one line a pool row, in the order of the pool: id, source, tokens, an excerpt of the text, its
-                   place on a map, its group of copies. Written once, at the first selection.
+pool.parquet       one line a pool row, in the order of the pool: id, source, tokens, an excerpt of the text,
+                   its place on a map, its group of copies. Written once, at the first selection.
 selection.parquet  one line a row and selection (`audit.py`)
 
 A reader can so say of any row what it holds, who its neighbours are and how they read. Nothing else is kept:
@@ -105,7 +105,7 @@ def _mapped(pool: Pool, embedding: str) -> str | None:
 
 
 def plane(embedding: Array, seed: int) -> tuple[Array, float]:
-    """(n, 2) float32: the rows on the plane through their mean that shows most of them, and how much it shows.
+    """(n, 2) float32: the rows on the plane through their mean that shows most, and how much it shows.
 
     Principal components of PLANE_ROWS random rows [choice: no further package, the same at every call, and
     every row can be placed at the price of a product]. Signs: a direction's largest entry is positive.
