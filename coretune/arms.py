@@ -21,7 +21,8 @@ FULL = "full"
 def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """The `coreset` section of an arm.
 
-    What the shared section sets for its own method alone is left out for another. [choice] A method that
+    What the shared section sets for its own method alone is left out for another, and audit_every for all:
+    an audit's looks are not the method's, and would be charged to it. [choice] A method that
     looks through a teacher keeps its own way of looking and training, unless the arm says otherwise: with
     another schedule it would be another method.
     Raises ConfigError for an unknown method or a setting that is not `name=value`.
@@ -49,7 +50,7 @@ def _foreign(method: str, shared: Mapping[str, Any]) -> set[str]:
     """Settings of the shared section that are not for this method."""
     selector = SELECTORS[method]
     known = {field.name.rstrip("_") for field in fields(selector)}
-    left_out: set[str] = set()
+    left_out = {"audit_every"}
     if shared.get("method") in SELECTORS and shared["method"] != method:
         theirs = {field.name.rstrip("_") for field in fields(SELECTORS[shared["method"]])}
         left_out |= theirs - known

@@ -193,10 +193,12 @@ def table(results: Sequence[Result], baseline: str) -> tuple[list[str], list[lis
 
 
 def curves(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Held-out loss against FLOPs, choosing included: an arm each, means over seeds at equal steps."""
+    """Held-out loss against FLOPs, choosing included: an arm each, means over seeds of its longest runs."""
     found = []
     for arm in dict.fromkeys(result["arm"] for result in results):
-        lines = [point for result in results if result["arm"] == arm for point in result["curve"]]
+        longest = max(result["steps"] for result in results if result["arm"] == arm)
+        runs = [result for result in results if (result["arm"], result["steps"]) == (arm, longest)]
+        lines = [point for result in runs for point in result["curve"]]
         steps = sorted({step for step, _, _ in lines})
         points = [[(flops, loss) for s, flops, loss in lines if s == step] for step in steps]
         losses = [mean_se([loss for _, loss in some]) for some in points]
@@ -219,12 +221,7 @@ def summary(title: str, steps: Sequence[Result], compute: Sequence[Result], base
             header, lines = table(results, baseline)
             tables.append({"title": name, "header": header, "rows": lines})
     everything = [*steps, *(result for result in compute if result not in steps)]
-    return {
-        "title": title,
-        "tables": tables,
-        "curves": curves(everything if compute else steps),
-        "results": everything,
-    }
+    return {"title": title, "tables": tables, "curves": curves(everything), "results": everything}
 
 
 def write_summary(out: Path, found: Mapping[str, Any]) -> Path:

@@ -48,7 +48,7 @@ def config(folder: Path, **top: Any) -> RunConfig:
 
 
 def test_an_arm_shares_what_is_not_its_methods_own() -> None:
-    assert arm_section("grace", SHARED) == SHARED
+    assert arm_section("grace", SHARED | {"audit_every": 2}) == SHARED
     assert arm_section("random", SHARED) == {k: v for k, v in SHARED.items() if k != "lambda"} | {
         "method": "random"
     }
@@ -160,6 +160,11 @@ def test_the_table_has_means_errors_and_the_paired_test() -> None:
     assert grace["loss − random"] == "-0.400"
     assert float(grace["p"]) == pytest.approx(stats.ttest_1samp([-0.5, -0.4, -0.3], 0).pvalue, abs=1e-3)
     assert grace["FLOPs"] == "2.00e+03"
+
+
+def test_curves_are_of_the_longest_runs() -> None:
+    found = compare.curves([result("full", 0, 100.0), result("full", 0, 300.0, steps=30)])
+    assert found[0]["flops"] == [150.0, 300.0]
 
 
 def test_curves_are_means_over_seeds() -> None:

@@ -146,7 +146,7 @@ function approximation() {
   draw("approximation", names.map((name, i) => ({
     x: R.approximation.map(a => a.step ?? a.round), y: R.approximation.map(a => a[name]), name: label(name), mode: "lines+markers", line: { color: PALETTE[i % 8], width: 2 },
     hovertemplate: "%{y:.3f}<extra>" + label(name) + "</extra>",
-  })), { xaxis: title(unit), yaxis: { range: [0, 1.04] } });
+  })), { xaxis: { ...title(unit), range: [0, at(last) * 1.05] }, yaxis: { range: [0, 1.04] } });
 }
 function loss() {
   const looks = { training: ["#7d8794", "lines"], "held-out": [RED, "lines+markers"], "exact match": [GREEN, "lines+markers"] };
@@ -161,6 +161,6 @@ function curves() {
   draw("curves", R.compare.curves.map((arm, i) => ({
     x: arm.flops, y: arm.loss, name: plain(arm.arm), mode: "lines+markers", line: { color: PALETTE[i % 8], width: 2 }, marker: { size: 6, symbol: i },
     error_y: { array: arm.error, thickness: 1, width: 2 }, hovertemplate: "%{x:.2e} FLOPs: %{y:.3f}<extra>" + plain(arm.arm) + "</extra>",
-  })), { xaxis: { ...title("FLOPs"), type: "log" }, yaxis: {} });
+  })), { xaxis: { ...title("FLOPs"), type: "log", dtick: "D2", exponentformat: "power", minorloglabels: "complete" }, yaxis: {} });
 }
 const MOVING = [map, components, sources, lengths, copies, coverage, loss], STILL = [overlap, held, approximation, curves];
