@@ -93,6 +93,7 @@ class Ledger:
     costs: dict[str, Cost] = field(default_factory=lambda: {name: Cost() for name in PHASES})
     rounds: list[Round] = field(default_factory=list)
     predicted: Mapping[str, Any] | None = None  # phases and total, as `to_dict` has them, before the run
+    disk: Mapping[str, int] = field(default_factory=dict)  # what -> bytes, when the run was over
     _open: list[Visit] = field(default_factory=list, init=False, repr=False)
 
     @contextmanager
@@ -146,6 +147,7 @@ class Ledger:
             "total": asdict(sum(costs.values(), Cost())),
             "rounds": [_plain(entry) for entry in self.rounds],
             **({} if self.predicted is None else {"predicted": dict(self.predicted)}),
+            **({"disk": dict(self.disk)} if self.disk else {}),
         }
 
     @classmethod
@@ -157,6 +159,7 @@ class Ledger:
             ledger.costs[name] = Cost(**cost)
         ledger.rounds = [Round(**entry) for entry in state["rounds"]]
         ledger.predicted = state.get("predicted")
+        ledger.disk = state.get("disk", {})
         return ledger
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -28,6 +28,7 @@ from trl import SFTConfig
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.corpus import Corpus
+from coretune.disk import disk_bytes
 from coretune.evaluate import Row
 from coretune.evaluate_section import EvaluateSection
 from coretune.ledger import TABLE_HEADER
@@ -70,6 +71,7 @@ def train(
         if on_step is None:
             trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.ledger.disk = disk_bytes(config.output_dir)
     trainer.ledger.write(Path(config.output_dir) / "ledger.json")
     _write_report(config, trainer)
     return trainer

@@ -93,6 +93,9 @@ def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
     assert ledger["phases"]["training"]["rows"] + ledger["phases"]["warm-up"]["rows"] == 32
     assert ledger["phases"]["evaluation"]["rows"] == 12
     assert ledger["total"]["flops"] > 0
+    weights = sum(path.stat().st_size for path in done.glob("checkpoint-*/*"))
+    assert weights <= ledger["disk"]["checkpoints"] < 1.5 * weights + 1e6
+    assert min(ledger["disk"][kind] for kind in ("weights", "signals", "records")) > 0
     assert "spearman" in ledger["rounds"][2]["approximation"]
 
 

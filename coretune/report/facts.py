@@ -88,14 +88,15 @@ def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Ar
     phases = run.ledger.get("phases")
     if not phases:
         return cards
-    total = run.ledger["total"]
+    total, disk = run.ledger["total"], sum(run.ledger.get("disk", {}).values())
     choosing = sum(phases[name]["seconds"] for name in CHOOSING if name != "warm-up")
     share = choosing / total["seconds"] if total["seconds"] else 0.0
     cards.append(
         {
             "label": "Time",
             "value": _duration(total["seconds"]),
-            "note": f"{share:.0%} of it measuring and choosing",
+            "note": f"{share:.0%} of it measuring and choosing"
+            + (f"; {disk / 2**20:,.0f} MiB on disk" if disk else ""),
         }
     )
     if total["flops"]:
