@@ -169,15 +169,16 @@ def plan(spaces: Sequence[Space], lower: str, memory: int, k: int, runs: int) ->
     """
     n, dimensions, count = spaces[0].n, sum(space.d for space in spaces), len(spaces)
     pairs = float(n) * n
+    working = 4.0 * min(BLOCK_BYTES, 4.0 * n * max(space.d for space in spaces))  # blocks of features
     blocks = Plan(
         "blocks",
         "Exact: every pair, computed anew at each evaluation. F is within 1 − 1/e of the best",
-        memory=2.0 * min(count * BLOCK_BYTES, 4.0 * n * dimensions),
+        memory=working,
         work=PASSES * runs * pairs * dimensions,
     )
     if lower in ("auto", "dense"):
         for dtype, what in ((np.float32, "held"), (np.uint16, "held in 16 bits, 7.6e-6 of the diameter")):
-            held = pairs * count * np.dtype(dtype).itemsize
+            held = working + pairs * count * np.dtype(dtype).itemsize
             if held <= memory:
                 exact = f"Exact: every pair, {what}. F is within 1 − 1/e of the best"
                 return Plan("held", exact, held, pairs * dimensions / 2, dtype)
@@ -191,6 +192,7 @@ def plan(spaces: Sequence[Space], lower: str, memory: int, k: int, runs: int) ->
     held = edges * (12 + 12 * count)
     if small:  # one projected space at a time, while there are lists but no edges yet
         held = max(held, n * (4.0 * SEARCH_DIMENSIONS + k * (4.0 + 4.0 * count)))
+    held += working
     if lower == "graph" or (lower == "auto" and n <= GRAPH_ROWS and held <= memory):
         if held > memory:
             raise ValueError(
