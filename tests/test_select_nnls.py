@@ -21,7 +21,7 @@ Engine = Callable[[Array, Array, float, Array], Array]
 def newton(make: MakeAlgebra) -> Engine:
     def engine(columns: Array, target: Array, ridge: float, start: Array) -> Array:
         everyone = np.ones(len(columns), dtype=bool)
-        return newton_nnls(make(columns, target, ridge), target, ridge, start, everyone)
+        return newton_nnls(make(columns, target, ridge), target, ridge, start > 0, everyone)
 
     return engine
 
@@ -138,8 +138,8 @@ def test_columns_that_are_not_allowed_are_as_if_not_there(make: MakeAlgebra) -> 
     columns, target = unit(rng.normal(size=(80, 15)) + rng.normal(size=15)), rng.normal(size=15)
     allowed, start = rng.random(80) < 0.4, rng.random(80)
     products = make(columns, target, 1e-2)
-    everyone = newton_nnls(products, target, 1e-2, start, np.ones(80, dtype=bool))
-    some = newton_nnls(products, target, 1e-2, np.where(allowed, everyone, 0.0), allowed)
+    everyone = newton_nnls(products, target, 1e-2, start > 0.5, np.ones(80, dtype=bool))
+    some = newton_nnls(products, target, 1e-2, everyone > 0, allowed)
     assert (some[~allowed] == 0).all()
     assert some[allowed] == pytest.approx(by_scipy(columns[allowed], target, 1e-2), abs=1e-8)
 

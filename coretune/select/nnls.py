@@ -35,7 +35,8 @@ def ridge_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Arr
     """(m,) float64 x of columns (m, D) float32 or float64, from a start (m,) >= 0."""
     if len(columns) <= ACTIVE_SET_COLUMNS:
         return active_set_nnls(columns, target, ridge, start)
-    return newton_nnls(Dense(columns, target, ridge), target, ridge, start, np.ones(len(columns), dtype=bool))
+    everyone = np.ones(len(columns), dtype=bool)
+    return newton_nnls(Dense(columns, target, ridge), target, ridge, start > 0.0, everyone)
 
 
 def active_set_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
@@ -69,10 +70,11 @@ class Algebra(Protocol):
 MakeAlgebra = Callable[[Array, Array, float], Algebra]
 
 
-def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array, allowed: Array) -> Array:
+def newton_nnls(algebra: Algebra, target: Array, ridge: float, first: Array, allowed: Array) -> Array:
     """(m,) float64 x by Newton's method on the dual, for any number of columns.
 
-    start    (m,) >= 0; allowed  (m,) bool, x = 0 for the others
+    first    (m,) bool, a guess of the columns that get a weight; a good one saves steps
+    allowed  (m,) bool, x = 0 for the others
 
     The optimal x is max(0, ⟨a_i, r⟩)/ρ for the minimiser r of the strictly convex, piecewise quadratic
 
@@ -88,10 +90,9 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array, all
     """
     _check(ridge)
     scale = float(np.linalg.norm(target))
-    residual = target - algebra.combine(start)
-    inner = algebra.correlate(residual)
-    passive = allowed & (inner > 0.0)
-    fewest, patience = len(start) + 1, PATIENCE
+    residual, inner = np.zeros(len(target)), np.zeros(len(first))
+    passive = allowed & first
+    fewest, patience = len(first) + 1, PATIENCE
     for _ in range(STEPS):
         x = algebra.fit(passive)
         goal = target - algebra.combine(x)
@@ -115,7 +116,7 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, start: Array, all
             residual, inner = residual + step * (goal - residual), inner + step * (goal_inner - inner)
             passive = allowed & (inner > 0.0)
     raise ArithmeticError(
-        f"NNLS of {len(start)} columns has {count} on the wrong side after {STEPS} steps: the ridge of "
+        f"NNLS of {len(first)} columns has {count} on the wrong side after {STEPS} steps: the ridge of "
         f"{ridge} is too small for columns that depend on each other; raise it"
     )
 

@@ -179,13 +179,13 @@ def _step(
     norms = np.concatenate([state.norms, found.norms[new]])
     entered = np.concatenate([state.entered, np.full(count, iteration)])
     products = algebra(units, state.target, ridge)
-    start, allowed = np.concatenate([state.x, np.zeros(count)]), np.ones(len(rows), dtype=bool)
-    x = newton_nnls(products, state.target, ridge, start, allowed)
+    allowed, first = np.ones(len(rows), dtype=bool), np.arange(len(rows)) < len(state.rows) + size // 2
+    x = newton_nnls(products, state.target, ridge, first, allowed)
     kept = _by_weight(x, rows)
     while (stay := _stay(rows[kept], size, tokens)) is not None:
         allowed[:] = False
         allowed[kept[stay]] = True
-        x = newton_nnls(products, state.target, ridge, np.where(allowed, x, 0.0), allowed)
+        x = newton_nnls(products, state.target, ridge, allowed, allowed)
         kept = _by_weight(x, rows)
     rows, units, norms, entered, x = rows[kept], units[kept], norms[kept], entered[kept], x[kept]
     residual = state.target - combination(units, x)
