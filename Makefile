@@ -2,13 +2,17 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-matrix lint format clean
 
 demo: $(READY)
 	.venv/bin/python -m coretune demo
 
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest --quiet -n 2 --dist loadgroup
+
+# The trainers' tests under the last three minor versions of transformers and of TRL; needs the package index.
+test-matrix: $(READY)
+	.venv/bin/python bench/matrix.py --check
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet .

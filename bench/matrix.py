@@ -1,0 +1,100 @@
+"""The trainers' tests under the last three minor versions of transformers and of TRL.
+
+    python bench/matrix.py                 makes scratch environments beside .venv; about 3 minutes a cell
+    python bench/matrix.py --tests tests/test_train.py --check
+
+Each cell has the packages of this environment, seen through a path file, and in front of them the version it
+is about. Prints the table of docs/trainer.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+TESTS = ["test_train.py", "test_train_plain.py", "test_resume.py", "test_joined.py", "test_processes.py"]
+MINORS = 3
+
+
+def minors(package: str) -> list[str]:
+    """The newest release of each of the last minor versions, newest first, as the index knows them."""
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "index", "versions", package],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = re.search(r"Available versions: (.*)", told.stdout)
+    if listed is None:
+        raise RuntimeError(f"the package index names no versions of {package}: {told.stdout}{told.stderr}")
+    newest: dict[tuple[str, ...], str] = {}
+    for release in listed[1].split(", "):
+        newest.setdefault(tuple(release.split(".")[:2]), release)
+    return list(newest.values())[:MINORS]
+
+
+def environment(home: Path, package: str, release: str) -> Path:
+    """A scratch environment's python: this one's packages behind the one that is asked for."""
+    folder = home / f"{package}-{release}"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    (Path(site) / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n", encoding="utf-8")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", f"{package}=={release}"]
+    subprocess.run(install, check=True)
+    return python
+
+
+def run_tests(python: Path, tests: list[str]) -> tuple[bool, str]:
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    told = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True)
+    lines = told.stdout.strip().splitlines() or [told.stderr.strip()[-200:]]
+    failed = [line.split(" - ")[0] for line in lines if line.startswith("FAILED")]
+    return told.returncode == 0, "; ".join([lines[-1].strip("= "), *failed[:3]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tests", nargs="+", default=[f"tests/{name}" for name in TESTS])
+    parser.add_argument("--quick", action="store_true", help="the seams alone: which methods are there")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a cell fails")
+    options = parser.parse_args()
+    tests = ["tests/test_train.py", "-k", "methods_we_override"] if options.quick else options.tests
+    console, table, failed = Console(width=160), Table(), []
+    for name in ("transformers", "trl", "result"):
+        table.add_column(name)
+    here = {name: version(name) for name in ("transformers", "trl")}
+    with tempfile.TemporaryDirectory(prefix="coretune-matrix-") as home:
+        for package in here:
+            for release in minors(package):
+                good, told = run_tests(environment(Path(home), package, release), tests)
+                cell = {**here, package: release}
+                console.print(f"transformers {cell['transformers']}, trl {cell['trl']}: {told}")
+                table.add_row(cell["transformers"], cell["trl"], told)
+                if not good:
+                    failed.append(cell)
+    console.print(table)
+    return 1 if options.check and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
