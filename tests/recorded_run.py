@@ -85,7 +85,10 @@ def _graph(embedding: Array, k: int, rng: np.random.Generator) -> NeighborGraph:
 def fake_coreset(pool: Pool, size: int, round: int, components: bool = True) -> Coreset:
     rng = np.random.default_rng(round)
     chosen = rng.choice(np.flatnonzero(pool.usable), size, replace=False)
-    reasons = {"importance": rng.random(pool.n), "held_back": np.zeros(pool.n)} if components else {}
+    reasons = {}
+    if components:
+        reasons = {name: rng.random(pool.n) for name in ("importance", "coverage", "noise")}
+        reasons["held_back"] = np.zeros(pool.n)
     if components:
         reasons["held_back"][np.setdiff1d(np.arange(0, pool.n, 7), chosen)] = 2
     return Coreset(chosen, np.ones(size), np.sort(rng.random(size))[::-1].copy(), reasons)

@@ -99,7 +99,7 @@ def test_bad_rows_may_be_skipped_from_the_command_line(data: Path, tmp_path: Pat
         (["coreset.k=40"], "k = 40 neighbours, but the pool has 40 rows: set k to at most 39"),
         (["coreset.methd=grace"], "unknown key coreset.methd, did you mean 'method'?"),
         (["training.max_step=3"], "unknown key training.max_step, did you mean 'max_steps'"),
-        (["training.packing=true"], "packing and padding_free join rows"),
+        (["training.packing=true", "training.packing_strategy=wrapped"], "cuts examples in two"),
         (["training.max_steps=1"], "max_steps is 1 and the warm-up takes 1 steps"),
         (["model_name_or_path=/nowhere/m"], "model_name_or_path is /nowhere/m, and there is no such folder"),
         (["train_data=/nowhere/pool.jsonl"], "/nowhere/pool.jsonl"),

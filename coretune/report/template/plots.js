@@ -77,14 +77,14 @@ function places() {
 function components() {
   const home = document.getElementById("components");
   if (!home) return;
-  for (const [name, h] of Object.entries(R.components[shown])) {
-    const id = "component-" + name;
-    if (!document.getElementById(id)) {
-      const figure = document.createElement("figure"), head = document.createElement("h3"), plot = document.createElement("div");
-      head.textContent = label(name); plot.id = id; plot.className = "plot small";
-      figure.append(head, plot); home.append(figure);
-    }
-    draw(id, area(h.edges, h.chosen, h.other, ".4~g"), { showlegend: false, margin: { l: 40, r: 8, t: 4, b: 24 }, xaxis: { nticks: 5 }, yaxis: { ...share, nticks: 4 } });
+  const found = Object.entries(R.components[shown]), missing = found.filter(([name]) => !document.getElementById("component-" + name));
+  for (const [name] of missing) {  // all of them before any is drawn: a plot takes the width it finds
+    const figure = document.createElement("figure"), head = document.createElement("h3"), plot = document.createElement("div");
+    head.textContent = label(name); plot.id = "component-" + name; plot.className = "plot small";
+    figure.append(head, plot); home.append(figure);
+  }
+  for (const [name, h] of found) {
+    draw("component-" + name, area(h.edges, h.chosen, h.other, ".4~g"), { showlegend: false, margin: { l: 40, r: 8, t: 4, b: 24 }, xaxis: { nticks: 5 }, yaxis: { ...share, nticks: 4 } });
   }
 }
 
