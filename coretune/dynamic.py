@@ -152,7 +152,8 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)
-    ledger.add_round(Round(state.round, len(rows) - harvested, len(coreset.indices), seconds, same, figures))
+    looked, chosen = len(rows) - harvested, len(coreset.indices)
+    ledger.add_round(Round(state.round, looked, chosen, seconds, same, figures, coreset.figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
 
 

@@ -83,6 +83,7 @@ class Round:
     seconds: float  # of the refresh: measurement, graph and selection together
     overlap: float | None  # share of this coreset that was in the last one; None for the first
     approximation: Mapping[str, float | None] = field(default_factory=dict)  # see `approximation.py`
+    selection: Mapping[str, Any] = field(default_factory=dict)  # what the method says of it: Coreset.figures
 
 
 @dataclass

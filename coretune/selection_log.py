@@ -20,7 +20,7 @@ def figures(entry: Round, state: State) -> dict[str, float]:
 
     round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
     of the rows that were in the last coreset), graph_recall, rows_harvested,
-    approximation/… (see `approximation.compare`)
+    approximation/… (see `approximation.compare`), and the numbers that the method says of its selection
     """
     found: dict[str, float | None] = {
         "round": entry.round,
@@ -33,7 +33,8 @@ def figures(entry: Round, state: State) -> dict[str, float]:
     }
     for name, value in entry.approximation.items():
         found[name if name in OWN else f"approximation/{name}"] = value
-    return {PREFIX + name: float(value) for name, value in found.items() if value is not None}
+    said = {name: value for name, value in entry.selection.items() if isinstance(value, int | float)}
+    return {PREFIX + name: float(value) for name, value in {**said, **found}.items() if value is not None}
 
 
 def totals(ledger: Ledger) -> dict[str, float]:

@@ -126,7 +126,8 @@ def test_a_resumed_ledger_goes_on_as_if_never_interrupted() -> None:
         clock.now += 3
         with ledger.phase("measurement", rows=2, tokens=20, flops=5.0):
             clock.now += 2
-        ledger.add_round(Round(0, 2, 1, 2.0, None, {"spearman": 0.5}))
+        said = {"alpha": 0.5, "curve": [[0.5, 1.25]], "lower_level": "held"}
+        ledger.add_round(Round(0, 2, 1, 2.0, None, {"spearman": 0.5}, said))
 
     def second_half(ledger: Ledger, clock: Clock) -> None:
         clock.now += 4
