@@ -1,8 +1,8 @@
 """Does joint selection by pursuit match a target as well as OMP, how much faster, and in how much memory?
 
-    python bench/pursuit.py                       10k and 100k rows x 512 and 4,096, 1M x 512: some minutes
+    python bench/pursuit.py                       10k to 1M rows x 512, 10k x 4,096: some minutes
     python bench/pursuit.py --quick --check       10k x 512, seconds; exit 1 names each target missed
-    python bench/pursuit.py --cases 1000000x4096x10000
+    python bench/pursuit.py --cases 100000x4096x2000 1000000x4096x10000        longer
 
 A case is rows x dimensions x budget. The pool is 200 uneven clusters of columns of different lengths, 30 % of
 them copies of 60 rows; the target is its mean. Everything runs on unit columns with the same ridge:
@@ -49,14 +49,7 @@ from coretune.select.pursuit import Pursuit, pursue
 from coretune.types import Array, Budget, Pool
 
 QUICK = ("10000x512x100", "10000x512x500")
-CASES = (
-    *QUICK,
-    "10000x4096x500",
-    "100000x512x2000",
-    "100000x512x5000",
-    "100000x4096x2000",
-    "1000000x512x50000",
-)
+CASES = (*QUICK, "10000x4096x500", "100000x512x2000", "100000x512x5000", "1000000x512x50000")
 RIDGE = Gtp().ridge
 PATIENCE = 60.0  # seconds that a slow one may take in a case; beyond it is extrapolated
 LARGEST = 6_000  # Gram matrix that is built to time a step
