@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from coretune.corpus import Corpus
 from coretune.fingerprint import checksum, fingerprint_of_folder
@@ -102,5 +103,8 @@ def drawn_fingerprint(rows: PoolRows, drawn: Rows) -> str:
 
 
 def _checksum(tensor: Tensor) -> str:
+    """Of weights that are split over processes, what this process has of them: nobody else is asked."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
     flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
     return checksum(flat.numpy().data)

@@ -98,6 +98,7 @@ class CoresetMixin(Trainer):
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)
         self.step_began = 0.0
+        self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
@@ -266,11 +267,15 @@ class CoresetMixin(Trainer):
         return self._weighted_loss(model, inputs, self._weights[ids], return_outputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self._evaluated = np.zeros(3)
+        """The stock evaluation, booked. The random state stays as it was: an evaluation that comes after a
+        checkpoint is not made again by a run that goes on from there."""
+        random = torch.get_rng_state()
         with self.ledger.phase("evaluation"):
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
             rows, tokens, flops = self.processes.total(self._evaluated)
             self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
+            self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
+        torch.set_rng_state(random)
         return metrics
 
     def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:

@@ -226,6 +226,31 @@ def test_an_adapter_drawn_anew_is_no_other_run(tmp_path: Path) -> None:
         assert torch.equal(weights(resumed)[name], value), name
 
 
+def test_an_evaluation_between_a_checkpoint_and_the_next_round_changes_nothing(tmp_path: Path) -> None:
+    """It is not made again, and the dropout after it is the same."""
+    lora = LoraConfig(r=2, lora_dropout=0.3, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    settings: dict[str, Any] = {
+        "peft_config": lora,
+        "max_steps": 6,
+        "save_steps": 3,
+        "save_strategy": "steps",
+        "eval_strategy": "epoch",
+        "eval_dataset": corpus(12, 1).dataset,
+        "learning_rate": 1e-2,
+    }
+    config = coreset_config("random", refresh_every="never")  # rounds of three steps
+    whole = trainer(tmp_path / "whole", config, **settings)
+    whole.train()
+    resumed = trainer(tmp_path / "resumed", config, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    assert [sum("eval_loss" in entry for entry in run.state.log_history) for run in (whole, resumed)] == [
+        2,
+        1,
+    ]
+
+
 # ---------------------------------------------------------------------------------------- another batch
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -199,6 +200,15 @@ def test_an_epoch_of_evaluation_and_saving_is_a_round(tmp_path: Path) -> None:
     assert made.state.global_step == 6
     assert [entry["step"] for entry in made.state.log_history if "eval_loss" in entry] == [3, 6]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
+
+
+def test_several_evaluation_sets_are_booked_once_each_and_predictions_are_made(tmp_path: Path) -> None:
+    sets = {"small": corpus(12, 1).dataset, "smaller": corpus(5, 2).dataset}
+    made = trainer(tmp_path, coreset_config("random"), eval_dataset=sets, max_steps=2)
+    made.train()
+    made.evaluate()
+    assert made.ledger.by_phase()["evaluation"].rows == 17
+    assert np.isfinite(made.predict(sets["small"]).metrics["test_loss"])
 
 
 def test_figures_of_a_selection_reach_every_logger(tmp_path: Path) -> None:
