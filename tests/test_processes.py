@@ -18,6 +18,7 @@ from tiny_run import corpus
 
 from coretune.processes import Processes, deal, merge
 
+pytestmark = pytest.mark.xdist_group("processes")  # all read what one interpreter has run
 Ran = dict[str, list[dict[str, Any]]]
 
 

@@ -21,6 +21,7 @@ from coretune.measure.settings import MeasureSettings
 from coretune.refusals import can_weigh
 from coretune.state import load
 
+pytestmark = pytest.mark.xdist_group("resume")  # most go on from one run's checkpoints
 RESUMABLE = {"save_strategy": "steps", "max_steps": 11, "lr_scheduler_type": "cosine"}
 
 
