@@ -53,6 +53,7 @@ FORK = multiprocessing.get_context("fork")  # the libraries take longer to load 
 PHASES = ("warm-up", "measurement", "graph", "selection", "checkpoint")
 ANY = "at any moment"
 MOST_KILLS = 3  # of one run
+LONGEST = 1800  # seconds that the run nobody kills may take
 PATIENCE = 60  # seconds within which a process whose neighbour is gone has to stop
 
 
@@ -217,9 +218,9 @@ class Attempt:
         self.workers[rank].join()
         return self.workers[rank].exitcode == -signal.SIGKILL
 
-    def end(self) -> tuple[list[int | None], int]:
-        """Exit codes once all have stopped, and how many had to be stopped."""
-        until = time.monotonic() + 2 * PATIENCE
+    def end(self, limit: float) -> tuple[list[int | None], int]:
+        """Exit codes once all have stopped, and how many had to be stopped after `limit` seconds."""
+        until = time.monotonic() + limit
         hung = 0
         for process in self.workers:
             process.join(max(0.0, until - time.monotonic()))
@@ -269,10 +270,12 @@ def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -
     job.prepare()
     began = time.perf_counter()
     whole = Attempt(job, job.home / "whole")
-    codes, _ = whole.end()
+    codes, _ = whole.end(LONGEST)
     seconds = time.perf_counter() - began
     if any(codes):
-        raise RuntimeError((job.home / "whole" / "spoken-0.txt").read_text(encoding="utf-8")[-3000:])
+        spoken = (job.home / "whole" / "spoken-0.txt").read_text(encoding="utf-8")
+        raise RuntimeError(f"the run nobody kills ended with {codes}: {spoken[-3000:]}")
+    limit = 2 * PATIENCE + 10 * seconds  # on a busy machine a run may take longer than the first did
     expected = Outcome.of(job.home / "whole", job.processes)
     times = {phase: whole.watch.count(phase) for phase in PHASES}
     while counts["kills"] < kills:
@@ -287,9 +290,9 @@ def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -
             if attempt.kill_after(phase, count, delay, draw.randrange(job.processes)):
                 counts["kills"] += 1
                 counts[f"kills: {phase}"] += 1
-            counts["hung"] += attempt.end()[1]
+            counts["hung"] += attempt.end(limit)[1]
             counts["left half-written"] += len(newest_whole(folder / "run")[1])
-        codes, hung = Attempt(job, folder).end()
+        codes, hung = Attempt(job, folder).end(limit)
         counts["runs"] += 1
         counts["hung"] += hung
         counts["exceptions"] += any(codes)
