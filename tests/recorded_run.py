@@ -100,7 +100,7 @@ def make_run(
     """A run directory of `rounds` selections of a quarter of the pool, a tenth of a large one.
 
     options: rows (a FakeRows), seed, predicted (as a ledger has it), config (what config.yaml holds beside
-    round_steps)
+    round_steps), said (figures of the method; alpha and E are put beside them)
     """
     rows = options.get("rows") or fake_rows(n)
     pool = fake_pool(rows, options.get("seed", 0), graph=graph)
@@ -114,7 +114,8 @@ def make_run(
         run_record.record(folder, state, rows, decode, EMBEDDING, seed=0)
         same = None if last is None else float(np.isin(coreset.indices, last).mean())
         figures = {"spearman": 0.9, "coreset_share": 0.8} if number else {}
-        ledger.add_round(Round(round, pool.n // 3, len(coreset.indices), 0.5, same, figures))
+        said = {**options["said"], "alpha": 0.25, "E": 1.5 + number} if "said" in options else {}
+        ledger.add_round(Round(round, pool.n // 3, len(coreset.indices), 0.5, same, figures, said))
         last = coreset.indices
     ledger.add("training", seconds=3, rows=100, tokens=1000, flops=6e9)
     ledger.add("measurement", seconds=2, rows=60, tokens=600, flops=2e9)

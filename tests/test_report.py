@@ -321,6 +321,21 @@ def test_the_page_fits_a_phone_and_a_narrow_window(
     assert browser.messages == []
 
 
+def test_what_the_method_says_is_told_of_the_selection_shown(browser: Browser, tmp_path: Path) -> None:
+    said = {"guarantee": "<b>exact</b>", "represented": 60000, "curve": [[0.5, 2.0], [0.25, 1.5], [1.0, 3.0]]}
+    make_run(tmp_path, said=said)
+    opened(browser, write_report(tmp_path))
+    told = "document.getElementById('said').innerText.replace(/\\s+/g, ' ')"
+    assert "<b>exact</b>" in browser.evaluate(told)
+    assert "represented 60,000" in browser.evaluate(told)
+    assert "E 3.500" in browser.evaluate(told)
+    browser.evaluate("show(0)")
+    assert "E 1.500" in browser.evaluate(told)
+    assert browser.evaluate("document.getElementById('curve').data[0].x") == [0.25, 0.5, 1.0]
+    assert browser.evaluate("document.getElementById('curve').data[1].x") == [0.25]
+    assert browser.messages == []
+
+
 def test_a_run_without_map_components_or_ledger_has_a_page_too(browser: Browser, tmp_path: Path) -> None:
     make_run(tmp_path, graph=False, rounds=(1,), rows=fake_rows(30, sources=False))
     for name in ("ledger.json", "config.yaml"):

@@ -46,6 +46,7 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "copies": _copies(run, rows),
         "overlap": _overlap(rows),
         "approximation": _approximation(run),
+        "said": _said(run, found),
         "loss": _loss(history),
         "cost": _cost(run),
         "map": {"there": run.pool["x"].null_count == 0, **run.map_facts},
@@ -201,6 +202,12 @@ def _approximation(run: RunFiles) -> list[dict[str, Any]]:
         for entry in run.ledger.get("rounds", [])
         if entry["approximation"]
     ]
+
+
+def _said(run: RunFiles, found: Details) -> list[dict[str, Any]]:
+    """What the method says of each selection shown: `Coreset.figures`."""
+    entries = {entry["round"]: entry for entry in run.ledger.get("rounds", [])}
+    return [dict(entries.get(number, {}).get("selection", {})) for number in found.rounds]
 
 
 def _loss(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

@@ -163,4 +163,19 @@ function curves() {
     error_y: { array: arm.error, thickness: 1, width: 2 }, hovertemplate: "%{x:.2e} FLOPs: %{y:.3f}<extra>" + plain(arm.arm) + "</extra>",
   })), { xaxis: { ...title("FLOPs"), type: "log", dtick: "D2", exponentformat: "power", minorloglabels: "complete" }, yaxis: {} });
 }
-const MOVING = [map, components, sources, lengths, copies, coverage, loss], STILL = [overlap, held, approximation, curves];
+function said() {
+  const home = document.getElementById("said"), now = R.said[shown] ?? {};
+  if (!home) return;
+  const number = value => Number.isInteger(value) ? value.toLocaleString("en") : value.toPrecision(4);
+  home.replaceChildren(...Object.entries(now).filter(([, value]) => typeof value !== "object").map(([name, value]) => {
+    const row = document.createElement("tr");
+    for (const text of [label(name), typeof value === "number" ? number(value) : value]) row.appendChild(document.createElement("td")).textContent = text;
+    return row;
+  }));
+  const curve = [...(now.curve ?? [])].sort((a, b) => a[0] - b[0]);
+  draw("curve", [
+    { x: curve.map(p => p[0]), y: curve.map(p => p[1]), name: "tried", mode: "lines+markers", line: { color: CHOSEN, width: 2 }, marker: { size: 7 }, hovertemplate: "α %{x:.3f}: %{y:.4g}<extra></extra>" },
+    { x: curve.filter(p => p[0] === now.alpha).map(p => p[0]), y: curve.filter(p => p[0] === now.alpha).map(p => p[1]), name: "taken", mode: "markers", marker: { color: RED, size: 12, symbol: "diamond" }, hovertemplate: "taken: α %{x:.3f}<extra></extra>" },
+  ], { showlegend: true, xaxis: { ...title("α"), range: [-0.02, 1.02] } });
+}
+const MOVING = [map, components, sources, lengths, copies, coverage, said, loss], STILL = [overlap, held, approximation, curves];
