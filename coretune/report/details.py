@@ -18,7 +18,7 @@ ROWS = 3000  # with their text, on the map and in the table
 REFRESHES = 24  # shown in detail, evenly spaced, the first and the last among them
 TEXT = 240  # characters of a prompt or a response
 BINS = 30
-CODES = ("candidate", "held_back")  # components that are no quantities
+CODES = ("candidate", "held_back", "stands_with")  # components that are no quantities
 
 
 @dataclass

@@ -82,7 +82,9 @@ def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Ar
         {
             "label": "Coreset",
             "value": f"{len(rows[-1]):,} rows",
-            "note": f"of {n:,}; {len(run.rounds)} selections, {distinct:,} different rows in all",
+            "note": f"of {n:,}, chosen once"
+            if len(run.rounds) == 1
+            else f"of {n:,}; {len(run.rounds)} selections, {distinct:,} different rows in all",
         }
     ]
     cards += _quality(run, history)

@@ -117,6 +117,7 @@ function copies() {
   ], { yaxis: share });
 }
 function overlap() {
+  if (!document.getElementById("overlap")) return;
   const names = R.refreshes.map((_, i) => String(at(i))), few = names.length * 38 < document.getElementById("overlap").clientWidth - 130;
   const seen = R.overlap.map((row, a) => row.map((value, b) => (a <= b ? value : null)));
   draw("overlap", [{
