@@ -32,7 +32,7 @@ from coretune.select import SELECTORS
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 8  # a step, over all processes
-WAIT = 20  # seconds a process waits for the others
+WAIT = 120  # seconds a process waits for the others, on a busy machine too
 
 
 def a_trainer(folder: Path, world: int, **settings: Any) -> Any:
@@ -178,7 +178,7 @@ def main(folder: Path) -> None:
         for one in processes:
             one.start()
         for one in processes:
-            one.join(3 * WAIT)
+            one.join(2 * WAIT)
             one.kill()
 
 
