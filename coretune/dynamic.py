@@ -139,7 +139,8 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool = state.pool
-    rows, harvested = np.zeros(0, np.int64), 0
+    rows: Rows = np.zeros(0, np.int64)
+    harvested = 0
     figures: dict[str, float] = {}
     if config.needs:
         pool, rows, harvested = _measure(config, state, meter, ledger)

@@ -90,7 +90,8 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, first: Array, all
     """
     _check(ridge)
     scale = float(np.linalg.norm(target))
-    residual, inner = np.zeros(len(target)), np.zeros(len(first))
+    residual: Array = np.zeros(len(target))
+    inner: Array = np.zeros(len(first))
     passive = allowed & first
     fewest, patience = len(first) + 1, PATIENCE
     for _ in range(STEPS):
@@ -141,8 +142,9 @@ class Dense:
         self._columns, self._target, self._ridge = columns, target, ridge
         count, width = columns.shape
         self._outer = np.zeros((width, width)) if count > width else None
-        self._counted = np.zeros(count, dtype=bool)  # columns that `_outer` holds
-        self._gram, self._met = np.zeros((0, 0)), np.zeros(0, dtype=np.int64)  # of columns met as passive
+        self._counted: Array = np.zeros(count, dtype=bool)  # columns that `_outer` holds
+        self._gram: Array = np.zeros((0, 0))  # of columns met as passive:
+        self._met: Rows = np.zeros(0, dtype=np.int64)
         self._place = np.full(count, -1)  # of each column in `_met`
 
     def correlate(self, residual: Array) -> Array:
