@@ -63,7 +63,7 @@ def train(
     trainer.train(config.resume_from_checkpoint)
     if save:
         trainer.save_model()
-    trainer.create_model_card()
+        trainer.create_model_card()
     trainer.save_state()
     metrics = trainer.evaluate() if config.eval_data else {}
     if config.evaluate is not None:
