@@ -69,13 +69,13 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
         raise ValueError("packing fills packs of max_length tokens, and max_length is null; give a number")
     if not weighted:
         return
-    if args.loss_type != "nll":
-        raise ValueError(
-            "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
-        )
     if not can_weigh(version("trl")):
         raise ValueError(
             f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade or set weighted: false"
+        )
+    if args.loss_type != "nll":
+        raise ValueError(
+            "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
         )
 
 

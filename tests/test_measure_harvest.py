@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.seen import Seen, load, save
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.refusals import can_weigh
 from coretune.rounds import EXAMPLE_ID, with_example_id
 from coretune.weighting import weighing
+
+pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
 LORA = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
 SMALL = {"projection_dim": 16, "factor_dim": 8}

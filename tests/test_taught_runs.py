@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from tiny_run import records, write_jsonl
 
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config
+from coretune.refusals import can_weigh
+
+pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
 BRIEF = {"method": "brief", "budget": "25%", "warmup": 0.25, "projection_dim": 32, "last_blocks": 2}
 GTP = {"method": "gtp", "budget": "25%", "warmup": 0.25, "checkpoints": 2, "projection_dim": 32}

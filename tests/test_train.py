@@ -238,7 +238,7 @@ def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path:
         ),
         ({"auto_find_batch_size": True}, {}, "auto_find_batch_size does not go with a coreset"),
         ({"ignore_data_skip": True}, {}, "ignore_data_skip does not go with a coreset"),
-        ({"loss_type": "dft"}, {"weighted": True}, "weighted needs loss_type nll"),
+        ({"loss_type": "dft"}, {"weighted": True}, "weighted needs (loss_type nll|TRL 1.16)"),
         ({"label_smoothing_factor": 0.1}, {"weighted": True}, "weighted needs loss_type nll"),
         ({}, {"k": 48}, "k = 48 neighbours, but the pool has 48 rows: set k to at most 47"),
         ({}, {"budget": "49"}, "budget of 49 rows, but only 48 are usable"),
