@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from coretune.measure import passes
 from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.meter import Meter, References
+from coretune.measure.moments import Moments
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
@@ -195,6 +196,17 @@ class Bench:
         measure = measurer(model, rows, names, settings, pad_token_id=0, bos_token_id=1)
         return partial(measure, np.arange(self.batch))
 
+    def by_adam(self, model: Any, names: list[str]) -> Callable[[], object]:
+        """BRIEF's look: by Adam's moments after one step, in all blocks, to 8,192 dimensions."""
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        model(**self.inputs()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        settings = replace(self.settings(None, LESS_DIM), preconditioner="adam")
+        moments = Moments.of(optimizer, model)
+        measure = measurer(model, self.rows, names, settings, pad_token_id=0, bos_token_id=1, moments=moments)
+        return partial(measure, np.arange(self.batch))
+
     def alignment(self, model: Any) -> Callable[[], object]:
         """With the reference at hand: it is measured once a call, whatever the number of rows."""
         settings, names, rows = self.settings(2, PROJECTION_DIM), frozenset({"alignment"}), self.rows
@@ -269,6 +281,8 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     LORA_ALL: lambda b: b.signals(b.adapted, ["gradient"], None),
     LORA_WIDE: lambda b: b.signals(b.adapted, ["gradient"], None, LESS_DIM),
     LORA_PAPER: lambda b: b.signals(b.adapted_as_less, ["gradient"], None, LESS_DIM),
+    "gradient by Adam, LoRA, all, to 8,192": lambda b: b.by_adam(b.adapted, ["gradient"]),
+    "kn and if by Adam, LoRA, all, to 8,192": lambda b: b.by_adam(b.adapted, ["kn_gradient", "if_gradient"]),
     TRL_STEP: lambda b: b.trl_step(b.fused, False),
     HARVEST: lambda b: b.trl_step(b.fused, True),
     TRL_LORA: lambda b: b.trl_step(b.fused_adapted, False),

@@ -106,7 +106,9 @@ def test_snapshots_are_evenly_spaced_and_the_last_is_among_them(teacher, count, 
     assert [path.name for path in find_snapshots(folder, count)] == [f"checkpoint-{step}" for step in steps]
 
 
-def test_more_snapshots_than_there_are_is_one_line(teacher):
+def test_more_snapshots_than_there_are_is_one_line(teacher, tmp_path):
+    with pytest.raises(ValueError, match="nowhere, and there is no such folder"):
+        find_snapshots(tmp_path / "nowhere", 1)
     with pytest.raises(ValueError, match="holds 3 checkpoint-N folders, 4 are asked for"):
         find_snapshots(teacher[0], 4)
 

@@ -81,8 +81,12 @@ def find_snapshots(folder: str | Path, count: int) -> list[Path]:
     """`count` of the `checkpoint-N` folders in `folder`, by step: evenly spaced, the last included.
 
     Evenly spaced among the checkpoints there are, not by step: whoever saved them chose where.
-    ValueError when there are fewer.
+    ValueError when there are fewer, or no such folder.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"teacher is {folder}, and there is no such folder; give one of checkpoint-N folders"
+        )
     found = _checkpoints(Path(folder))
     if len(found) < count:
         raise ValueError(
