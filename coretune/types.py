@@ -19,6 +19,9 @@ Rows = NDArray[np.int64]  # (m,) positions in the pool, distinct
 #: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
 Measure = Callable[[Rows], Mapping[str, Array]]
 
+#: What a long loop calls with how many of how many steps are done, at most some times a second.
+Advance = Callable[[int, int], None]
+
 
 @dataclass(frozen=True)
 class NeighborGraph:

@@ -1,0 +1,39 @@
+"""Who is told how far a long loop outside the model is: graph and greedy at a million rows take minutes.
+
+    with listening(bars):                  # by whom a run's console is
+        ...
+            graph.build(embedding, k, seed=0, progress=told("graph"))      # deep inside a selection
+
+A loop takes `progress: Advance | None = None` and calls it with (done, total). Whoever calls the loop gets it
+here, as a logger is got: the listener is no part of what is computed, so selectors and refreshes do not pass
+it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+
+from coretune.types import Advance
+
+#: Called with what is going on ("graph", "choosing"), how many steps are done, and of how many.
+Listener = Callable[[str, int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block long loops tell it."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def told(what: str) -> Advance | None:
+    """The `progress` argument of a long loop; None where nobody listens."""
+    listener = _listener.get()
+    return None if listener is None else partial(listener, what)
