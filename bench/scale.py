@@ -1,0 +1,99 @@
+"""How long do a pool's steps around the model take at a million rows, and beside which peers?
+
+    python bench/scale.py                     every case of seconds to a few minutes
+    python bench/scale.py --all               the long ones too: most of an hour on two cores
+    python bench/scale.py --cases sparse,dense
+    python bench/scale.py --quick --check     small sizes, under a minute; exit 1 names each target missed
+
+Every case runs in a process of its own, one at a time. All of them use synthetic pools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from scale_graph import CASES as GRAPH_CASES
+from scale_greedy import CASES as GREEDY_CASES
+from scale_row import Case, Line, exponent
+
+CASES = (*GREEDY_CASES, *GRAPH_CASES)
+
+
+def run(case: Case, quick: bool) -> list[Line]:
+    """Its lines, from a fresh process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(case.run, (quick,))
+
+
+def table(lines: Sequence[Line]) -> Table:
+    shown = Table(title="Steps around the model", title_justify="left")
+    for header in ("what", "who", "rows", "seconds", "processor s", "GiB", "came out", "targets", "note"):
+        shown.add_column(
+            header, justify="right" if header in ("rows", "seconds", "processor s", "GiB") else "left"
+        )
+    for line in lines:
+        targets = "; ".join(f"{'met' if met else 'MISSED'}: {text}" for text, met in line.targets)
+        figures = (_figure(line.seconds, 1), _figure(line.busy, 1), _figure(line.gib, 2))
+        shown.add_row(line.what, line.who, f"{line.rows:,}", *figures, line.worth, targets, line.note)
+    return shown
+
+
+def growth(lines: Sequence[Line]) -> list[str]:
+    """How processor seconds grow with the rows, wherever there are three sizes of one thing."""
+    found = {}
+    for line in lines:
+        if line.fitted and line.busy:
+            found.setdefault((line.what, line.who), []).append((line.rows, line.busy))
+    return [
+        f"{what}, {who}: processor seconds grow with rows^{exponent(*zip(*sorted(points), strict=True)):.2f} "
+        f"({min(points)[0]:,} to {max(points)[0]:,})"
+        for (what, who), points in found.items()
+        if len(points) >= 3
+    ]
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", help=f"of {', '.join(case.name for case in CASES)}")
+    parser.add_argument("--all", action="store_true", help="the long ones too")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
+    given = parser.parse_args()
+    names = given.cases.split(",") if given.cases else None
+    if unknown := set(names or ()) - {case.name for case in CASES}:
+        parser.error(f"no case is named {sorted(unknown)[0]!r}; there are {', '.join(c.name for c in CASES)}")
+    chosen = [c for c in CASES if (c.name in names if names else given.all or given.quick or not c.long)]
+    lines: list[Line] = []
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    machine = platform.processor() or platform.machine()
+    print(f"{os.cpu_count()} cores, {machine}, Python {platform.python_version()}")
+    for case in chosen:
+        print(f"… {case.name}", file=sys.stderr, flush=True)
+        lines += run(case, given.quick)
+    console.print(table(lines))
+    for told in growth(lines):
+        print(told)
+    missed = [
+        f"{line.what}, {line.rows:,} rows: {text}" for line in lines for text, met in line.targets if not met
+    ]
+    for told in missed:
+        print(f"missed: {told}")
+    if given.check and missed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
