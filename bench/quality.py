@@ -11,258 +11,214 @@ Methods that look through a teacher (brief, gtp) select once unless the arm says
 weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --target-skill all arms that take a
 target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
 the pool itself, and gtp:target=all the whole of target.jsonl.
-A pool folder holds pool.jsonl and eval.jsonl. Finished runs are kept under --out and never repeated.
+A pool folder holds pool.jsonl and eval.jsonl. Finished runs are kept under --out and never repeated; nothing
+else of a run is.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
 import platform
 import sys
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cache
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-import coretune
-from coretune.compare import mean_se
-from coretune.select import SELECTORS
-from coretune.types import Taught
+from coretune.arm_runs import outcomes, run_job
+from coretune.arms import arm_section
+from coretune.compare import Job, bootstrap, mean_se
+from coretune.config import check_config
+from coretune.run_files import RunFiles
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
+CLEAN = "clean"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run: an arm on a seed."""
-
-    arm: str
-    seed: int
-    pool: str
-    model: str
-    budget: str
-    refresh_every: str
-    steps: int
-    batch: int
-    learning_rate: float
-    target_skill: str = ""
-
-    @property
-    def key(self) -> str:
-        """Of the job and of the package's code: a result is never taken for that of other code."""
-        return hashlib.sha256(json.dumps([asdict(self), code()], sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def code() -> str:
-    files = sorted(Path(coretune.__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def coreset_section(job: Job) -> dict[str, Any]:
-    """The `coreset` section of an arm."""
-    method, _, settings = job.arm.partition(":")
-    section: dict[str, Any] = {"method": method, "budget": job.budget, "refresh_every": job.refresh_every}
-    if isinstance(SELECTORS.get(method, object)(), Taught):
-        del section["refresh_every"]
-    if method == "full":
-        section |= {"method": "random", "budget": "100%", "refresh_every": "never"}
-    if method == "clean":
-        section["method"] = "random"
-    for setting in filter(None, settings.split(";")):
-        name, _, value = setting.partition("=")
-        section[name] = yaml.safe_load(value)
-    if str(section.get("refresh_every")).isdigit():
-        section["refresh_every"] = int(section["refresh_every"])
-    return section
+def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
+    """data: a folder for the rows that only some arms see."""
+    pool = Path(asked.pool)
+    method, colon, settings = arm.partition(":")
+    shared = {"budget": asked.budget, "refresh_every": _number(asked.refresh_every)}
+    section = arm_section(f"random{colon}{settings}" if method == CLEAN else arm, shared)
+    target = target_file(arm, section.pop("target", None), asked, data)
+    rows = clean_rows(pool, data) if method == CLEAN else pool / "pool.jsonl"
+    scored = pool / "eval.jsonl"
+    if asked.target_skill:
+        scored = of_skill(scored, asked.target_skill, data)
+    config = check_config(
+        {
+            "model_name_or_path": asked.model,
+            "train_data": str(rows),
+            "target_data": None if target is None else str(target),
+            "output_dir": str(data / "run"),
+            "seed": seed,
+            "skip_bad_rows": True,
+            "report": "never",
+            "coreset": section,
+            "evaluate": {"file": str(scored), "metric": ["loss", "exact_match"]},
+            "training": {
+                "max_steps": asked.steps,
+                "per_device_train_batch_size": asked.batch,
+                "learning_rate": asked.learning_rate,
+                "bf16": _gpu(),
+                "gradient_checkpointing": False,
+                "save_strategy": "no",
+                "logging_strategy": "no",
+                "disable_tqdm": True,
+                "report_to": "none",
+                "dataloader_pin_memory": False,
+            },
+        }
+    )
+    return Job(arm, seed, asked.steps, config)
 
 
-def target_file(job: Job, given: str | None, folder: str) -> str | None:
+def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Path) -> Path | None:
     """The target rows of an arm: a file, or None. given: "all", "none", None where the arm does not say."""
-    path = Path(job.pool) / "target.jsonl"
+    path = Path(asked.pool) / "target.jsonl"
     if given is None:
-        given = "none" if job.arm.startswith("gtp") and not job.target_skill else "all"
+        given = "none" if arm.startswith("gtp") and not asked.target_skill else "all"
     if given == "none" or not path.exists():
         return None
-    if not job.target_skill:
-        return str(path)
-    rows = of_skill(path.read_text(encoding="utf-8").splitlines(), job.target_skill)
-    beside = Path(folder) / "target.jsonl"
-    beside.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    return str(beside)
+    return of_skill(path, asked.target_skill, data) if asked.target_skill else path
 
 
-def of_skill(lines: list[str], skill: str) -> list[str]:
-    """The lines whose `source` is that skill; ValueError when there is none."""
+def of_skill(path: Path, skill: str, data: Path) -> Path:
+    """A file of the rows whose `source` is that skill; ValueError when there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     found = [line for line in lines if json.loads(line).get("source") == skill]
     if not found:
         known = sorted({str(json.loads(line).get("source")) for line in lines})
         raise ValueError(f"no row has the skill {skill!r}; there are {', '.join(known)}")
-    return found
+    return _lines(data / f"{path.parent.name}-{path.stem}-{skill}.jsonl", found)
 
 
-def clean_rows(pool: Path, folder: str) -> Path:
-    """The pool without the rows that labels.jsonl calls wrong."""
-    labels = [json.loads(line) for line in (pool / "labels.jsonl").open(encoding="utf-8")]
-    wrong = {label["id"] for label in labels if label["kind"] == "wrong"}
-    path = Path(folder) / "clean.jsonl"
+def clean_rows(pool: Path, data: Path) -> Path:
+    """A file of the pool without the rows that labels.jsonl calls wrong."""
+    wrong = {name for name, kind in labels_of(pool).items() if kind == "wrong"}
     rows = (pool / "pool.jsonl").read_text(encoding="utf-8").splitlines()
-    path.write_text("".join(f"{r}\n" for r in rows if json.loads(r)["id"] not in wrong), encoding="utf-8")
-    return path
+    return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """Train and score one arm on one seed; everything a table needs."""
+def labels_of(pool: Path) -> dict[str, str]:
+    """id -> kind. For the table and the ceiling alone: no selector sees a label."""
+    lines = (pool / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    return {label["id"]: label["kind"] for label in map(json.loads, lines)}
+
+
+def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
+    """Train and score one arm on one seed, and leave nothing behind; everything a table needs."""
     import torch
-    from transformers.utils import logging as transformers_logging
-
-    from coretune.config import check_config
-    from coretune.evaluate import evaluate
-    from coretune.run import build_trainer
 
     torch.set_num_threads(1)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    pool = Path(job.pool)
-    scored = (pool / "eval.jsonl").read_text(encoding="utf-8").splitlines()
-    held_out = [
-        json.loads(row) for row in (of_skill(scored, job.target_skill) if job.target_skill else scored)
-    ]
-    section = coreset_section(job)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    pool = Path(asked.pool)
     with tempfile.TemporaryDirectory() as folder:
-        data = clean_rows(pool, folder) if job.arm.startswith("clean") else pool / "pool.jsonl"
-        target = target_file(job, section.pop("target", None), folder)
-        config = check_config(
-            {
-                "model_name_or_path": job.model,
-                "train_data": str(data),
-                "target_data": target,
-                "output_dir": f"{folder}/run",
-                "seed": job.seed,
-                "skip_bad_rows": True,
-                "coreset": section,
-                "training": {
-                    "max_steps": job.steps,
-                    "per_device_train_batch_size": job.batch,
-                    "learning_rate": job.learning_rate,
-                    "bf16": torch.cuda.is_available(),
-                    "gradient_checkpointing": False,
-                    "save_strategy": "no",
-                    "logging_strategy": "no",
-                    "disable_tqdm": True,
-                    "report_to": "none",
-                    "dataloader_pin_memory": False,
-                },
-            }
-        )
-        trainer = build_trainer(config)
-        began = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - began
-        score = evaluate(trainer.model, trainer.processing_class, held_out)
-        wrong = wrong_share(pool, trainer) if (pool / "labels.jsonl").exists() else None
-    costs = trainer.ledger.by_phase()
+        here = job.config.model_copy(update={"output_dir": f"{folder}/run"})
+        found = run_job(replace(job, config=here))
+        run = RunFiles.of(here.output_dir)
+        chosen = run.chosen(run.rounds[-1])
+    wrong = None
+    if (pool / "labels.jsonl").exists():
+        kinds = labels_of(pool)
+        wrong = float(np.mean([kinds.get(name) == "wrong" for name in chosen]))
+    shown = ("pool", "model", "budget", "refresh_every", "steps", "batch", "learning_rate", "target_skill")
     return {
-        "job": asdict(job),
-        **score,
-        "seconds": seconds,
-        "flops": sum(cost.flops or 0.0 for cost in costs.values()),
-        "selection_seconds": sum(costs[name].seconds for name in ("measurement", "graph", "selection")),
-        "tokens": costs["training"].tokens + costs["warm-up"].tokens,
+        "job": {"arm": job.arm, "seed": job.seed, **{name: vars(asked)[name] for name in shown}},
+        **found["metrics"],
+        "seconds": found["seconds"],
+        "flops": found["flops"],
+        "selection_seconds": found["choosing"],
+        "tokens": found["tokens"],
         "wrong": wrong,
     }
 
 
-def wrong_share(pool: Path, trainer: Any) -> float:
-    """Share of wrong rows in the last coreset. For the table alone: no selector sees a label."""
-    labels = {r["id"]: r["kind"] for r in map(json.loads, (pool / "labels.jsonl").open(encoding="utf-8"))}
-    ids = trainer.pool_rows.ids
-    return float(np.mean([labels.get(ids[row]) == "wrong" for row in trainer.coreset_state.coreset.indices]))
-
-
-def finished(job: Job, out: Path) -> dict[str, Any]:
-    """The result of a job, from disk when it was run before."""
-    path = out / f"{job.key}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    result = run_job(job)
-    out.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(beside, path)
-    return result
-
-
-def _quiet() -> None:
-    logging.disable(logging.WARNING)
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    import warnings
-
-    warnings.filterwarnings("ignore")
-
-
-def run_all(jobs: list[Job], out: Path, workers: int) -> list[dict[str, Any]]:
-    """Every job's result in the order given; one process a core, one thread a process."""
+def run_all(
+    jobs: list[Job], out: Path, workers: int, run: Callable[[Job], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every job's result in the order given."""
     results: dict[str, dict[str, Any]] = {}
-    with ProcessPoolExecutor(workers, initializer=_quiet) as pool:
-        futures = {pool.submit(finished, job, out): job for job in jobs}
-        for done, future in enumerate(futures, 1):
-            job = futures[future]
-            results[job.key] = result = future.result()
-            print(
-                f"[{done}/{len(jobs)}] {job.arm} seed {job.seed}: loss {result['loss']:.3f}, "
-                f"exact match {result['exact_match']:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
+    for job, result in outcomes(jobs, out, workers, run):
+        results[job.key] = result
+        print(
+            f"[{len(results)}/{len(jobs)}] {job.arm} seed {job.seed}: loss {result['loss']:.3f}, "
+            f"exact match {result['exact_match']:.3f}",
+            file=sys.stderr,
+            flush=True,
+        )
     return [results[job.key] for job in jobs]
 
 
+HEADER = (
+    "arm",
+    "held-out loss",
+    "95 %",
+    "exact match",
+    "95 %",
+    "loss − random",
+    "95 %",
+    "wrong rows",
+    "tokens",
+    "seconds",
+    "selecting",
+    "FLOPs",
+)
+
+
 def print_table(results: list[dict[str, Any]], title: str) -> None:
+    """95 %: bootstrap intervals of the mean to their left. loss − random: paired by seed."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
-    for name in (
-        "arm",
-        "held-out loss",
-        "exact match",
-        "wrong rows",
-        "tokens",
-        "seconds",
-        "selecting",
-        "FLOPs",
-    ):
+    for name in HEADER:
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name != "arm")
-    for arm in dict.fromkeys(r["job"]["arm"] for r in results):
-        rows = [r for r in results if r["job"]["arm"] == arm]
-        figures = {name: mean_se([r[name] for r in rows]) for name in ("loss", "exact_match")}
-        mean = {
-            k: float(np.mean([r[k] for r in rows]))
-            for k in ("tokens", "seconds", "selection_seconds", "flops")
-        }
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        by_arm.setdefault(result["job"]["arm"], []).append(result)
+    for arm, rows in by_arm.items():
+        costs = ("tokens", "seconds", "selection_seconds", "flops")
+        mean = {name: float(np.mean([r[name] for r in rows])) for name in costs}
         wrong = [r["wrong"] for r in rows if r["wrong"] is not None]
         table.add_row(
             arm,
-            "{:.3f} ± {:.3f}".format(*figures["loss"]),
-            "{:.3f} ± {:.3f}".format(*figures["exact_match"]),
+            *_figure([r["loss"] for r in rows]),
+            *_figure([r["exact_match"] for r in rows]),
+            *(_against(rows, by_arm["random"]) if arm != "random" and "random" in by_arm else ("", "")),
             f"{np.mean(wrong):.0%}" if wrong else "-",
             f"{mean['tokens']:,.0f}",
             f"{mean['seconds']:.0f}",
             f"{mean['selection_seconds']:.0f}",
             f"{mean['flops']:.2e}",
         )
-    Console(width=160).print(table)
+    Console(width=200).print(table)
+
+
+def _figure(values: list[float], sign: str = "") -> tuple[str, str]:
+    """Mean ± standard error, and the bootstrap interval of the mean."""
+    if len(values) < 2:
+        return f"{values[0]:{sign}.3f}", ""
+    mean, error = mean_se(values)
+    low, high = bootstrap(values)
+    return f"{mean:{sign}.3f} ± {error:.3f}", f"{low:{sign}.3f} … {high:{sign}.3f}"
+
+
+def _against(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[str, str]:
+    """Of the differences in loss on the seeds that both have."""
+    other = {r["job"]["seed"]: r["loss"] for r in theirs}
+    differences = [r["loss"] - other[r["job"]["seed"]] for r in ours if r["job"]["seed"] in other]
+    return _figure(differences, "+") if differences else ("", "")
 
 
 def missed(results: list[dict[str, Any]], method: str) -> list[str]:
@@ -311,39 +267,20 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
-            args.seeds, args.steps, args.refresh_every = "0", 40, "10"
-        pool, model = pool_and_model(args.pool, args.model, folder)
-        jobs = [
-            Job(
-                arm,
-                int(seed),
-                pool,
-                model,
-                args.budget,
-                args.refresh_every,
-                args.steps,
-                args.batch,
-                args.learning_rate,
-                args.target_skill,
-            )
-            for seed in args.seeds.split(",")
-            for arm in args.methods.split(",")
-        ]
-        out = Path(folder) / "results" if args.quick else args.out
-        results = run_all(jobs, out, args.workers)
+            args.seeds, args.steps, args.refresh_every, args.out = "0", 40, "10", Path(folder) / "results"
+        args.pool, args.model = pool_and_model(args.pool, args.model, folder)
+        arms, seeds = args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]
+        jobs = [job_of(arm, seed, args, args.out / "data") for seed in seeds for arm in arms]
+        results = run_all(jobs, args.out, args.workers, partial(score, asked=args))
     wanted = f", for {args.target_skill}" if args.target_skill else ""
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print_table(
         results,
-        f"{Path(pool).name}, {Path(model).name}: {args.steps} steps of {args.batch}, "
+        f"{Path(args.pool).name}, {Path(args.model).name}: {args.steps} steps of {args.batch}, "
         f"learning rate {args.learning_rate:g}, budget {args.budget}, refresh every {args.refresh_every}, "
         f"seeds {args.seeds}{wanted}; {machine}, {args.workers} at a time",
     )
-    misses = (
-        missed(results, next(a for a in args.methods.split(",") if a.startswith("grace")))
-        if args.check
-        else []
-    )
+    misses = missed(results, next(a for a in arms if a.startswith("grace"))) if args.check else []
     for miss in misses:
         print(f"missed: {miss}")
     return 1 if misses else 0
@@ -356,6 +293,22 @@ def pool_and_model(pool: str | None, model: str | None, folder: str) -> tuple[st
         pool = f"{folder}/playground"
         make_pool(seed=0).write(pool)
     return pool, model or str(BASE_MODEL)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _lines(path: Path, lines: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,38 +79,14 @@ def run_comparison(
 
 def _run(jobs: list[Job], out: Path, workers: int, note: Callable[[list[Result]], None]) -> list[Result]:
     """Every job's result, in the order of the jobs; `note` is told after each."""
+    from coretune.arm_runs import outcomes, run_job
+    from coretune.compare import RESULTS
     from coretune.progress import progress
 
     done: dict[str, Result] = {}
     with progress(len(jobs), "comparing", "run", leave=True) as bar:
-        for job, result in _results(jobs, out, workers, bar):
+        for job, result in outcomes(jobs, out / RESULTS, workers, run_job, bar.set_description):
             done[job.key] = result
             bar.update()
             note([done[other.key] for other in jobs if other.key in done])
     return [done[job.key] for job in jobs]
-
-
-def _results(jobs: list[Job], out: Path, workers: int, bar: Any) -> Any:
-    from coretune import compare
-
-    if workers == 1:
-        for job in jobs:
-            bar.set_description(job.name)
-            yield job, compare.finished(job, out, _quietly)
-        return
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
-
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they begin
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(compare.finished, job, out, _quietly): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
-
-def _quietly(job: Job) -> Result:
-    from coretune import run
-    from coretune.compare import run_job
-
-    run.quiet()
-    return run_job(job)

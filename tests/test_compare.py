@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy import stats
 from tiny_run import model_folder, records, write_jsonl
 from typer.testing import CliRunner
 
-from coretune import compare, compare_command
+from coretune import arm_runs, compare
 from coretune.arms import arm_section
 from coretune.cli import app
 from coretune.compare import Job, Result
@@ -125,6 +126,18 @@ def test_statistics_of_too_little_are_not_a_number() -> None:
     assert compare.paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})[0] == 0.0
 
 
+@settings(deadline=None, max_examples=15)
+@given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=4))
+def test_the_bootstrap_interval_is_that_of_all_resamples(values: list[float]) -> None:
+    """Against every resample there is: the interval's ends are quantiles of their means."""
+    means = np.array([np.mean(some) for some in itertools.product(values, repeat=len(values))])
+    low, high = compare.bootstrap(values)
+    assert (means < low - 1e-9).mean() <= 0.025 + 0.01
+    assert (means <= low + 1e-9).mean() >= 0.025 - 0.01
+    assert (means > high + 1e-9).mean() <= 0.025 + 0.01
+    assert (means >= high - 1e-9).mean() >= 0.025 - 0.01
+
+
 def result(
     arm: str, seed: int, flops: float, once: float = 0.0, loss: float = 1.0, steps: int = 10
 ) -> Result:
@@ -199,9 +212,9 @@ def test_finished_jobs_are_not_repeated_and_cut_ones_begin_anew(data: Path) -> N
         return result("random", 3, 1.0)
 
     with pytest.raises(KeyboardInterrupt):
-        compare.finished(job, data / "out", cut)
-    first = compare.finished(job, data / "out", whole)
-    assert compare.finished(job, data / "out", whole) == first
+        arm_runs.finished(job, data / "out", cut)
+    first = arm_runs.finished(job, data / "out", whole)
+    assert arm_runs.finished(job, data / "out", whole) == first
     assert len(ran) == 1
     assert not list((data / "out").rglob("*.part"))
 
@@ -233,7 +246,7 @@ def test_a_whole_comparison(data: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def never(job: Job) -> Result:
         raise AssertionError("a finished job was run again")
 
-    monkeypatch.setattr(compare_command, "_quietly", never)
+    monkeypatch.setattr(arm_runs, "run_job", never)
     again = CliRunner().invoke(app, command[:-1])
     assert again.exit_code == 0, again.output
     assert "At equal compute, choosing included" in again.stdout
