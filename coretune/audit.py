@@ -15,8 +15,9 @@ One row group a round, rounds ascending; one line a pool row:
     measured     bool     measured exactly in this round; else its values are propagated or older
     measured_at  int32    round of the last exact measurement, -1 = never
     excluded     string   why the row may not be chosen; null where it may
-    representative  int32    row of the nearest chosen row among its neighbours; its own if chosen
-    closeness    float32  cosine with it; both are null where no neighbour was chosen, or there is no graph
+    representative  int32    the chosen row that stands for it (`representative.py`), itself if chosen; null
+                          where there is none
+    closeness    float32  cosine with it; null also where the method goes by distances of its own
     neighbors    list<int32>  rows of its NEIGHBORS nearest in the graph; null where there is no graph
     and one float32 column for each component in `Coreset.reasons`; null in rounds that had no such component
 
@@ -37,7 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.representative import representatives
+from coretune.representative import STANDS_WITH, stand_ins
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 WHOLE_POOL = 20_000  # pools up to this size are recorded whole
@@ -104,7 +105,7 @@ def describe(
     measured_at = pool.measured_at[rows].astype(np.int32)
     reasons = excluded or {}
     why = [None if pool.usable[row] else reasons.get(int(row), NOT_FINITE) for row in rows]
-    nearest, closeness = representatives(pool.graph, coreset.indices, pool.n)
+    nearest, closeness = stand_ins(pool, coreset)
     alone = nearest[rows] < 0
     columns = {
         "round": np.full(len(rows), round, dtype=np.int32),
@@ -117,11 +118,13 @@ def describe(
         "measured_at": measured_at,
         "excluded": why,
         "representative": pa.array(nearest[rows], mask=alone),
-        "closeness": pa.array(closeness[rows], mask=alone),
+        "closeness": pa.array(closeness[rows], mask=alone | np.isnan(closeness[rows])),
         "neighbors": _neighbor_lists(pool.graph, rows),
     }
     schema = FIXED
     for name, values in coreset.reasons.items():
+        if name == STANDS_WITH:  # the column `representative`
+            continue
         if name in FIXED.names:
             raise ValueError(f"the component {name!r} has the name of an audit column: rename the component")
         if values.shape != (pool.n,):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from coretune import audit
+from coretune.components import CODES, MEANING, OF_CHOSEN
 from coretune.held_back import HELD_BACK
 from coretune.run_files import RunFiles, excerpt
 
@@ -21,10 +22,15 @@ SHOWN = 90  # characters of a neighbour's text
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a row's worth at one refresh, and the share of the recorded rows that have less of it."""
+    """A part of a row's worth at one refresh.
+
+    above    the share of the recorded rows that have less of it; of the chosen ones where only they have any
+    meaning  in words; "" for a component that nobody described
+    """
 
     value: float
     above: float
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ class Refresh:
     verdict         one line
     rank, gain      of the pick; None where not chosen
     measured_at     round of the last exact measurement, -1 = never, None = not recorded
-    representative  the chosen row nearest to it in the graph; None where no neighbour was chosen
-    closeness       cosine with it
+    representative  the chosen row that stands for it (`representative.py`); None where there is none, or
+                    it was chosen itself
+    closeness       cosine with it; None where the method goes by distances, which are components
     """
 
     round: int
@@ -129,7 +136,11 @@ def lines(found: Explanation) -> Iterator[str]:
             continue
         yield f"  {refresh.measured}"
         for name, part in refresh.components.items():
-            yield f"  {name:<12} {part.value:>12.5g}   more than {part.above:.0%} of the rows"
+            rows = "chosen rows" if name in OF_CHOSEN else "rows"
+            about = f": {part.meaning}" if part.meaning else ""
+            yield f"  {name:<14} {part.value:>12.5g}   more than {part.above:.0%} of the {rows}{about}"
+        if refresh.representative is not None:
+            yield f"  stands for it  {refresh.representative.id}: {refresh.representative.text}"
         names = [neighbor.id for neighbor in refresh.neighbors]
         if names and names == before:
             chosen = sum(neighbor.chosen for neighbor in refresh.neighbors)
@@ -150,6 +161,8 @@ def verdict(line: dict[str, Any], size: int, representative: str | None) -> str:
     found = f"held back, {reason}" if reason else "not chosen"
     if representative is None:
         return found
+    if line["closeness"] is None:
+        return f"{found}; {representative} stands for it"
     return f"{found}; {representative} is the nearest chosen row, cosine {line['closeness']:.3f}"
 
 
@@ -181,10 +194,15 @@ def _refresh(run: RunFiles, round: int, id: str) -> Refresh:
 def _components(table: pa.Table, line: dict[str, Any]) -> dict[str, Component]:
     found = {}
     for name in table.schema.names:
-        if name in audit.FIXED.names or line[name] is None:
+        if name in audit.FIXED.names or name in CODES or line[name] is None:
             continue
         values = table[name].to_numpy()
-        found[name] = Component(float(line[name]), float(np.mean(values < np.float32(line[name]))))
+        if name in OF_CHOSEN:
+            if not line["chosen"]:
+                continue
+            values = values[table["chosen"].to_numpy()]
+        above = float(np.mean(values < np.float32(line[name])))
+        found[name] = Component(float(line[name]), above, MEANING.get(name, ""))
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from coretune import audit
+from coretune.components import CODES, OF_CHOSEN
 from coretune.held_back import HELD_BACK
 from coretune.run_files import RunFiles, excerpt
 from coretune.types import Array, Rows
@@ -18,7 +19,8 @@ ROWS = 3000  # with their text, on the map and in the table
 REFRESHES = 24  # shown in detail, evenly spaced, the first and the last among them
 TEXT = 240  # characters of a prompt or a response
 BINS = 30
-CODES = ("candidate", "held_back", "stands_with")  # components that are no quantities
+STAND_INS = 3000  # rows that stand for others, with their text beside the sampled ones
+BRIEFLY = 120  # characters of their text
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Details:
     components  a dict a refresh: name -> {"edges", "chosen", "other"}: shares of rows a bin
     held_back   a dict a refresh: why -> share of the rows that were not chosen
     coverage    {"share", "mean"}: (R,) of rows not chosen; "edges" and a histogram a refresh, "near"
+    stand_ins   id -> a short text, of rows that stand for sampled ones and are not sampled themselves
     left_out    a sentence when not all rows are there
     """
 
@@ -41,6 +44,7 @@ class Details:
     components: list[dict[str, Any]] = field(default_factory=list)
     held_back: list[dict[str, float]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
+    stand_ins: dict[str, str] = field(default_factory=dict)
 
 
 def details(run: RunFiles) -> Details:
@@ -54,14 +58,34 @@ def details(run: RunFiles) -> Details:
         found.states.append(_state(run, table, sample))
         found.components.append(_histograms(table, other))
         found.held_back.append(_held_back(table, other))
-        if run.pool["copies"].null_count == 0:  # there is a graph
+        if run.pool["copies"].null_count == 0 and _by_cosine(table):  # there is a graph
             closeness = np.nan_to_num(table["closeness"].to_numpy())[other]
             coverage["share"].append(_number((closeness > 0).mean() if len(closeness) else 1.0))
             coverage["mean"].append(_number(closeness.mean() if len(closeness) else 1.0))
             counts = np.histogram(np.clip(closeness, 0, 1), coverage["edges"])[0]
             coverage["near"].append(_numbers(counts / max(len(closeness), 1)))
     found.coverage = coverage
+    found.stand_ins = _stand_ins(run, found)
     return found
+
+
+def _by_cosine(table: pa.Table) -> bool:
+    """Whether rows stand with others by cosine, and not by distances of the method's own."""
+    return bool(table["representative"].null_count == table["closeness"].null_count)
+
+
+def _stand_ins(run: RunFiles, found: Details) -> dict[str, str]:
+    """Those that stand for most, STAND_INS of them."""
+    times = Counter(name for state in found.states for name in state["representative"] if name is not None)
+    for name in found.rows["id"]:
+        times.pop(name, None)
+    names = [name for name, _ in times.most_common(STAND_INS)]
+    facts = run.pool.take(pa.array([run.row_of[name] for name in names], pa.int64()))
+    prompts, responses = facts["prompt"].to_pylist(), facts["response"].to_pylist()
+    return {
+        name: f"{excerpt(prompts, row, BRIEFLY)} → {excerpt(responses, row, BRIEFLY)}"
+        for row, name in enumerate(names)
+    }
 
 
 def evenly(values: list[int], most: int) -> list[int]:
@@ -149,14 +173,16 @@ def _histograms(table: pa.Table, other: Array) -> dict[str, Any]:
             continue
         values = table[name].to_numpy().astype(np.float64)
         known = np.isfinite(values)
-        if not (known & (chosen | other)).any():
+        counted = known & (chosen if name in OF_CHOSEN else chosen | other)
+        if not counted.any():
             continue
-        low, high = np.quantile(values[known & (chosen | other)], [0.005, 0.995])
+        low, high = np.quantile(values[counted], [0.005, 0.995])
         if not high > low:
             continue
         edges = np.linspace(low, high, BINS + 1)
         shares = {}
-        for group, rows in (("chosen", chosen & known), ("other", other & known)):
+        others = other & known & (name not in OF_CHOSEN)
+        for group, rows in (("chosen", chosen & known), ("other", others)):
             counts = np.histogram(np.clip(values[rows], low, high), edges)[0]
             shares[group] = _numbers(counts / max(rows.sum(), 1))
         found[name] = {"edges": _numbers(edges), **shares}

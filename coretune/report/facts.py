@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from coretune.components import CODES, MEANING, OF_CHOSEN
 from coretune.held_back import HELD_BACK
 from coretune.ledger import PHASES
 from coretune.report.details import Details, details
@@ -40,6 +41,10 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "components": found.components,
         "held_back": found.held_back,
         "held_back_texts": dict(HELD_BACK),
+        "stand_ins": found.stand_ins,
+        "meaning": dict(MEANING),
+        "codes": list(CODES),
+        "of_chosen": list(OF_CHOSEN),
         "coverage": found.coverage,
         "sources": _sources(run, rows),
         "lengths": _lengths(run, rows),

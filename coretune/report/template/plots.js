@@ -82,9 +82,10 @@ function components() {
     const figure = document.createElement("figure"), head = document.createElement("h3"), plot = document.createElement("div");
     head.textContent = label(name); plot.id = "component-" + name; plot.className = "plot small";
     figure.append(head, plot); home.append(figure);
+    if (R.meaning[name]) figure.appendChild(document.createElement("figcaption")).textContent = R.meaning[name];
   }
   for (const [name, h] of found) {
-    draw("component-" + name, area(h.edges, h.chosen, h.other, ".4~g"), { showlegend: false, margin: { l: 40, r: 8, t: 4, b: 24 }, xaxis: { nticks: 5 }, yaxis: { ...share, nticks: 4 } });
+    draw("component-" + name, area(h.edges, h.chosen, R.of_chosen.includes(name) ? [] : h.other, ".4~g"), { showlegend: false, margin: { l: 40, r: 8, t: 4, b: 24 }, xaxis: { nticks: 5 }, yaxis: { ...share, nticks: 4 } });
   }
 }
 

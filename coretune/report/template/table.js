@@ -6,6 +6,8 @@ const el = (tag, className, text) => { const node = document.createElement(tag);
 const number = value => (value === null || value === undefined ? "–" : Math.abs(value) >= 1e4 || (value && Math.abs(value) < 1e-3) ? value.toExponential(1) : String(+value.toPrecision(4)));
 const isIn = (state, i) => state.rank[i] !== null && state.rank[i] >= 0;
 const HAY = R.rows.id.map((id, i) => [id, R.rows.source[i] ?? "", R.rows.prompt[i], R.rows.response[i]].join("\n").toLowerCase());
+const PLACE = new Map(R.rows.id.map((id, i) => [id, i]));
+const brief = text => (text.length > 120 ? text.slice(0, 119) + "…" : text);
 const TIMES = R.rows.id.map((_, i) => R.states.filter(state => isIn(state, i)).length);
 
 function verdict(i) {
@@ -14,13 +16,23 @@ function verdict(i) {
   if (isIn(state, i)) return `chosen, number ${state.rank[i] + 1}, worth ${number(state.gain[i])}`;
   if (state.excluded[i]) return "may not be chosen: " + state.excluded[i];
   const code = state.components.held_back?.[i], first = code ? "held back, " + R.held_back_texts[code] : "not chosen";
-  return state.representative[i] ? `${first}; ${state.representative[i]} is the nearest chosen row, cosine ${state.closeness[i].toFixed(3)}` : first;
+  if (!state.representative[i]) return first;
+  return state.closeness[i] === null ? `${first}; ${state.representative[i]} stands for it` : `${first}; ${state.representative[i]} is the nearest chosen row, cosine ${state.closeness[i].toFixed(3)}`;
+}
+// The text of the chosen row that stands for this one; null where there is none, or it was chosen itself.
+function standIn(i) {
+  const name = isIn(R.states[shown], i) ? null : R.states[shown].representative[i], there = PLACE.get(name);
+  if (!name) return null;
+  const text = there === undefined ? R.stand_ins[name] : brief(R.rows.prompt[there]) + " → " + brief(R.rows.response[there]);
+  return text ? `${name}: ${text}` : null;
 }
 function parts(i) {
   const list = el("div", "parts"), state = R.states[shown];
   for (const [name, values] of Object.entries(state.components)) {
-    if (name === "held_back" || name === "candidate" || values[i] === null) continue;  // the verdict says those
+    if (R.codes.includes(name) || values[i] === null) continue;  // the verdict says those
+    if (R.of_chosen.includes(name) && !isIn(state, i)) continue;
     const part = el("span");
+    part.title = R.meaning[name] ?? "";
     part.append(el("em", "", label(name)), document.createTextNode(number(values[i])));
     list.append(part);
   }
@@ -42,13 +54,15 @@ function card(i) {
   const line = el("div", "line" + (isIn(R.states[shown], i) ? " in" : "")), head = el("div"), text = el("div", "text"), why = el("div", "why");
   head.append(el("div", "id", R.rows.id[i]), el("div", "meta", meta(i)), dots(i));
   text.append(el("div", "", R.rows.prompt[i]), el("div", "answer", "→ " + R.rows.response[i]));
-  why.append(el("p", "verdict", verdict(i)), parts(i));
+  why.append(el("p", "verdict", verdict(i)));
+  if (standIn(i)) why.append(el("p", "stands", standIn(i)));
+  why.append(parts(i));
   line.append(head, text, why);
   return line;
 }
 function tell(i) {
   const home = document.getElementById("row"), block = (name, value) => { const p = el("p", "text"); p.append(el("b", "", name), document.createTextNode(value)); return p; };
-  home.replaceChildren(el("h3", "", R.rows.id[i]), el("p", "meta", meta(i)), block("prompt", R.rows.prompt[i]), block("response", R.rows.response[i]), block("this selection", verdict(i)), parts(i), dots(i));
+  home.replaceChildren(el("h3", "", R.rows.id[i]), el("p", "meta", meta(i)), block("prompt", R.rows.prompt[i]), block("response", R.rows.response[i]), block("this selection", verdict(i)), ...(standIn(i) ? [block("stands for it", standIn(i))] : []), parts(i), dots(i));
 }
 
 const ORDERS = { "rank, then times chosen": i => (isIn(R.states[shown], i) ? R.states[shown].rank[i] : 1e9 - TIMES[i]), "times chosen": i => -TIMES[i], "tokens, most first": i => -R.rows.tokens[i], id: i => i };
@@ -68,7 +82,7 @@ function setUpTable() {
   const order = document.getElementById("order");
   const names = new Set(R.states.flatMap(state => Object.keys(state.components)));
   for (const name of Object.keys(ORDERS)) order.append(new Option(name, name));
-  for (const name of names) if (name !== "held_back" && name !== "candidate") order.append(new Option("most " + label(name), name));
+  for (const name of names) if (!R.codes.includes(name)) order.append(new Option("most " + label(name), name));
   for (const id of ["search", "filter", "order"]) document.getElementById(id).addEventListener("input", () => { most = PAGE; table(); });
   document.getElementById("more").addEventListener("click", () => { most += 4 * PAGE; table(); });
 }
