@@ -47,6 +47,7 @@ from coretune.config import check_config
 from coretune.ledger import Ledger
 from coretune.playground import BASE_MODEL, make_pool
 from coretune.rounds import EXAMPLE_ID
+from coretune.run_files import SELECTION
 from coretune.train import CoresetSFTTrainer
 
 FORK = multiprocessing.get_context("fork")  # the libraries take longer to load than the run takes
@@ -249,7 +250,7 @@ class Outcome:
                 step, process, ids = json.loads(line)
                 contradictions += steps.setdefault((step, process), ids) != ids
         weights = load_file(folder / "run" / "adapter_model.safetensors")
-        return cls(steps, weights, pq.read_table(folder / "run" / "selection.parquet"), contradictions)
+        return cls(steps, weights, pq.read_table(folder / "run" / SELECTION), contradictions)
 
     def differs(self, other: Outcome) -> list[str]:
         same_weights = self.weights.keys() == other.weights.keys() and all(

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import Trainer
 
 from coretune import dynamic, run_record, selection_log
+from coretune.run_files import LEDGER
 from coretune.state import State
 
 log = logging.getLogger("coretune")
@@ -46,7 +47,7 @@ def _record(trainer: Any, now: State) -> None:
 
     with ledger.phase("other"):
         run_record.record(folder, now, trainer.pool_rows, decode, config.refresh.embedding, config.seed)
-    ledger.write(folder / "ledger.json")
+    ledger.write(folder / LEDGER)
     # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
     # After the files, so that a callback told of a selection can read it.
     Trainer.log(trainer, selection_log.figures(ledger.rounds[-1], now))

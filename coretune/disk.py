@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-KINDS = {
-    "signals": "signals",
-    "teacher": "teacher",
-    "pool.parquet": "records",
-    "selection.parquet": "records",
-}
+from coretune.run_files import POOL, SELECTION, SIGNALS, TEACHER
+
+KINDS = {SIGNALS: "signals", TEACHER: "teacher", POOL: "records", SELECTION: "records"}
 WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
@@ -28,4 +25,5 @@ def _kind(path: Path) -> str:
     top = path.parts[0]
     if top.startswith("checkpoint-"):
         return "checkpoints"
-    return KINDS.get(top, "weights" if path.suffix in WEIGHTS and len(path.parts) == 1 else "other")
+    own = "/".join(path.parts[:2])
+    return KINDS.get(own, "weights" if path.suffix in WEIGHTS and len(path.parts) == 1 else "other")

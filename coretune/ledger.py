@@ -166,6 +166,7 @@ class Ledger:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` as JSON; at any kill `path` is either the old file or the new one, whole."""
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(target.name + ".part")
         with beside.open("w", encoding="utf-8") as file:
             json.dump(self.to_dict(), file, indent=2, allow_nan=False)

@@ -45,6 +45,7 @@ from coretune.rounds import (
     with_example_id,
     with_positions,
 )
+from coretune.run_files import LEDGER
 from coretune.schedule import CoresetConfig
 from coretune.sight import Sight
 from coretune.state import State
@@ -57,13 +58,13 @@ class CoresetMixin(Trainer):
     rows       the pool's tokens; left out, they are read from the prepared `train_dataset`
     measuring  how signals are measured
     target     trusted rows for the methods that take a target; several, each with its share of the budget
-    signals_dir  where whole looks at the pool are kept; left out: output_dir/signals
+    signals_dir  where whole looks at the pool are kept; left out: output_dir/_coretune/signals
 
     `num_train_epochs` counts passes over the coreset, after the warm-up; `max_steps` counts all steps. What
     the stock trainer does once an epoch it does once a round here, and the `epoch` it logs is the round.
-    Writes selection.parquet and ledger.json in output_dir and the coreset's state into every checkpoint, from
-    which `resume_from_checkpoint` goes on. ValueError before anything is trained when settings, rows and
-    model do not go together.
+    Writes what it chose and what it cost into output_dir/_coretune, which no push to a hub takes along, and
+    the coreset's state into every checkpoint, from which `resume_from_checkpoint` goes on. ValueError before
+    anything is trained when settings, rows and model do not go together.
     """
 
     stock: ClassVar[type] = Trainer  # of which a teacher is made
@@ -144,7 +145,7 @@ class CoresetMixin(Trainer):
             visit.flops = 0.0  # every step is booked by itself
             result = super().train(found.folder if found is not None else None, *args, **kwargs)
         if self.is_world_process_zero():
-            self.ledger.write(Path(self.args.output_dir) / "ledger.json")
+            self.ledger.write(Path(self.args.output_dir) / LEDGER)
         return result
 
     def _go_on(self, found: Resumed) -> None:

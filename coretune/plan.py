@@ -17,9 +17,10 @@ from typing import Any
 
 from coretune.ledger import PHASES, Cost
 from coretune.rehearsal import Rehearsal
+from coretune.run_files import OWN
 from coretune.schedule import Clock
 
-PLAN = "plan.json"
+PLAN = f"{OWN}/plan.json"
 CHOOSING = ("measurement", "graph", "selection")
 TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
 
@@ -224,7 +225,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
-    """FOLDER/plan.json, whole or not at all."""
+    """FOLDER/_coretune/plan.json, whole or not at all."""
     path = Path(folder) / PLAN
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
@@ -234,7 +235,7 @@ def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
 
 
 def prediction(folder: str | os.PathLike[str], about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What FOLDER/plan.json predicted by phase; None where there is none, or it is of another config."""
+    """What `write` put there, by phase; None where there is nothing, or it is of another config."""
     path = Path(folder) / PLAN
     if not path.is_file():
         return None

@@ -13,7 +13,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
 def report(run: Run, traceback: Traceback = False) -> None:
-    """Write RUN/report.html, one file that opens anywhere: what was chosen over time, why, at what cost."""
+    """Write RUN/_coretune/report.html, one file that opens anywhere: what was chosen, why, at what cost."""
 
     def work() -> None:
         from coretune.report import write_report

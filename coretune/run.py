@@ -1,7 +1,7 @@
 """One whole job: data and model in, a run directory out.
 
-config ─ corpora ─ trainer ─► train ─► evaluate ─► RUN/config.yaml · selection.parquet · ledger.json · weights
-                           └► select ────────────► RUN/coreset.jsonl · selection.parquet · ledger.json
+config ─ corpora ─ trainer ─► train ─► evaluate ─► RUN/weights · RUN/_coretune/…
+                           └► select ────────────► RUN/coreset.jsonl · RUN/_coretune/…
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ from coretune.plan import prediction
 from coretune.progress import SECONDS
 from coretune.quality import metrics_of, task_metrics
 from coretune.report import write_report
-from coretune.sight import SIGNALS
+from coretune.run_files import CONFIG, LEDGER, SELECTION, SIGNALS, TEACHER
 from coretune.state import State
-from coretune.teacher import TEACHER
 from coretune.train import CoresetSFTTrainer
 from coretune.watch import ReportWriter
 from coretune.workload import about_run, counted
@@ -73,7 +72,7 @@ def train(
             trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.ledger.disk = disk_bytes(config.output_dir)
-    trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    trainer.ledger.write(Path(config.output_dir) / LEDGER)
     _write_report(config, trainer)
     return trainer
 
@@ -93,7 +92,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     state = trainer.select()
     path = Path(config.output_dir) / "coreset.jsonl"
     _write_coreset(path, _corpus(trainer), state)
-    trainer.ledger.write(Path(config.output_dir) / "ledger.json")
+    trainer.ledger.write(Path(config.output_dir) / LEDGER)
     _write_report(config, trainer)
     return path
 
@@ -298,7 +297,7 @@ def _no_model(name: str, error: Exception) -> str:
 def _refuse_old_run(config: RunConfig) -> None:
     """Two runs never mix in one directory."""
     folder = Path(config.output_dir)
-    traces = [folder / "selection.parquet", folder / "ledger.json", *folder.glob("checkpoint-*")]
+    traces = [folder / SELECTION, folder / LEDGER, *folder.glob("checkpoint-*")]
     if not config.resume_from_checkpoint and any(trace.exists() for trace in traces):
         raise ConfigError(
             f"{config.output_dir} holds a run already; give another output_dir, remove it (what is in "
@@ -321,8 +320,10 @@ def _compare_fingerprint(provenance: Mapping[str, Any], pool: Corpus) -> None:
 
 
 def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
-    """RUN/config.yaml: what was asked for, every coreset setting spelled out, versions and fingerprints."""
+    """RUN/_coretune/config.yaml: what was asked for without the hub's token, all settings of the coreset with
+    their values, versions and fingerprints."""
     resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
+    resolved["training"].pop("hub_token", None)
     resolved["coreset"] = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
     resolved[PROVENANCE] = {
         "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},
@@ -331,9 +332,9 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
         "max_steps": trainer.args.max_steps,
         "round_steps": trainer.clock.steps,
     }
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    path = Path(config.output_dir) / CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
 
 
 def _write_coreset(path: Path, pool: Corpus, state: State) -> None:

@@ -1,4 +1,8 @@
-"""Reads a run directory: what was chosen, of what pool, at what cost. Needs no model and no data."""
+"""Reads a run directory: what was chosen, of what pool, at what cost. Needs no model and no data.
+
+RUN/             weights, checkpoints, model card and logs, as transformers writes and uploads them
+RUN/_coretune/   everything else; it holds texts of the pool, and no push takes it along
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,11 @@ import yaml
 from coretune import audit
 from coretune.types import Array
 
-POOL, SELECTION, LEDGER, CONFIG = "pool.parquet", "selection.parquet", "ledger.json", "config.yaml"
+OWN = "_coretune"  # in output_dir, which `push_to_hub` uploads but for what begins with _ or checkpoint-
+POOL, SELECTION, LEDGER, CONFIG = (
+    f"{OWN}/{name}" for name in ("pool.parquet", "selection.parquet", "ledger.json", "config.yaml")
+)
+REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 

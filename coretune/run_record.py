@@ -61,8 +61,8 @@ def record(
     embedding  the signal the map is of, where the pool has it
     """
     path = Path(folder) / POOL
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, describe_pool(state.pool, rows, decode, embedding, seed))
     kept = audit.rows_to_keep(state.pool, state.coreset, seed)
     table = audit.describe(state.pool, state.coreset, round=state.round, ids=rows.ids, rows=kept)

@@ -1,8 +1,8 @@
 """How a trainer's selections see its pool: the first look through the teacher where there is one, and kept on
 disk; later ones through the model under training.
 
-    teacher (made or found) ─► snapshots ─► first look ─► RUN/signals/     ┐
-    model, optimiser, learning rate of the moment ─► later looks           ┴─► Meter (dynamic.py)
+    teacher (made or found) ─► snapshots ─► first look ─► RUN/_coretune/signals/ ┐
+    model, optimiser, learning rate of the moment ─► later looks                 ┴─► Meter (dynamic.py)
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.model_cost import ModelCost
 from coretune.refusals import refuse_first_fsdp
+from coretune.run_files import SIGNALS, TEACHER
 from coretune.run_harvest import RunHarvest
 from coretune.schedule import default_measuring
-from coretune.teacher import TEACHER, Lesson, School, refuse_school, teach
+from coretune.teacher import Lesson, School, refuse_school, teach
 from coretune.types import Measure, Rows, Taught
-
-SIGNALS = "signals"
 
 
 class Sight:

@@ -1,7 +1,7 @@
 """The teacher of a method that looks through one: a short stock run on random rows, made beside the training.
 
-    RUN/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included
-    RUN/teacher/teacher.json    what it is of, and whether it is finished
+    RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included
+    RUN/_coretune/teacher/teacher.json    what it is of, and whether it is finished
 
 [paper: LESS and BRIEF] one epoch on a random share of the pool. It is trained by the stock trainer with the
 run's own arguments, in the model itself; then the model is put back bit for bit, so that the training after
@@ -39,7 +39,7 @@ from coretune.rounds import PoolRows
 from coretune.schedule import CoresetConfig
 from coretune.types import Rows
 
-TEACHER, NOTE = "teacher", "teacher.json"
+NOTE = "teacher.json"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 #: How the names of training arguments begin that change nothing in what is learnt.
 UNLEARNT = (

@@ -16,7 +16,7 @@ SHARE = 0.02  # of the run's time that writing may take
 
 
 class ReportWriter(TrainerCallback):
-    """Writes RUN/report.html after a selection, unless that took too large a share of the time since.
+    """Writes the run's page after a selection, unless that took too large a share of the time since.
 
     [choice] The page's cost grows with the number of selections and hardly with the pool; a run that selects
     every few seconds would spend its time on pages that nobody opens. So a page is due when SHARE of the time

@@ -12,6 +12,7 @@ import yaml
 from coretune import run_record
 from coretune.graph import build
 from coretune.ledger import Ledger, Round
+from coretune.run_files import CONFIG, LEDGER
 from coretune.state import State
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
@@ -121,7 +122,7 @@ def make_run(
     ledger.add("measurement", seconds=2, rows=60, tokens=600, flops=2e9)
     ledger.add("selection", seconds=0.5)
     ledger.predicted = options.get("predicted")
-    ledger.write(folder / "ledger.json")
+    ledger.write(folder / LEDGER)
     config = {"coreset": {"method": "grace"}, "provenance": {"round_steps": 10}, **options.get("config", {})}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder

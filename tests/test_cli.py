@@ -67,7 +67,7 @@ def test_train_ends_with_its_cost_and_where_it_is(data: Path, tmp_path: Path) ->
     assert [line.partition(":")[0].strip() for line in selections] == ["step 1", "step 3"]
     assert "Warning" not in done.stderr
     assert "INFO" not in done.stderr
-    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    written = yaml.safe_load((tmp_path / "run" / "_coretune" / "config.yaml").read_text())
     assert written["seed"] == 3
     assert (tmp_path / "run" / "model.safetensors").exists()
 
@@ -159,8 +159,8 @@ def test_the_demo_compares_three_arms_and_leaves_other_files_alone(
 ) -> None:
     monkeypatch.setattr(run, "quiet", lambda: None)  # it would last for the tests that follow
     (tmp_path / "mine.txt").write_text("mine")
-    for of_an_earlier_demo in ("data/old.jsonl", "grace-coreset/selection.parquet"):
-        (tmp_path / of_an_earlier_demo).parent.mkdir()
+    for of_an_earlier_demo in ("data/old.jsonl", "grace-coreset/_coretune/selection.parquet"):
+        (tmp_path / of_an_earlier_demo).parent.mkdir(parents=True)
         (tmp_path / of_an_earlier_demo).write_text("old")
     header, *rows = demo.run_demo(tmp_path, rows=200, steps=16)
     assert [row[0] for row in rows] == ["full pool", "random coreset", "GRACE coreset"]
@@ -169,7 +169,7 @@ def test_the_demo_compares_three_arms_and_leaves_other_files_alone(
     assert {row[seen] for row in rows} == {"256"}
     assert (tmp_path / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "data" / "old.jsonl").exists()
-    assert json.loads((tmp_path / "grace-coreset" / "ledger.json").read_text())["rounds"]
+    assert json.loads((tmp_path / "grace-coreset" / "_coretune" / "ledger.json").read_text())["rounds"]
     # Planted copies and wrong answers are labelled beside the pool, never in what a selector is given.
     pool = [json.loads(line) for line in (tmp_path / "data" / "pool.jsonl").read_text().splitlines()]
     assert {name for row in pool for name in row} == {"id", "prompt", "completion", "source"}

@@ -21,6 +21,7 @@ from coretune.arms import arm_section
 from coretune.cli import app
 from coretune.compare import Job, Result
 from coretune.config import ConfigError, RunConfig, build_coreset, check_config
+from coretune.run_files import REPORT
 
 SHARED = {"method": "grace", "budget": "25%", "refresh_every": 2, "lambda": 0.5, "k": 4, "warmup": 0.1}
 
@@ -239,7 +240,7 @@ def test_a_whole_comparison(data: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(found["results"]) == 6
     assert [len(curve["flops"]) > 3 for curve in found["curves"]] == [True, True]
     assert {"loss", "exact_match"} <= set(found["results"][0]["metrics"])
-    page = (out / found["results"][0]["folder"] / "report.html").read_text(encoding="utf-8")
+    page = (out / found["results"][0]["folder"] / REPORT).read_text(encoding="utf-8")
     assert "Compared with other arms" in page
     assert not list(out.glob("*/model.safetensors"))
 

@@ -18,7 +18,7 @@ from coretune.cli import app
 from coretune.explain import explain, lines
 from coretune.graph import symmetric_csr
 from coretune.representative import representatives
-from coretune.run_files import RunFiles, excerpt
+from coretune.run_files import POOL, SELECTION, RunFiles, excerpt
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,14 @@ def test_long_texts_are_kept_by_beginning_and_end() -> None:
 
 def test_the_pool_is_written_once_and_every_selection_is_added(tmp_path: Path) -> None:
     make_run(tmp_path, rounds=(1,))
-    before = (tmp_path / "pool.parquet").stat().st_mtime_ns
+    before = (tmp_path / POOL).stat().st_mtime_ns
     rows = fake_rows(60)
     pool = fake_pool(rows)
     state = run_record.State(4, 4, 2, pool, fake_coreset(pool, 5, 4))
     run_record.record(tmp_path, state, rows, decode, EMBEDDING, 0)
-    assert (tmp_path / "pool.parquet").stat().st_mtime_ns == before
+    assert (tmp_path / POOL).stat().st_mtime_ns == before
     assert RunFiles.of(tmp_path).rounds == [1, 4]
-    table = pq.read_table(tmp_path / "pool.parquet")
+    table = pq.read_table(tmp_path / POOL)
     assert table["id"].to_pylist() == rows.ids
     assert table["tokens"].to_pylist() == rows.length.tolist()
     copies = table["copies"].to_pylist()
@@ -124,7 +124,7 @@ def test_every_refresh_says_what_the_record_says(run: RunFiles) -> None:
     for row in (0, 3, 7, 10, 11):
         found = explain(run, f"row-{row}")
         for refresh, line in zip(
-            found.refreshes, audit.explain(run.path / "selection.parquet", f"row-{row}"), strict=True
+            found.refreshes, audit.explain(run.path / SELECTION, f"row-{row}"), strict=True
         ):
             assert (refresh.round, refresh.chosen, refresh.rank, refresh.gain) == (
                 line["round"],
@@ -220,7 +220,10 @@ def test_the_command_prints_text_or_json(run: RunFiles) -> None:
     ("arguments", "message"),
     [
         (["explain", "RUN", "row-99"], "no row 'row-99' in the pool of"),
-        (["explain", "nowhere", "row-1"], "nowhere holds no selection.parquet: give the output_dir"),
+        (
+            ["explain", "nowhere", "row-1"],
+            "nowhere holds no _coretune/selection.parquet: give",
+        ),
         (["diff", "RUN", "--rounds", "1", "4"], "has no refresh 4; it has 1, 3, 5"),
     ],
 )

@@ -104,7 +104,7 @@ def test_what_is_counted_before_is_what_the_ledger_counts(
     for name in ("warm-up", "measurement", "training", "evaluation"):
         assert said["phases"][name]["rows"] == was[name].rows, name
         assert said["phases"][name]["flops"] == pytest.approx(was[name].flops, rel=0.15), name
-    written = json.loads((tmp_path / "ledger.json").read_text())
+    written = json.loads((tmp_path / "_coretune" / "ledger.json").read_text())
     assert written["predicted"] == json.loads(json.dumps(said))
     assert Ledger.from_dict(written).predicted == written["predicted"]
 
@@ -246,8 +246,8 @@ def test_a_plan_is_written_and_the_run_holds_itself_against_it(data: Path, tmp_p
     path.write_text(yaml.safe_dump(of.model_dump(exclude_none=True)), encoding="utf-8")
     done = CliRunner().invoke(app, ["plan", str(path), "--json"])
     assert done.exit_code == 0, done.output
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["plan.json"]
-    found = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [file.name for file in (tmp_path / "run").rglob("*.*")] == ["plan.json"]
+    found = json.loads((tmp_path / "run" / "_coretune" / "plan.json").read_text())
     assert json.loads(done.stdout) == found
     assert found["total"]["seconds"] > 0
     assert found["verdict"]
@@ -263,7 +263,8 @@ def test_a_plan_is_written_and_the_run_holds_itself_against_it(data: Path, tmp_p
 
 def test_a_plan_of_another_config_is_not_held_against_a_run(data: Path, tmp_path: Path) -> None:
     one, other = config(data, tmp_path), config(data, tmp_path, budget="50%")
-    (tmp_path / "plan.json").write_text(
+    (tmp_path / "_coretune").mkdir()
+    (tmp_path / "_coretune" / "plan.json").write_text(
         json.dumps({"about": about_run(one), "phases": {}, "total": {"seconds": 1.0}})
     )
     assert plan.prediction(tmp_path, about_run(one)) == {"phases": {}, "total": {"seconds": 1.0}}

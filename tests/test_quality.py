@@ -122,10 +122,10 @@ def test_a_run_saves_the_metrics_that_its_config_asks_for(learnt: Path) -> None:
     found = json.loads((learnt / "run" / "eval_results.json").read_text())
     assert {"eval_exact_match", "eval_rouge1", "eval_rouge2", "eval_rougeL"} <= set(found)
     assert 0 < found["eval_exact_match"] <= found["eval_rougeL"] <= 1
-    ledger = json.loads((learnt / "run" / "ledger.json").read_text())["phases"]["evaluation"]
+    ledger = json.loads((learnt / "run" / "_coretune" / "ledger.json").read_text())["phases"]["evaluation"]
     assert ledger["rows"] == 9 + 24
     assert ledger["flops"] > 0
-    assert "Exact match" in (learnt / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Exact match" in (learnt / "run" / "_coretune" / "report.html").read_text(encoding="utf-8")
 
 
 def test_metrics_are_those_asked_for_on_the_first_rows() -> None:

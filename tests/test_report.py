@@ -22,7 +22,7 @@ from coretune.cli import app
 from coretune.ledger import Ledger
 from coretune.report import details, facts, write_report
 from coretune.report.page import render
-from coretune.run_files import RunFiles
+from coretune.run_files import CONFIG, LEDGER, RunFiles
 
 EVIL = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)> &amp; {{ 7 * 7 }}"
 HISTORY = [{"loss": 2.0, "step": 10}, {"loss": 1.5, "step": 20}, {"eval_loss": 1.7, "step": 20, "epoch": 2}]
@@ -173,10 +173,10 @@ def test_nothing_is_fetched_and_the_page_forbids_it(tmp_path: Path) -> None:
 def test_the_command_writes_the_page_or_says_in_one_line_why_not(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
-    assert done.stdout == f"report: {tmp_path / 'run' / 'report.html'}\n"
+    assert done.stdout == f"report: {tmp_path / 'run' / '_coretune' / 'report.html'}\n"
     failed = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert failed.exit_code == 1
-    assert "holds no selection.parquet" in failed.stderr
+    assert "holds no _coretune/selection.parquet" in failed.stderr
 
 
 def test_while_a_run_goes_on_pages_take_a_bounded_share_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_the_page_draws_all_plots_without_an_error_or_a_request(browser: Browser
     assert browser.evaluate(empty) == []
     wide = f"{plots}.filter(n => n.querySelector('.main-svg').clientWidth > n.clientWidth + 1).map(n => n.id)"
     assert browser.evaluate(wide) == []
-    assert browser.evaluate("document.title") == f"{page.parent.name} · coretune"
+    assert browser.evaluate("document.title") == f"{page.parents[1].name} · coretune"
 
 
 def test_the_slider_moves_the_whole_page(browser: Browser, page: Path) -> None:
@@ -252,7 +252,7 @@ def test_the_slider_moves_the_whole_page(browser: Browser, page: Path) -> None:
     assert "Selection 3 of 3, step 50" in browser.evaluate(now)
     rows = "[...document.querySelectorAll('.line.in .id')].map(node => node.textContent)"
     coreset = "document.getElementById('map').data[2].customdata.map(i => R.rows.id[i]).sort()"
-    run = RunFiles.of(page.parent)
+    run = RunFiles.of(page.parents[1])
     for place, number in ((2, 5), (0, 1)):
         moved = f"slider.value = {place}; slider.dispatchEvent(new Event('input'))"
         browser.evaluate(moved)
@@ -266,7 +266,7 @@ def test_the_slider_moves_the_whole_page(browser: Browser, page: Path) -> None:
 
 def test_search_and_filters_narrow_the_table(browser: Browser, page: Path) -> None:
     opened(browser, page)
-    run = RunFiles.of(page.parent)
+    run = RunFiles.of(page.parents[1])
     ids = "[...document.querySelectorAll('.line .id')].map(node => node.textContent)"
 
     def set_to(control: str, value: str) -> list[str]:
@@ -338,7 +338,7 @@ def test_what_the_method_says_is_told_of_the_selection_shown(browser: Browser, t
 
 def test_a_run_without_map_components_or_ledger_has_a_page_too(browser: Browser, tmp_path: Path) -> None:
     make_run(tmp_path, graph=False, rounds=(1,), rows=fake_rows(30, sources=False))
-    for name in ("ledger.json", "config.yaml"):
+    for name in (LEDGER, CONFIG):
         (tmp_path / name).unlink()
     opened(browser, write_report(tmp_path))
     assert browser.messages == []

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from tiny_run import model_folder, records, write_jsonl
 from transformers import TrainerState
@@ -19,6 +23,7 @@ from transformers import TrainerState
 from coretune import audit, run
 from coretune.config import ConfigError, RunConfig, check_config, load_config
 from coretune.raw import CorpusError
+from coretune.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, SELECTION
 
 CORESET = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, "audit_every": 2}
 TRAINING = {
@@ -73,6 +78,10 @@ def final_weights(folder: Path, name: str = "adapter_model.safetensors") -> dict
     return load_file(folder / name)
 
 
+def selection(folder: Path, round: int | None = None) -> Any:
+    return audit.read(folder / SELECTION, round)
+
+
 def assert_same_weights(one: Path, other: Path, name: str = "adapter_model.safetensors") -> None:
     theirs = final_weights(other, name)
     for key, value in final_weights(one, name).items():
@@ -83,12 +92,13 @@ def assert_same_weights(one: Path, other: Path, name: str = "adapter_model.safet
 
 
 def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
-    promised = {"config.yaml", "pool.parquet", "selection.parquet", "ledger.json", "report.html"}
-    assert promised | {"checkpoint-4", "checkpoint-8"} <= {path.name for path in done.iterdir()}
+    for name in (CONFIG, POOL, SELECTION, LEDGER, REPORT):
+        assert (done / name).is_file()
+    assert {"checkpoint-4", "checkpoint-8"} <= {path.name for path in done.iterdir()}
     assert TrainerState.load_from_json(str(done / "checkpoint-8" / "trainer_state.json")).global_step == 8
     assert (done / "checkpoint-8" / "adapter_model.safetensors").exists()
     assert json.loads((done / "eval_results.json").read_text())["eval_loss"] > 0
-    ledger = json.loads((done / "ledger.json").read_text())
+    ledger = json.loads((done / LEDGER).read_text())
     assert [entry["round"] for entry in ledger["rounds"]] == [1, 2, 3]
     assert ledger["phases"]["training"]["rows"] + ledger["phases"]["warm-up"]["rows"] == 32
     assert ledger["phases"]["evaluation"]["rows"] == 12
@@ -100,7 +110,7 @@ def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
 
 
 def test_the_selection_is_recorded_row_by_row(done: Path) -> None:
-    table = audit.read(done / "selection.parquet").to_pylist()
+    table = selection(done).to_pylist()
     assert {line["round"] for line in table} == {1, 2, 3}
     assert sorted({line["id"] for line in table}) == sorted(row["id"] for row in records(48))
     for number in (1, 2, 3):
@@ -116,26 +126,22 @@ def test_the_selection_is_recorded_row_by_row(done: Path) -> None:
 
 
 def test_the_config_written_replays_the_run(done: Path, tmp_path: Path) -> None:
-    replayed = load_config(done / "config.yaml", [f"output_dir={tmp_path / 'again'}"])
+    replayed = load_config(done / CONFIG, [f"output_dir={tmp_path / 'again'}"])
     assert replayed.provenance is not None
     assert replayed.provenance["rows"] == 48
     assert replayed.coreset["anchor_share"] == 0.05
     run.train(replayed)
-    assert audit.read(tmp_path / "again" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert selection(tmp_path / "again").equals(selection(done))
     assert_same_weights(done, tmp_path / "again")
-    first, again = (
-        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (done, tmp_path / "again")
-    )
+    first, again = (yaml.safe_load((folder / CONFIG).read_text()) for folder in (done, tmp_path / "again"))
     assert {**first, "output_dir": None} == {**again, "output_dir": None}
 
 
 def test_a_replay_on_other_data_is_refused_with_both_fingerprints(
     done: Path, data: Path, tmp_path: Path
 ) -> None:
-    written = yaml.safe_load((done / "config.yaml").read_text())
-    replayed = load_config(
-        done / "config.yaml", [f"output_dir={tmp_path}", f"train_data={data / 'eval.jsonl'}"]
-    )
+    written = yaml.safe_load((done / CONFIG).read_text())
+    replayed = load_config(done / CONFIG, [f"output_dir={tmp_path}", f"train_data={data / 'eval.jsonl'}"])
     then = written["provenance"]["train_data"][:16]
     with pytest.raises(
         ConfigError, match=f"train_data has fingerprint [0-9a-f]{{16}}, the run .* had {then}"
@@ -146,7 +152,7 @@ def test_a_replay_on_other_data_is_refused_with_both_fingerprints(
 def test_a_replay_with_other_versions_says_so(
     done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    replayed = load_config(done / "config.yaml", [f"output_dir={tmp_path}"])
+    replayed = load_config(done / CONFIG, [f"output_dir={tmp_path}"])
     assert replayed.provenance is not None
     replayed.provenance["versions"]["trl"] = "0.0.1"
     with caplog.at_level(logging.WARNING, logger="coretune"):
@@ -159,15 +165,16 @@ def test_the_order_of_the_file_changes_nothing(done: Path, data: Path, tmp_path:
     shuffled = [rows[i] for i in np.random.default_rng(5).permutation(48)]
     path = write_jsonl(tmp_path / "shuffled.jsonl", shuffled)
     run.train(config(data, tmp_path / "run", train_data=str(path)))
-    assert audit.read(tmp_path / "run" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert selection(tmp_path / "run").equals(selection(done))
     assert_same_weights(done, tmp_path / "run")
 
 
 def test_a_run_killed_and_resumed_is_the_run(done: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(done / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
-    shutil.copy(done / "selection.parquet", tmp_path / "run")  # with the rounds after the checkpoint
+    (tmp_path / "run" / OWN).mkdir()
+    shutil.copy(done / SELECTION, tmp_path / "run" / SELECTION)  # with the rounds after the checkpoint
     run.train(config(data, tmp_path / "run", resume_from_checkpoint=True))
-    assert audit.read(tmp_path / "run" / "selection.parquet").equals(audit.read(done / "selection.parquet"))
+    assert selection(tmp_path / "run").equals(selection(done))
     assert_same_weights(done, tmp_path / "run")
 
 
@@ -177,7 +184,7 @@ def test_full_fine_tuning_another_seed_and_no_evaluation(data: Path, tmp_path: P
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)
         made = run.train(config(data, out, seed=seed, **top))
-        table = audit.read(out / "selection.parquet").to_pylist()
+        table = selection(out).to_pylist()
         chosen.append([line["id"] for line in table if line["chosen"]])
         assert made.cost.adapter_parameters is None
         assert not (out / "eval_results.json").exists()
@@ -194,6 +201,43 @@ def test_a_target_file_reaches_the_methods_that_take_one(data: Path, tmp_path: P
     target = str(data / "target.jsonl")
     made = run.train(config(data, tmp_path / "with", coreset=section, target_data=target))
     assert np.isfinite(made.coreset_state.pool.feature("target_cosine")).all()
+
+
+# ------------------------------------------------------------------------------------------- publishing
+
+
+def test_a_push_takes_the_model_and_its_card_and_no_text_of_the_pool(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every folder that the stock trainer hands to the hub, with the patterns that it hands over."""
+    pushed: dict[str, set[Path]] = {}
+
+    def upload(self: HfApi, *, folder_path: str, ignore_patterns: Any = None, **given: Any) -> Future[None]:
+        files = {path.relative_to(folder_path) for path in Path(folder_path).rglob("*") if path.is_file()}
+        taken = set(filter_repo_objects(map(str, files), ignore_patterns=ignore_patterns))
+        pushed.setdefault(given.get("path_in_repo", "model"), set()).update(map(Path, taken))
+        texts = [row["prompt"].encode() for row in records(48)]
+        told = [(folder_path / Path(name)).read_bytes() for name in taken]
+        assert not [text for text in texts for content in told if text in content]
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    hub = {
+        "push_to_hub": True,
+        "hub_model_id": "me/mine",
+        "hub_strategy": "checkpoint",
+        "hub_token": "secret",
+    }
+    out = tmp_path / "run"
+    run.train(config(data, out, training={**TRAINING, **hub})).push_to_hub()
+    assert (out / SELECTION).is_file()
+    assert "secret" not in (out / CONFIG).read_text()
+    assert {Path("README.md"), Path("adapter_model.safetensors")} <= pushed["model"]
+    assert not {OWN, "checkpoint-4", "checkpoint-8"} & {path.parts[0] for path in pushed["model"]}
+    assert Path("coreset_state.npz") in pushed["last-checkpoint"]
 
 
 # -------------------------------------------------------------------------------------------- selecting
@@ -213,11 +257,11 @@ def test_select_writes_the_users_rows_with_their_reasons(done: Path, data: Path,
         assert facts["components"]["coverage"] + facts["components"]["importance"] == pytest.approx(
             facts["gain"], abs=1e-6
         )
-    trained = audit.read(done / "selection.parquet", 1).to_pylist()
+    trained = selection(done, 1).to_pylist()
     chosen = sorted((line["rank"], line["id"]) for line in trained if line["chosen"])
     assert [line["id"] for line in lines] == [name for _, name in chosen]
-    assert audit.read(tmp_path / "selection.parquet")["round"].unique().to_pylist() == [1]
-    assert json.loads((tmp_path / "ledger.json").read_text())["phases"]["training"]["rows"] == 0
+    assert selection(tmp_path)["round"].unique().to_pylist() == [1]
+    assert json.loads((tmp_path / LEDGER).read_text())["phases"]["training"]["rows"] == 0
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -244,11 +288,11 @@ def test_select_goes_with_settings_that_only_training_needs(data: Path, tmp_path
 
 
 def test_a_directory_that_holds_a_run_is_refused(done: Path, data: Path) -> None:
-    before = (done / "config.yaml").read_bytes()
+    before = (done / CONFIG).read_bytes()
     for work in (run.train, run.select):
         with pytest.raises(ConfigError, match="holds a run already; give another output_dir, remove it"):
             work(config(data, done))
-    assert (done / "config.yaml").read_bytes() == before
+    assert (done / CONFIG).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -282,7 +326,7 @@ def test_mistakes_are_found_before_anything_is_written(
         run.train(config(data, tmp_path / "run", **top))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert not (tmp_path / "run" / CONFIG).exists()
 
 
 def test_messages_without_a_chat_template_are_refused(data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tiny_run import records, write_jsonl
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config
 from coretune.refusals import can_weigh
+from coretune.run_files import OWN, POOL, SELECTION, SIGNALS, TEACHER
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
@@ -68,22 +69,23 @@ def test_brief_selected_alone_is_the_same_and_is_written_with_its_weights(
     done: Any, data: Path, tmp_path: Path
 ) -> None:
     """The signals are not measured again: they are those of the run, by content."""
-    shared = str(Path(done.args.output_dir) / "signals")
+    shared = str(Path(done.args.output_dir) / SIGNALS)
     chosen = lines(run.select(config(data, tmp_path, BRIEF, signals_dir=shared)))
     coreset = done.coreset_state.coreset
     assert [line["coretune"]["id"] for line in chosen] == [done.pool_rows.ids[r] for r in coreset.indices]
     assert [line["coretune"]["weight"] for line in chosen] == coreset.weights.tolist()
     assert len(list(Path(shared).iterdir())) == 1
-    assert not (tmp_path / "signals").exists()
+    assert not (tmp_path / SIGNALS).exists()
 
 
 def test_brief_resumed_is_brief(done: Any, data: Path, tmp_path: Path) -> None:
     before = Path(done.args.output_dir)
     shutil.copytree(before / "checkpoint-2", tmp_path / "checkpoint-2")
-    for name in ("selection.parquet", "pool.parquet"):
-        shutil.copy(before / name, tmp_path)
+    (tmp_path / OWN).mkdir()
+    for name in (SELECTION, POOL):
+        shutil.copy(before / name, tmp_path / name)
     run.train(config(data, tmp_path, BRIEF, resume_from_checkpoint=True))
-    assert not (tmp_path / "teacher").exists()
+    assert not (tmp_path / TEACHER).exists()
     ends = [load_file(folder / "adapter_model.safetensors") for folder in (before, tmp_path)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 

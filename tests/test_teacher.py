@@ -19,6 +19,7 @@ from torch import nn
 from coretune import teacher
 from coretune.measure.settings import MeasureSettings
 from coretune.refusals import can_weigh
+from coretune.run_files import TEACHER
 from coretune.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.teacher import Lesson, lent
@@ -104,14 +105,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def with_teacher_of(run: Spy, folder: Path) -> Path:
-    shutil.copytree(Path(run.args.output_dir) / "teacher", folder / "teacher")
+    shutil.copytree(Path(run.args.output_dir) / TEACHER, folder / TEACHER)
     return folder
 
 
 def test_a_run_that_finds_its_teacher_is_the_run_that_made_it(first: Any, tmp_path: Path) -> None:
     """A random state that the teacher has used up would show in the dropout of the training after it."""
     made, start = first
-    note = with_teacher_of(made, tmp_path) / "teacher" / "teacher.json"
+    note = with_teacher_of(made, tmp_path) / TEACHER / "teacher.json"
     before = note.stat().st_mtime_ns
     again = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
     assert_same(start, weights(again))
@@ -127,7 +128,7 @@ def test_a_run_that_finds_its_teacher_is_the_run_that_made_it(first: Any, tmp_pa
 
 def test_it_is_a_stock_run_on_those_rows_and_leaves_checkpoints_with_their_optimizer(first: Any) -> None:
     run, _ = first
-    folder = Path(run.args.output_dir) / "teacher"
+    folder = Path(run.args.output_dir) / TEACHER
     kept = sorted(path.name for path in folder.iterdir() if path.is_dir())
     assert kept == ["checkpoint-3", "checkpoint-6"]
     for name in kept:
@@ -139,11 +140,11 @@ def test_it_is_a_stock_run_on_those_rows_and_leaves_checkpoints_with_their_optim
 def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> None:
     made, _ = first
     config = pupil()
-    selector = Pupil(teacher=str(Path(made.args.output_dir) / "teacher"))
+    selector = Pupil(teacher=str(Path(made.args.output_dir) / TEACHER))
     given = CoresetConfig(selector, config.refresh, config.budget, "never", weighted=True)
     other = taught(tmp_path / "two", given, peft_config=LORA)
     other.train()
-    assert not (tmp_path / "two" / "teacher").exists()
+    assert not (tmp_path / "two" / TEACHER).exists()
     assert_same(weights(made), weights(other))
     assert other.ledger.by_phase()["warm-up"].rows == 0
     nowhere = CoresetConfig(Pupil(teacher=str(tmp_path)), config.refresh, config.budget, "never")
@@ -162,12 +163,12 @@ def test_a_teacher_killed_half_way_is_gone_on_with(
         with pytest.raises(KeyboardInterrupt):
             broken.train()
         assert_same(before, weights(broken))
-    note = tmp_path / "teacher" / "teacher.json"
+    note = tmp_path / TEACHER / "teacher.json"
     assert not json.loads(note.read_text())["finished"]
     again = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
     again.select()
     assert json.loads(note.read_text())["finished"]
-    end = Path("teacher") / "checkpoint-6" / "adapter_model.safetensors"
+    end = Path(TEACHER) / "checkpoint-6" / "adapter_model.safetensors"
     assert (tmp_path / end).read_bytes() == (Path(whole.args.output_dir) / end).read_bytes()
     assert np.array_equal(again.coreset_state.coreset.indices, whole.coreset_state.coreset.indices)
 
@@ -211,8 +212,6 @@ def test_the_schedule_is_the_runs_own_on_the_teachers_length(tmp_path: Path) -> 
         tmp_path, pupil(warmup=0.5), max_steps=40, warmup_steps=20, lr_scheduler_type="constant_with_warmup"
     )
     run.select()
-    log = json.loads((tmp_path / "teacher" / "checkpoint-6" / "trainer_state.json").read_text())[
-        "log_history"
-    ]
+    log = json.loads((tmp_path / TEACHER / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
     assert np.allclose(rates, 0.01 * np.minimum(np.arange(6) / 3, 1))

@@ -126,7 +126,7 @@ def test_bookkeeping_agrees_with_what_was_trained(tmp_path: Path) -> None:
     assert costs["evaluation"].tokens == corpus(12, 1).length.sum()
     assert all(costs[name].seconds > 0 for name in ("warm-up", "measurement", "training", "evaluation"))
     assert all(costs[name].flops for name in ("warm-up", "measurement", "training", "evaluation"))
-    saved = json.loads((tmp_path / "ledger.json").read_text())
+    saved = json.loads((tmp_path / "_coretune" / "ledger.json").read_text())
     assert [entry["round"] for entry in saved["rounds"]] == [1, 2]
 
 
@@ -443,7 +443,7 @@ def test_the_recall_of_an_inexact_graph_is_logged(
     recall = made.ledger.rounds[0].approximation["graph_recall"]
     logged = next(entry for entry in made.state.log_history if "coreset/graph_recall" in entry)
     assert 0 < logged["coreset/graph_recall"] == recall <= 1
-    assert json.loads((tmp_path / "ledger.json").read_text())["rounds"][0]["approximation"] == {
+    assert json.loads((tmp_path / "_coretune" / "ledger.json").read_text())["rounds"][0]["approximation"] == {
         "graph_recall": recall
     }
     assert f"graph recall {recall:.3f}" in capsys.readouterr().out
@@ -451,7 +451,7 @@ def test_the_recall_of_an_inexact_graph_is_logged(
 
 def test_the_audit_has_every_row_of_every_selection(tmp_path: Path) -> None:
     made, states = watched(tmp_path, coreset_config("grace", refresh_every=2), max_steps=4)
-    table = audit.read(tmp_path / "selection.parquet").to_pylist()
+    table = audit.read(tmp_path / "_coretune" / "selection.parquet").to_pylist()
     for state in (state for state in states if state.round == state.selected_in):
         lines = [line for line in table if line["round"] == state.round]
         assert sorted(line["id"] for line in lines) == sorted(made.pool_rows.ids)
@@ -489,7 +489,7 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
     trained = {name for batch in made.trained for name in batch}
     assert not trained & set(names(made, range(broken)))
     assert len(made.trained) == 4
-    line = audit.explain(tmp_path / "selection.parquet", named[0])[0]
+    line = audit.explain(tmp_path / "_coretune" / "selection.parquet", named[0])[0]
     assert line["excluded"] == "a signal was not finite"
 
 

@@ -147,7 +147,7 @@ def test_what_a_plain_trainer_cannot_do_is_refused(
 def test_a_method_that_looks_at_nothing_needs_no_tokenizer(tmp_path: Path) -> None:
     given = {**settings(tmp_path), "processing_class": None}
     CoresetTrainer(**given, coreset=coreset_config("random")).train()
-    assert (tmp_path / "pool.parquet").exists()
+    assert (tmp_path / "_coretune" / "pool.parquet").exists()
 
 
 def test_experts_are_balanced_by_the_models_own_loss(tmp_path: Path) -> None:

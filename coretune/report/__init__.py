@@ -1,6 +1,6 @@
 """The HTML page of a run: what was chosen over time, why, and what it cost.
 
-    write_report("runs/skills")      # -> runs/skills/report.html
+    write_report("runs/skills")      # -> runs/skills/_coretune/report.html
 
 details.py, facts.py   a run directory -> numbers and texts, bounded whatever the pool
 page.py, template/     those -> one file: jinja2, plotly.js inline, nothing from the network
@@ -15,13 +15,11 @@ from typing import Any
 
 from coretune.report.facts import gather
 from coretune.report.page import render, write
-from coretune.run_files import RunFiles
-
-REPORT = "report.html"
+from coretune.run_files import REPORT, RunFiles
 
 
 def write_report(run: str | os.PathLike[str], history: Sequence[Mapping[str, Any]] | None = None) -> Path:
-    """Write RUN/report.html; its path. Works on a run that is still going, or that was cut.
+    """Write RUN/_coretune/report.html; its path. Works on a run that is still going, or that was cut.
 
     history  the trainer's log lines; None = as the run directory has them
     Raises FileNotFoundError where the folder holds no selection yet.
