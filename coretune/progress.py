@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from coretune.listening import listening
+
 SECONDS = 10.0  # between two plain lines
+SOON = 1.0  # seconds before a loop outside the model gets a bar: most are over by then
 
 
 class Progress(Protocol):
@@ -27,13 +32,57 @@ class Progress(Protocol):
 
 
 def progress(
-    total: int, desc: str = "", unit: str = "row", *, leave: bool = False, shown: bool = True
+    total: int,
+    desc: str = "",
+    unit: str = "row",
+    *,
+    leave: bool = False,
+    shown: bool = True,
+    delay: float = 0.0,
 ) -> Progress:
-    """On stderr; nothing at all unless `shown`."""
+    """On stderr; nothing at all unless `shown`, and no bar before `delay` seconds."""
     if shown and not sys.stderr.isatty():
         return Lines(total, desc, unit)
-    bar: Progress = tqdm(total=total, desc=desc, unit=unit, leave=leave, disable=not shown)
+    bar: Progress = tqdm(total=total, desc=desc, unit=unit, leave=leave, disable=not shown, delay=delay)
     return bar
+
+
+@contextmanager
+def loops_shown(shown: bool = True) -> Iterator[None]:
+    """Within the block the long loops outside the model (`listening.py`) have bars too, one at a time."""
+    if not shown:
+        yield
+        return
+    loops = _Loops()
+    with listening(loops):
+        try:
+            yield
+        finally:
+            loops.close()
+
+
+class _Loops:
+    """A listener: one bar, anew when another loop speaks or the same one begins again."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.of: tuple[str, int] | None = None
+        self.done = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.of != (what, total) or done < self.done:
+            self.close()
+            self.bar, self.of = progress(total, what, delay=SOON), (what, total)
+        if self.bar is not None:
+            self.bar.update(done - self.done)
+            self.done = done
+            if done >= total:
+                self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar, self.of, self.done = None, None, 0
 
 
 class Lines:

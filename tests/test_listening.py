@@ -1,0 +1,110 @@
+"""Loops outside the model tell how far they are: to a listener, a bar, plain lines, or nobody."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from coretune import progress as room
+from coretune.listening import listening, told
+from coretune.progress import Lines, loops_shown, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def clock(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> Iterator[None]:
+    """time.monotonic goes through these."""
+    times = iter(seconds)
+    monkeypatch.setattr(room.time, "monotonic", lambda: next(times))
+    yield
+    assert next(times, None) is None
+
+
+def test_nobody_listens_unless_asked() -> None:
+    assert told("graph") is None
+    heard: list[tuple[str, int, int]] = []
+    with listening(lambda *said: heard.append(said)):
+        tell = told("graph")
+        assert tell is not None
+        tell(3, 10)
+    assert heard == [("graph", 3, 10)]
+    assert told("graph") is None
+
+
+def test_the_listener_goes_also_when_the_block_fails() -> None:
+    with pytest.raises(ValueError, match="broken"), loops_shown():
+        raise ValueError("broken")
+    assert told("graph") is None
+
+
+def test_plain_lines_have_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with clock(monkeypatch, [0.0, 4.0, 10.0, 11.0, 20.0]), loops_shown():
+        tell = told("graph")
+        assert tell is not None
+        for done in (100, 1000, 1100, 4000):  # too early, said, too soon after it, said
+            tell(done, 6000)
+    assert capsys.readouterr().err.splitlines() == [
+        "graph: 1,000 of 6,000 rows, 100 a second, 50 s left",
+        "graph: 4,000 of 6,000 rows, 200 a second, 10 s left",
+    ]
+
+
+def test_another_loop_and_the_same_one_again_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+    updates: list[int] = []
+
+    class Spy(Lines):
+        def __init__(self, total: int, desc: str) -> None:
+            made.append((desc, total))
+
+        def update(self, n: int = 1) -> None:
+            updates.append(n)
+
+    monkeypatch.setattr(room, "progress", lambda total, desc, **_: Spy(total, desc))
+    with loops_shown():
+        graph, choosing = told("graph"), told("choosing")
+        assert graph is not None
+        assert choosing is not None
+        graph(4, 10)
+        graph(10, 10)
+        choosing(5, 8)
+        choosing(2, 8)  # the second run of a token budget
+    assert made == [("graph", 10), ("choosing", 8), ("choosing", 8)]
+    assert updates == [4, 6, 5, 2]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_silence_is_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    heard = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", heard)
+    with loops_shown(False), progress(10, "measuring", shown=False) as bar:
+        bar.update(5)
+        assert told("graph") is None
+    assert heard.getvalue() == ""
+
+
+def test_on_a_terminal_a_loop_that_is_soon_over_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Terminal()
+    monkeypatch.setattr(sys, "stderr", heard)
+    with loops_shown():
+        tell = told("graph")
+        assert tell is not None
+        tell(1, 2)
+        tell(2, 2)
+    assert "graph" not in heard.getvalue()
+    monkeypatch.setattr(room, "SOON", 0.0)
+    with loops_shown():
+        tell = told("graph")
+        assert tell is not None
+        tell(1, 2)
+    assert "graph:   0%" in heard.getvalue()
