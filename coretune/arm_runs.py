@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coretune.compare import Job, Result, write_json
+from coretune.console import NOISE
 
 Run = Callable[[Job], Result]
 
@@ -39,7 +41,8 @@ def outcomes(
             yield job, finished(job, results, run)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they begin
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, warnings.filterwarnings, ("ignore", NOISE)) as pool:
         futures = {pool.submit(finished, job, results, run): job for job in jobs}
         try:
             for future in as_completed(futures):

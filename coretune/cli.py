@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from coretune import cache_command, compare_command, plan_command, reading_command
-from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import NOISE, Json, Quiet, Traceback, guarded, print_json, print_table
 
 app = typer.Typer(
     add_completion=False,
@@ -121,8 +121,7 @@ app.command()(compare_command.compare)
 def main() -> None:
     """Entry point of the command `coretune`."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    # From TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
-    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message=NOISE)
     app()
 
 

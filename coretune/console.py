@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+#: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
+NOISE = "`(is_)?gradient_checkpointing` is deprecated"
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No bars and no notes; errors still show.")]
