@@ -163,9 +163,9 @@ def _measure(
 ) -> tuple[Pool, Rows, int]:
     """The pool after this refresh's exact looks, the rows it knows exactly, and how many of them by harvest.
 
-    With anchors "candidates" [choice]: choose, look at those chosen, absorb what that tells, choose again,
-    until all that is chosen was looked at or LOOKS rounds of it are over. So nothing is trained on that was
-    not looked at just before, and what turns out contradicted gives way.
+    With anchors "candidates" [choice]: choose, look at those chosen that are `unsure`, absorb what that
+    tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So what is
+    trained on was looked at not long before, and what turns out contradicted gives way.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = _meter_of(meter, state.pool)
@@ -178,12 +178,18 @@ def _measure(
         return _absorb(config, state, rows, fresh, ledger), rows, harvested
     pool = _absorb(config, state, rows, fresh, ledger)
     for _ in range(LOOKS):
-        more = np.setdiff1d(_select(config, pool, state.round, ledger).indices, rows)
+        chosen = _select(config, pool, state.round, ledger).indices
+        more = np.setdiff1d(_unsure(config, pool, chosen, state.round), rows)
         if len(more) == 0:
             break
         rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
     return pool, rows, harvested
+
+
+def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:
+    """Chosen rows to look at first; all of them where the adaptive test is to read what has changed."""
+    return chosen if config.refresh_every == "adaptive" else config.refresh.unsure(pool, chosen, round)
 
 
 def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledger) -> Shown:

@@ -42,6 +42,9 @@ class AnchorRefresh:
                     "priority" [paper]: `priority`, spread by `pick_spread_anchors`; "random"; "all": every
                     usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
                     last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
+    look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
+                    old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
+                    refresh looks at all it may choose
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
     propagate       "average": `eq21_step`; "delta": `spread_delta`; "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
@@ -62,6 +65,7 @@ class AnchorRefresh:
     """
 
     anchors: Anchors = "candidates"
+    look_again: float = 2.0
     anchor_share: float = 0.05
     propagate: Propagate = "delta"
     repair: Repair = "local"
@@ -79,6 +83,8 @@ class AnchorRefresh:
         for name, known in words.items():
             if (value := vars(self)[name]) not in get_args(known):
                 raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
+        if not self.look_again >= 1:
+            raise ValueError(f"look_again is {self.look_again}: give 1 or more; 1 = at every refresh")
         if not 0 < self.anchor_share <= 1:
             raise ValueError(f"anchor_share is {self.anchor_share}: give a share above 0, at most 1")
         if not 0 <= self.beta <= 1:
@@ -120,6 +126,10 @@ class AnchorRefresh:
         score = pool.feature(self.priority_score)
         worth = priority(score, round - pool.measured_at, alpha, pool.usable, self.beta)
         return pick_spread_anchors(worth, edges, usable, count)
+
+    def unsure(self, pool: Pool, candidates: Rows, round: int) -> Rows:
+        """Candidates that are to be looked at before they may be trained on: see `look_again`."""
+        return candidates[self.look_again * pool.measured_at[candidates] <= round]
 
     def absorb(self, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool:
         """The pool after `rows` were measured: {signal: (m, ...)}, row r of it describes rows[r]. A new Pool.

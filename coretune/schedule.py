@@ -20,10 +20,11 @@ WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 class CoresetConfig:
     """Who selects, how news spreads, how much, and when.
 
-    refresh_every  optimiser steps between selections, "never" (one selection), or "adaptive": every
-                   `check_every` steps the anchors are measured, and a new coreset is chosen when their scores
-                   differ from what was believed by more than `threshold` of their mean (after CREST, Yang et
-                   al. 2023, which tests its loss prediction so; the default 0.1 is theirs)
+    refresh_every  optimiser steps between selections; "pass" [choice]: as many as one pass over the coreset
+                   takes, so that no row comes twice and none is looked at in vain; "never" (one selection);
+                   or "adaptive": every `check_every` steps the anchors are measured, and a new coreset is
+                   chosen when their scores differ from what was believed by more than `threshold` of their
+                   mean (after CREST, Yang et al. 2023, which tests its loss prediction so; 0.1 is theirs)
     warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
                    methods that look at nothing have none. For a method that looks through a teacher: share of
                    the pool that the teacher is trained on, aside; the training itself has no warm-up then
@@ -50,9 +51,9 @@ class CoresetConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):
-            if self.refresh_every not in ("never", "adaptive"):
+            if self.refresh_every not in ("pass", "never", "adaptive"):
                 raise ValueError(
-                    f"refresh_every is {self.refresh_every!r}: give a number of steps, never or adaptive"
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, or pass, never, adaptive"
                 )
         elif self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
@@ -176,10 +177,11 @@ def make_clock(
     batch, pack, density, group  as in `Clock`
     """
     warmup = math.ceil(config.warmup * n / (batch * density)) if config.needs and not config.taught else 0
+    one_pass = math.ceil(coreset_rows / (batch * density))
     if config.refresh_every == "never":
-        steps = warmup or math.ceil(coreset_rows / (batch * density))
-        return Clock(steps, batch, 1 if warmup else 0, 0, pack, density, group)
-    period = config.check_every if config.refresh_every == "adaptive" else int(config.refresh_every)
+        return Clock(warmup or one_pass, batch, 1 if warmup else 0, 0, pack, density, group)
+    period = {"adaptive": config.check_every, "pass": one_pass}.get(str(config.refresh_every))
+    period = period or int(config.refresh_every)
     steps = next((d for d in range(1, period + 1) if period % d == 0 and d >= warmup), period)
     return Clock(steps, batch, math.ceil(warmup / steps), period // steps, pack, density, group)
 

@@ -93,6 +93,12 @@ def test_without_refreshes_a_round_is_the_warmup_or_one_pass_over_the_coreset() 
     assert make_clock(config(refresh_every="never"), 400, 77, 4) == Clock(20, 4, 0, 0)
 
 
+def test_a_pass_is_as_many_steps_as_the_coreset_has_batches() -> None:
+    every_pass = config(refresh_every="pass", warmup=0.05)
+    assert make_clock(every_pass, 400, 77, 4) == make_clock(config(refresh_every=20, warmup=0.05), 400, 77, 4)
+    assert make_clock(every_pass, 400, 77, 4, pack=64, density=5) == Clock(1, 4, 1, 4, 64, 5)
+
+
 def test_a_method_that_looks_at_nothing_has_no_warmup() -> None:
     assert make_clock(config(Random(), refresh_every=6, warmup=0.5), 400, 40, 4) == Clock(1, 4, 0, 6)
 
@@ -107,7 +113,10 @@ def test_the_rows_of_a_token_budget_are_estimated_from_the_mean_row() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"refresh_every": "often"}, "refresh_every is 'often': give a number of steps, never or adaptive"),
+        (
+            {"refresh_every": "often"},
+            "refresh_every is 'often': give a number of steps, or pass",
+        ),
         ({"refresh_every": 0}, "refresh_every is 0: give at least 1 step"),
         ({"warmup": 1.0}, r"warmup is 1.0: give the share"),
         ({"warmup": -0.1}, r"warmup is -0.1: give the share"),
@@ -256,14 +265,30 @@ def test_few_anchors_are_few_looks(anchors: str) -> None:
     assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
 
 
-def test_candidates_are_looked_at_before_they_are_trained_on() -> None:
-    run = Run(config(anchors="candidates"), FakeModel(N, drift=0.02))
-    for _ in range(4):
-        run.go(1)
-        chosen = run.state.coreset.indices
-        assert (run.state.pool.measured_at[chosen] == run.state.round).mean() >= 0.9
+@pytest.mark.parametrize("look_again", [1.0, 1.5, 2.0, 3.0])
+def test_candidates_are_looked_at_before_they_are_trained_on(look_again: float) -> None:
+    """Once the run is so many times as old as at the last look; with 1 at each refresh."""
+    run = Run(config(anchors="candidates", look_again=look_again), FakeModel(N, drift=0.02))
+    for _ in range(7):
+        before = run.go(1).states[-2].pool.measured_at
+        state = run.state
+        looked_at = state.pool.measured_at
+        good = looked_at[state.coreset.indices] * look_again > state.round
+        assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
+        again = np.flatnonzero(looked_at == state.round)
+        assert (before[again] * look_again <= state.round).all()  # no look at what was known well enough
     looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
-    assert len(looked) < 4 * N
+    assert len(looked) < 7 * N
+
+
+def test_looks_that_stay_good_are_fewer_looks() -> None:
+    def looks(**settings: Any) -> int:
+        return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
+
+    assert looks(look_again=3.0) < looks(look_again=1.5) < looks(look_again=1.0)
+    # what the adaptive test reads is what has changed since, so it looks at every candidate at every check
+    checking = {"refresh_every": "adaptive", "check_every": 1, "threshold": 0.0}
+    assert looks(look_again=3.0, **checking) == looks(look_again=1.0, **checking)
 
 
 def test_a_row_whose_signal_breaks_is_left_out_and_the_run_goes_on() -> None:
