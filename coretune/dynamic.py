@@ -164,8 +164,8 @@ def _measure(
     """The pool after this refresh's exact looks, the rows it knows exactly, and how many of them by harvest.
 
     With anchors "candidates" [choice]: choose, look at those chosen that are `unsure`, absorb what that
-    tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So what is
-    trained on was looked at not long before, and what turns out contradicted gives way.
+    tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So
+    what is trained on was looked at not long before, and what turns out contradicted gives way.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = _meter_of(meter, state.pool)

@@ -53,7 +53,8 @@ class CoresetConfig:
         if isinstance(self.refresh_every, str):
             if self.refresh_every not in ("pass", "never", "adaptive"):
                 raise ValueError(
-                    f"refresh_every is {self.refresh_every!r}: give a number of steps, or pass, never, adaptive"
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, "
+                    "or pass, never or adaptive"
                 )
         elif self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
