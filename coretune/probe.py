@@ -2,76 +2,99 @@
 
 full trainer (counted, not trained) ─► Workload
 a small run of the same config: warm-up, selection, refresh, a few steps, part of an evaluation ─► Rates
-signals of its rows ─► rehearsal ─► Plan
+signals of its rows ─► rehearsal (what choosing takes), forecast (what refreshes look at) ─► Plan
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import math
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from coretune import run
 from coretune.config import RunConfig
 from coretune.corpus import Corpus
-from coretune.dynamic import empty_pool
+from coretune.forecast import Moved, forecast
 from coretune.plan import Plan, Rates, Workload, predict
+from coretune.probe_config import elsewhere, small_config
 from coretune.rehearsal import Choosing, Rehearsal, looking_at, rehearse
-from coretune.schedule import coreset_rows
+from coretune.schedule import Clock, CoresetConfig
 from coretune.selection_log import is_selection
 from coretune.train import CoresetSFTTrainer
-from coretune.types import Pool
+from coretune.types import Array, Pool
 from coretune.workload import about_run, look, workload
 
-ROWS = 256  # of the probe's pool, or as many as 8 steps take
-WARMUP, EVERY, AFTER = 2, 4, 4  # steps before the first selection, to the next, and after that
 HELD_OUT = 64  # rows evaluated
-QUIET = {
-    "save_strategy": "no",
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "load_best_model_at_end": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-Clock = Callable[[], float]
 
 
-def make_plan(config: RunConfig, clock: Clock = time.perf_counter) -> Plan:
+def make_plan(config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> Plan:
     """Predict the run of this config. Nothing is written in its output_dir.
 
     clock  in seconds; time.process_time on a machine that is busy with other things
     Raises ValueError as the run itself would.
     """
     with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
-        whole = run.build_trainer(_elsewhere(config, folder, "whole"))
-        work = workload(whole, config)
+        whole = run.build_trainer(elsewhere(config, folder, "whole"))
+        work, rounds, ages = workload(whole, config), whole.clock, ages_of(whole.args)
         coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
         sizes = _sizes(whole)
         about, notes = about_run(config), _notes(whole)
-        small = _small_config(whole, config, Path(folder))
+        small = small_config(whole, config, Path(folder))
         del whole
         gc.collect()
-        rates, sample, signal_bytes, ratio = _probe(small, clock, bool(work.held_out.rows))
-    rehearsal = rehearse(coreset, sample, cost, config.seed, clock) if work.selections else _nothing()
-    if coreset.refresh.anchors == "candidates" and ratio:
-        rehearsal = looking_at(rehearsal, min(ratio * work.budget_rows, work.pool_rows))
-    phases = predict(work, rates, rehearsal, bool(coreset.needs))
+        found = _probe(small, clock, bool(work.held_out.rows))
+    rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
+    if found.moved is not None and work.selections > 1:
+        batch = max(1, round(rounds.rows * found.chosen / work.budget_rows))
+        looks = forecast(
+            replace(found.coreset, refresh_every=coreset.refresh_every),
+            found.pool,
+            found.moved,
+            Clock(1, batch, rounds.warmup_rounds, rounds.every),
+            ages[:: rounds.steps][: work.rounds],
+        )
+        rehearsal = looking_at(rehearsal, looks, work.budget_rows, work.pool_rows)
+    phases = predict(work, found.rates, rehearsal, bool(coreset.needs))
     n = work.pool_rows
-    memory = {**rates.memory, "signals of the pool": n * signal_bytes}
-    disk = _disk(config, work, sizes, n * signal_bytes)
+    memory = {**found.rates.memory, "signals of the pool": n * found.signals}
+    disk = _disk(config, work, sizes, n * found.signals)
     return Plan(phases, work, disk, memory, about, notes)
+
+
+def ages_of(args: Any) -> Array:
+    """(steps + 1,) how much a model has been trained before each step: the learning rates so far.
+
+    The stock schedule, as a share of its peak; a plateau's, which nobody knows beforehand, is taken as
+    constant. Before the first step it is what the first step adds: none is of age 0.
+    """
+    rates = np.ones(args.max_steps)
+    if args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(args.max_steps),
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        for step in range(args.max_steps):
+            rates[step] = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+    ages = np.concatenate([[0.0], np.cumsum(rates)])
+    return np.maximum(ages, rates[rates > 0][0] if rates.any() else 1.0)
 
 
 # ------------------------------------------------------------------------------------------- the probe
@@ -86,6 +109,7 @@ class _Watch(TrainerCallback):
         self.other: list[float] = []  # at the beginning, and after every selection
         self.measured: list[float] = []  # after every selection
         self.peak = {"training": 0.0, "measuring": 0.0}
+        self.first: Pool | None = None  # the pool as the first selection saw it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._select()
@@ -96,6 +120,9 @@ class _Watch(TrainerCallback):
             self._see("measuring")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = self.trainer.coreset_state
+        if self.first is None and now is not None and now.selections:
+            self.first = now.pool
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -117,8 +144,25 @@ class _Watch(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
 
-def _probe(config: RunConfig, clock: Clock, evaluate: bool) -> tuple[Rates, Pool, float, float]:
-    """Rates, the probe's pool with its signals, bytes a row of them, and rows looked at for one chosen."""
+@dataclass(frozen=True)
+class _Probed:
+    """What the probe found.
+
+    pool     its rows with their signals, at the end
+    signals  bytes a row of them
+    coreset  its settings, which choose so many rows
+    moved    two looks at all rows, where the number of later looks depends on what they find
+    """
+
+    rates: Rates
+    pool: Pool
+    signals: float
+    coreset: CoresetConfig
+    chosen: int
+    moved: Moved | None
+
+
+def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Probed:
     trainer = run.build_trainer(config)
     trainer.remove_callback(PrinterCallback)
     trainer.ledger.clock = clock
@@ -127,12 +171,12 @@ def _probe(config: RunConfig, clock: Clock, evaluate: bool) -> tuple[Rates, Pool
     trainer.train()
     costs = trainer.ledger.by_phase()
     training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
-    measure, each = _looks(trainer, clock)
+    measure, each, last = _looks(trainer, clock)
     evaluation = _evaluation(trainer, clock) if evaluate else 0.0
-    assert trainer.coreset_state is not None
-    pool = trainer.coreset_state.pool
-    first = look(trainer, np.arange(pool.n), first=True).flops * measure + each
-    n = pool.n
+    state = trainer.coreset_state
+    assert state is not None
+    pool, n = state.pool, state.pool.n
+    first = look(trainer, np.arange(n), first=True).flops * measure + each
     record = max(0.0, watch.other[-1] - watch.other[-2]) / n if len(watch.other) > 2 else 0.0
     signals = sum(value.nbytes for value in pool.features.values())
     signals += 0 if pool.graph is None else pool.graph.neighbors.nbytes * 2 + pool.graph.built_from.nbytes
@@ -149,9 +193,19 @@ def _probe(config: RunConfig, clock: Clock, evaluate: bool) -> tuple[Rates, Pool
         record_pool=max(0.0, watch.other[1] - watch.other[0]) / n - record,
         memory=_memory(watch),
     )
-    later = trainer.ledger.rounds[1:]
-    ratio = sum(e.rows_measured for e in later) / max(1, sum(e.rows_chosen for e in later))
-    return rates, pool, signals / n, ratio
+    chosen, moved = len(state.coreset.indices), _moved(trainer, watch, last)
+    return _Probed(rates, pool, signals / n, trainer.coreset_config, chosen, moved)
+
+
+def _moved(trainer: CoresetSFTTrainer, watch: _Watch, last: Mapping[str, Array]) -> Moved | None:
+    """None where later refreshes look at rows that are known beforehand; last: signals after training."""
+    config, ages = trainer.coreset_config, ages_of(trainer.args)
+    if config.refresh.anchors != "candidates" or config.taught or watch.first is None or not last:
+        return None
+    before = {name: watch.first.feature(name) for name in last}
+    good = {name: np.where(np.isfinite(value), value, before[name]) for name, value in last.items()}
+    begun = ages[trainer.clock.warmup_rounds * trainer.clock.steps]
+    return Moved(before, good, (float(begun), float(ages[-1])))
 
 
 def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
@@ -173,26 +227,28 @@ def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
     return rate, boundary, max(0.0, start)
 
 
-def _looks(trainer: CoresetSFTTrainer, clock: Clock) -> tuple[float, float]:
-    """Seconds a FLOP of measuring and seconds a look, from a small look and a large one."""
+def _looks(
+    trainer: CoresetSFTTrainer, clock: Callable[[], float]
+) -> tuple[float, float, Mapping[str, Array]]:
+    """Seconds a FLOP of measuring and seconds a look, from a small look and a large one; what that saw."""
     if trainer.meter is None:
-        return 0.0, 0.0
+        return 0.0, 0.0, {}
     if trainer.coreset_config.taught:  # looked at through checkpoints: the first look is all there is
         seen = trainer.ledger.costs["measurement"]
-        return seen.seconds / (seen.flops or 1.0), 0.0
+        return seen.seconds / (seen.flops or 1.0), 0.0, {}
     everyone = np.arange(len(trainer.pool_rows.length))
     took, flops = [], []
     for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
         began = clock()
-        trainer.meter.measure(rows)
+        signals = trainer.meter.measure(rows)
         took.append(clock() - began)
         flops.append(trainer.meter.flops(rows))
     rate = max(0.0, (took[1] - took[0]) / (flops[1] - flops[0])) if flops[1] > flops[0] else 0.0
     rate = rate or took[1] / flops[1]
-    return rate, max(0.0, took[1] - rate * flops[1])
+    return rate, max(0.0, took[1] - rate * flops[1]), signals
 
 
-def _evaluation(trainer: CoresetSFTTrainer, clock: Clock) -> float:
+def _evaluation(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
     """Seconds a FLOP, the second time."""
     some = trainer.eval_dataset.select(range(min(HELD_OUT, len(trainer.eval_dataset))))
     for _ in range(2):
@@ -208,42 +264,6 @@ def _memory(watch: _Watch) -> dict[str, float]:
         return {f"{name} (GPU)": size for name, size in watch.peak.items()}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"process": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit}
-
-
-# ------------------------------------------------------------------------------------------ its config
-
-
-def _elsewhere(config: RunConfig, folder: str | Path, name: str) -> RunConfig:
-    changes = {"output_dir": f"{folder}/{name}", "resume_from_checkpoint": None, "report": "never"}
-    return config.model_copy(update={**changes, "training": {**config.training, "disable_tqdm": True}})
-
-
-def _small_config(trainer: CoresetSFTTrainer, config: RunConfig, folder: Path) -> RunConfig:
-    """The same run on a few random rows, WARMUP + EVERY + AFTER steps long."""
-    assert isinstance(trainer.pool_rows, Corpus)
-    n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, trainer.clock.batch
-    batch *= trainer.clock.density
-    few = min(n, max(ROWS, 8 * batch))
-    rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
-    path = folder / "rows.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(trainer.pool_rows.record(row), ensure_ascii=False) + "\n")
-    lesson = trainer.sight.lesson
-    warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
-    section = dict(config.coreset)
-    share = coreset_rows(settings, _empty(trainer)) / n
-    section["budget"] = max(1, min(few, max(batch, round(share * few))))
-    if settings.warmup and settings.needs:
-        section["warmup"] = min(0.9, warm * batch / few)
-    if settings.refresh_every != "never":
-        section["refresh_every"] = EVERY
-    if settings.needs and settings.refresh.k >= few:
-        section["k"] = few - 1
-    section.pop("audit_every", None)
-    training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
-    small = {"train_data": str(path), "coreset": section, "training": training}
-    return _elsewhere(config, folder, "small").model_copy(update=small)
 
 
 def _sizes(trainer: CoresetSFTTrainer) -> dict[str, float]:
@@ -277,10 +297,6 @@ def _notes(trainer: CoresetSFTTrainer) -> tuple[str, ...]:
     dropped, cut = len(rows.dropped), rows.truncated
     pool = f"pool    {len(rows.ids):,} rows, {int(rows.length.sum()):,} tokens after truncation"
     return (f"{pool}; {dropped:,} bad rows left out, {cut:,} prompts cut",)
-
-
-def _empty(trainer: CoresetSFTTrainer) -> Pool:
-    return empty_pool(trainer.pool_rows.length)
 
 
 def _nothing() -> Rehearsal:

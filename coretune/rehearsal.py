@@ -7,13 +7,14 @@ that were measured of a few rows and are drawn again, with noise, for as many as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coretune import dynamic
 from coretune.dynamic import Meter
+from coretune.forecast import Looks
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import Clock, CoresetConfig
@@ -42,17 +43,22 @@ class Rehearsal:
     later: Choosing
 
 
-def looking_at(rehearsal: Rehearsal, rows: float) -> Rehearsal:
-    """The same with so many rows looked at in a later refresh, and the choosing between looks that it takes.
+def looking_at(rehearsal: Rehearsal, looks: Sequence[Looks], budget: int, most: int) -> Rehearsal:
+    """The same with the rows that later refreshes look at as forecast, and the choosing that goes with it.
 
     With anchors "candidates" how many rows are looked at depends on how much the model's news changes the
-    choice, which noise does not imitate; a probe of the real model has seen it.
+    choice, which noise does not imitate. Each look is absorbed; there is a choice before every look, one that
+    finds nothing more to look at, and the last.
+
+    budget, most  rows in the coreset and in the pool
     """
+    if not looks:
+        return rehearsal
     later = rehearsal.later
-    more = min(rows / max(later.rows, 1.0), dynamic.LOOKS / max(later.looks, 1.0))
-    again = max(1.0, more)
-    changed = Choosing(later.graph * again, later.selection * again, rows, later.looks * again)
-    return replace(rehearsal, later=changed)
+    rows = float(np.mean([min(one.rows * budget, most) for one in looks]))
+    times = float(np.mean([one.looks for one in looks]))
+    graph, selection = later.graph / max(later.looks, 1.0), later.selection / (later.looks + 2)
+    return replace(rehearsal, later=Choosing(graph * times, selection * (times + 2), rows, times))
 
 
 def rehearse(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_run import coreset_config, corpus, model_folder, records, write_jsonl
 from typer.testing import CliRunner
 
-from coretune import dynamic, plan, probe, rehearsal, run
+from coretune import plan, probe, rehearsal, run
 from coretune.cli import app
 from coretune.config import RunConfig, check_config
 from coretune.graph import build
@@ -149,14 +149,6 @@ def test_a_large_pool_is_extrapolated_by_the_power_that_two_sizes_show(
     assert found.graph == pytest.approx(40_000**2 / 1e6)
     assert found.selection == pytest.approx(40_000**1.5 / 1e6)
     assert (found.rows, found.looks) == (4000, 3)
-
-
-def test_more_looks_than_rehearsed_cost_more_choosing_up_to_what_there_can_be() -> None:
-    one = Choosing(1.0, 2.0, 100.0, 2.0)
-    found = rehearsal.looking_at(Rehearsal(one, one), 150.0)
-    assert found.later == Choosing(1.5, 3.0, 150.0, 3.0)
-    assert found.first == one
-    assert rehearsal.looking_at(Rehearsal(one, one), 9e9).later.looks == dynamic.LOOKS
 
 
 # ------------------------------------------------------------------------------------ costs and verdicts
