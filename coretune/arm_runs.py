@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def outcomes(
             yield job, finished(job, results, run)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they begin
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, warnings.filterwarnings, ("ignore", NOISE)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin) as pool:
         futures = {pool.submit(finished, job, results, run): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -50,6 +50,19 @@ def outcomes(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # an error is told now, not after all that waits
             raise
+
+
+def _begin() -> None:
+    """In a worker: spared the stock libraries' warnings, and gone when its parent is, however that went."""
+    warnings.filterwarnings("ignore", message=NOISE)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def finished(job: Job, results: Path, run: Run) -> Result:
