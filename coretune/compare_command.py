@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json, print_table
+from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from coretune.compare import Job, Result
@@ -25,6 +25,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Left out: output_dir.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each if several.")] = 1,
     equal_compute: Annotated[bool, typer.Option(help="Also train cheaper arms for longer.")] = True,
+    quiet: Quiet = False,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -36,11 +37,13 @@ def compare(
         settings = load_config(config, overrides or ())
         folder = out or Path(settings.output_dir)
         chosen = [arm.strip() for arm in arms.split(",")]
-        found = run_comparison(settings, chosen, seeds, folder, workers, equal_compute)
+        found = run_comparison(
+            settings, chosen, seeds, folder, workers, equal_compute, bars=not (quiet or as_json)
+        )
         if as_json:
             print_json(found)
             return
-        for one in found["tables"]:
+        for one in () if quiet else found["tables"]:
             print_table(one["title"], [one["header"], *one["rows"]])
         print(f"comparison: {folder / 'compare.json'}, a report of each run beside it")
 
@@ -48,7 +51,13 @@ def compare(
 
 
 def run_comparison(
-    config: Any, arms: Sequence[str], seeds: int, out: Path, workers: int, equal_compute: bool
+    config: Any,
+    arms: Sequence[str],
+    seeds: int,
+    out: Path,
+    workers: int,
+    equal_compute: bool,
+    bars: bool = True,
 ) -> dict[str, Any]:
     """Run what is not finished; what compare.json holds, which is written after every job."""
     from coretune import compare
@@ -63,12 +72,12 @@ def run_comparison(
     def note(steps: list[Result], more: list[Result]) -> None:
         compare.write_summary(out, said(steps, more))
 
-    at_steps = _run(jobs, out, workers, lambda done: note(done, []))
+    at_steps = _run(jobs, out, workers, bars, lambda done: note(done, []))
     at_compute: list[Result] = []
     if equal_compute:
         afford = compare.afforded(at_steps)
         longer = [compare.job_of(config, job.arm, job.seed, afford[job.arm], out) for job in jobs]
-        at_compute = _run(longer, out, workers, lambda done: note(at_steps, done))
+        at_compute = _run(longer, out, workers, bars, lambda done: note(at_steps, done))
     found = said(at_steps, at_compute)
     compare.write_summary(out, found)
     for result in found["results"]:
@@ -77,14 +86,16 @@ def run_comparison(
     return found
 
 
-def _run(jobs: list[Job], out: Path, workers: int, note: Callable[[list[Result]], None]) -> list[Result]:
+def _run(
+    jobs: list[Job], out: Path, workers: int, bars: bool, note: Callable[[list[Result]], None]
+) -> list[Result]:
     """Every job's result, in the order of the jobs; `note` is told after each."""
     from coretune.arm_runs import outcomes, run_job
     from coretune.compare import RESULTS
     from coretune.progress import progress
 
     done: dict[str, Result] = {}
-    with progress(len(jobs), "comparing", "run", leave=True) as bar:
+    with progress(len(jobs), "comparing", "run", leave=True, shown=bars) as bar:
         for job, result in outcomes(jobs, out / RESULTS, workers, run_job, bar.set_description):
             done[job.key] = result
             bar.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -20,6 +21,10 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
     """Run it; an error the user can mend is one line on stderr and exit code 1."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     except (ValueError, OSError) as error:
         if traceback:
             raise

@@ -147,7 +147,7 @@ def _mixes(before: Counter[str], after: Counter[str]) -> list[Mix]:
 def _length_mixes(before: Side, old: Sequence[str], after: Side, new: Sequence[str]) -> list[Mix]:
     """By the quartiles of the first run's pool; [choice] both sides by the same, so that they compare."""
     edges = np.unique(np.quantile(before.run.column("tokens"), LENGTHS).astype(int))
-    names = [f"up to {edges[0]}", *(f"{a + 1} to {b}" for a, b in pairwise(edges))]
+    names = [f"up to {edges[0]}", *(f"{a + 1} to {b}" if a + 1 < b else str(b) for a, b in pairwise(edges))]
     names.append(f"above {edges[-1]}")
     counts = []
     for side, ids in ((before, old), (after, new)):

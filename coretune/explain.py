@@ -128,6 +128,7 @@ def lines(found: Explanation) -> Iterator[str]:
     times = sum(refresh.chosen for refresh in found.refreshes)
     yield f"  chosen at {times} of {len(found.refreshes)} refreshes"
     before: list[str] | None = None
+    told: set[str] = set()  # what a component means is said once
     for refresh in found.refreshes:
         yield ""
         at = "" if refresh.step is None else f", step {refresh.step}"
@@ -137,7 +138,8 @@ def lines(found: Explanation) -> Iterator[str]:
         yield f"  {refresh.measured}"
         for name, part in refresh.components.items():
             rows = "chosen rows" if name in OF_CHOSEN else "rows"
-            about = f": {part.meaning}" if part.meaning else ""
+            about = f": {part.meaning}" if part.meaning and name not in told else ""
+            told.add(name)
             yield f"  {name:<14} {part.value:>12.5g}   more than {part.above:.0%} of the {rows}{about}"
         if refresh.representative is not None:
             yield f"  stands for it  {refresh.representative.id}: {refresh.representative.text}"

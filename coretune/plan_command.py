@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json, print_table
+from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
 
 
 def plan(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -21,17 +22,25 @@ def plan(
         from coretune import run
         from coretune.config import load_config
         from coretune.plan import TABLE_HEADER, lines, table, write
-        from coretune.probe import make_plan
+        from coretune.probe import PARTS, make_plan
+        from coretune.progress import progress
 
         settings = load_config(config, overrides or ())
         run.quiet()
-        found = make_plan(settings)
+        with progress(len(PARTS), PARTS[0], "part", shown=not (quiet or as_json)) as bar:
+
+            def over(part: str) -> None:
+                bar.update()
+                bar.set_description(part)
+
+            found = make_plan(settings, over=over)
         path = write(found, settings.output_dir)
         if as_json:
             print_json(found.to_dict())
             return
-        print_table("Predicted cost", [TABLE_HEADER, *table(found)])
-        print("\n".join(lines(found)))
+        if not quiet:
+            print_table("Predicted cost", [TABLE_HEADER, *table(found)])
+            print("\n".join(lines(found)))
         print(f"plan: {path}; `coretune train` holds the outcome against it")
 
     guarded(work, traceback)

@@ -37,12 +37,18 @@ from coretune.types import Array, Pool
 from coretune.workload import about_run, look, workload
 
 HELD_OUT = 64  # rows evaluated
+PARTS = ("counting", "probing", "rehearsing")  # of making a plan
 
 
-def make_plan(config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> Plan:
+def make_plan(
+    config: RunConfig,
+    clock: Callable[[], float] = time.perf_counter,
+    over: Callable[[str], object] = lambda part: None,
+) -> Plan:
     """Predict the run of this config. Nothing is written in its output_dir.
 
     clock  in seconds; time.process_time on a machine that is busy with other things
+    over   told when one of PARTS is over, and which comes next; at the end the last again
     Raises ValueError as the run itself would.
     """
     with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
@@ -54,7 +60,9 @@ def make_plan(config: RunConfig, clock: Callable[[], float] = time.perf_counter)
         small = small_config(whole, config, Path(folder))
         del whole
         gc.collect()
+        over(PARTS[1])
         found = _probe(small, clock, bool(work.held_out.rows))
+    over(PARTS[2])
     rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
     if found.moved is not None and work.selections > 1:
         batch = max(1, round(rounds.rows * found.chosen / work.budget_rows))
@@ -66,6 +74,7 @@ def make_plan(config: RunConfig, clock: Callable[[], float] = time.perf_counter)
             ages[:: rounds.steps][: work.rounds],
         )
         rehearsal = looking_at(rehearsal, looks, work.budget_rows, work.pool_rows)
+    over(PARTS[2])
     phases = predict(work, found.rates, rehearsal, bool(coreset.needs))
     n = work.pool_rows
     memory = {**found.rates.memory, "signals of the pool": n * found.signals}

@@ -12,13 +12,17 @@ from coretune.console import Json, Traceback, guarded, print_json
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
-def report(run: Run, traceback: Traceback = False) -> None:
+def report(run: Run, as_json: Json = False, traceback: Traceback = False) -> None:
     """Write RUN/_coretune/report.html, one file that opens anywhere: what was chosen, why, at what cost."""
 
     def work() -> None:
         from coretune.report import write_report
 
-        print(f"report: {write_report(run)}")
+        path = write_report(run)
+        if as_json:
+            print_json({"report": str(path)})
+        else:
+            print(f"report: {path}")
 
     guarded(work, traceback)
 

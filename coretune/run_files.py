@@ -53,7 +53,10 @@ class RunFiles:
     @cached_property
     def pool(self) -> pa.Table:
         """One line a pool row (`run_record.py`)."""
-        return pq.read_table(self.path / POOL, partitioning=None)
+        try:
+            return pq.read_table(self.path / POOL, partitioning=None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(_damaged(self.path / POOL, error)) from None
 
     @cached_property
     def map_facts(self) -> dict[str, Any]:
@@ -71,7 +74,10 @@ class RunFiles:
 
     @cached_property
     def rounds(self) -> list[int]:
-        return audit.round_numbers(self.path / SELECTION)
+        try:
+            return audit.round_numbers(self.path / SELECTION)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(_damaged(self.path / SELECTION, error)) from None
 
     def step_of(self, round: int) -> int | None:
         """The optimiser step before that round; None where no config.yaml says how long a round is."""
@@ -99,7 +105,12 @@ class RunFiles:
     def config(self) -> dict[str, Any]:
         """config.yaml; empty where a trainer was used without one."""
         path = self.path / CONFIG
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+            raise ValueError(_damaged(path, error)) from None
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -137,4 +148,15 @@ def excerpt(texts: Sequence[str | None], row: int, length: int) -> str:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    """A run's files are written whole or not at all: a copy was cut, or somebody wrote into them."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path} cannot be read, it is damaged: {reason}; copy the run again, or remove the file"

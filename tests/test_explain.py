@@ -18,7 +18,7 @@ from coretune.cli import app
 from coretune.explain import explain, lines
 from coretune.graph import symmetric_csr
 from coretune.representative import representatives
-from coretune.run_files import POOL, SELECTION, RunFiles, excerpt
+from coretune.run_files import CONFIG, LEDGER, POOL, SELECTION, RunFiles, excerpt
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +238,21 @@ def test_an_excerpt_is_one_line_of_the_length_asked_for() -> None:
     assert excerpt(["a\n b\tc", None], 0, 10) == "a b c"
     assert excerpt(["a\n b\tc", None], 1, 10) == ""
     assert excerpt(["x" * 30], 0, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (SELECTION, ["explain", "RUN", "row-1"]),
+        (POOL, ["diff", "RUN"]),
+        (LEDGER, ["report", "RUN"]),
+        (CONFIG, ["explain", "RUN", "row-1"]),
+    ],
+)
+def test_a_file_that_was_cut_is_named_in_one_line(tmp_path: Path, name: str, command: list[str]) -> None:
+    path = make_run(tmp_path) / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + b"{[")
+    done = CliRunner().invoke(app, [str(tmp_path) if word == "RUN" else word for word in command])
+    assert done.exit_code == 1
+    assert f"coretune: {path} cannot be read, it is damaged: " in done.stderr
+    assert done.stderr.count("\n") == 1

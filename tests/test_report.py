@@ -174,6 +174,8 @@ def test_the_command_writes_the_page_or_says_in_one_line_why_not(tmp_path: Path)
     make_run(tmp_path / "run")
     done = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
     assert done.stdout == f"report: {tmp_path / 'run' / '_coretune' / 'report.html'}\n"
+    told = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--json"])
+    assert json.loads(told.stdout) == {"report": str(tmp_path / "run" / "_coretune" / "report.html")}
     failed = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert failed.exit_code == 1
     assert "holds no _coretune/selection.parquet" in failed.stderr
