@@ -10,6 +10,7 @@ import numpy as np
 from transformers import Trainer
 
 from coretune import dynamic, run_record, selection_log
+from coretune.progress import loops_shown
 from coretune.run_files import LEDGER
 from coretune.state import State
 
@@ -20,12 +21,13 @@ def next_round(trainer: Any, global_step: int) -> State:
     """The state of the round that this step begins or is in; a selection that is made is recorded."""
     before: State | None = trainer.coreset_state
     config, clock, meter, ledger = trainer.coreset_config, trainer.clock, trainer.meter, trainer.ledger
-    if before is None:
-        now = dynamic.start(config, dynamic.empty_pool(trainer.pool_rows.length), clock, meter, ledger)
-    elif before.round < global_step // clock.steps:
-        now = dynamic.advance(config, before, clock, meter, ledger)
-    else:
+    if before is not None and before.round >= global_step // clock.steps:
         return before
+    with loops_shown(not trainer.args.disable_tqdm):
+        if before is None:
+            now = dynamic.start(config, dynamic.empty_pool(trainer.pool_rows.length), clock, meter, ledger)
+        else:
+            now = dynamic.advance(config, before, clock, meter, ledger)
     usable = before.pool.usable if before else np.ones(now.pool.n, bool)
     warning = selection_log.excluded(usable, now.pool.usable, trainer.pool_rows.ids)
     if warning is not None:
