@@ -24,17 +24,40 @@ Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Reserve:
+    """What a graph keeps so that it is mended without searching the pool again.
+
+    neighbors   (n, s) int32    the nearest behind the k listed, nearest first; -1 where there is none
+    similarity  (n, s) float32  cosine, 0 beside a -1
+    reach       (n,) float32    no row outside both lists is nearer than that, as far as the search saw
+    centroids   (c, d) float32  of the cells that the pool was cut into; c = 1: one cell, searched exactly
+    home        (n,) int32      the cell of each row, -1 for one without direction
+    probes      () int32        how many cells a row asks
+    """
+
+    neighbors: Array
+    similarity: Array
+    reach: Array
+    centroids: Array
+    home: Array
+    probes: Array
+
+
+@dataclass(frozen=True)
 class NeighborGraph:
     """Directed k-NN lists over the pool; row i is never its own neighbour.
 
     neighbors   (n, k) int32    nearest first; -1 where fewer than k exist
     similarity  (n, k) float32  cosine, taken when the list was made; 0 beside a -1
-    built_from  (n, d) float32  the unit embedding each row had when its list was made
+    built_from  (n, d)          the unit embedding each row had when its list was made: float32, float16
+                                once the graph was mended
+    reserve     what mending needs; a graph without is made anew instead
     """
 
     neighbors: Array
     similarity: Array
     built_from: Array
+    reserve: Reserve | None = None
 
     @property
     def n(self) -> int:
@@ -95,12 +118,29 @@ class Coreset:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Quota:
+    """At least and at most so much of a budget for each group of rows, in the budget's unit.
+
+    group  (n,) int64  position of each row's group
+    least  (G,) int64
+    most   (G,) int64
+    names  (G,) what users call them
+    """
+
+    group: Array
+    least: Array
+    most: Array
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much may be chosen: rows or tokens, already resolved against a pool (see `budget.py`)."""
 
     amount: int
     unit: str = "rows"  # "rows" | "tokens"
+    quota: Quota | None = None
 
 
 @runtime_checkable
@@ -153,3 +193,11 @@ class Taught(Protocol):
 
     @property
     def defaults(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class KeepsQuota(Protocol):
+    """A selector that never breaks the quota of a budget; others are refused where one is asked for."""
+
+    @property
+    def keeps_quota(self) -> bool: ...

@@ -14,8 +14,9 @@ from coretune.select import composite_graph as graph_module
 from coretune.select import lower_level, spaces
 from coretune.select.composite import composite_blocks, held_composite, hold
 from coretune.select.composite_graph import CompositeGraph, composite_graph, nearest_lists, recall
-from coretune.select.greedy import Objective, lazy_greedy, naive_greedy
+from coretune.select.greedy import lazy_greedy, naive_greedy
 from coretune.select.lower_level import Task, build, plan
+from coretune.select.objective import Objective
 from coretune.select.partitions import parted_level
 from coretune.select.similarity import Similarity
 from coretune.select.spaces import Space, listed, nearest_picks, paired, reduced

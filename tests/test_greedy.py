@@ -4,28 +4,21 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.select import similarity as similarity_module
+from coretune.select import dense
+from coretune.select import lazy as lazy_module
+from coretune.select.dense import cosine_similarity, distance_similarity
 from coretune.select.farthest_first import farthest_first
-from coretune.select.greedy import (
-    Objective,
-    Picks,
-    coverage_worth,
-    lazy_greedy,
-    naive_greedy,
-    stochastic_greedy,
-)
+from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
 from coretune.select.heap import Heap
-from coretune.select.similarity import (
-    GraphSimilarity,
-    Similarity,
-    cosine_similarity,
-    distance_similarity,
-)
+from coretune.select.objective import Objective, Picks, coverage_worth
+from coretune.select.pairs import pairs_left
+from coretune.select.similarity import GraphSimilarity, Similarity
 from coretune.types import Array, Budget
 
 FEW = settings(deadline=None, max_examples=60)
@@ -108,11 +101,9 @@ def better_slow_greedy(problem: Problem, budget: Budget) -> list[int]:
 
 
 def sampled(epsilon: float = 0.1, seed: int = 0) -> Callable[..., Picks]:
-    def engine(
-        objective: Objective, budget: Budget, cost: Array, candidates: Array, start: Array | None = None
-    ) -> Picks:
+    def engine(objective: Objective, budget: Budget, cost: Array, candidates: Array) -> Picks:
         rng = np.random.default_rng(seed)
-        return stochastic_greedy(objective, budget, cost, candidates, start, rng=rng, epsilon=epsilon)
+        return stochastic_greedy(objective, budget, cost, candidates, rng=rng, epsilon=epsilon)
 
     return engine
 
@@ -144,25 +135,6 @@ def assert_same_picks(problem: Problem) -> None:
         assert lazy.indices.tolist() == naive.indices.tolist()
         assert lazy.gains.tolist() == naive.gains.tolist()
         assert lazy.best.tolist() == naive.best.tolist()
-
-
-@given(problems(), st.data())
-@FEW
-def test_a_warm_start_comes_first_and_is_paid_for(problem: Problem, data: st.DataObject) -> None:
-    rows = np.flatnonzero(problem.candidates)
-    start = np.array(data.draw(st.lists(st.sampled_from(rows.tolist()), unique=True)), dtype=np.int64)
-    for budget in problem.budgets():
-        spent = len(start) if budget.unit == "rows" else problem.cost[start].sum()
-        if spent > budget.amount:
-            with pytest.raises(ValueError, match=f"spends {spent} of {budget.amount}"):
-                lazy_greedy(problem.objective, budget, problem.cost, problem.candidates, start)
-            continue
-        lazy = lazy_greedy(problem.objective, budget, problem.cost, problem.candidates, start)
-        naive = naive_greedy(problem.objective, budget, problem.cost, problem.candidates, start)
-        assert lazy.indices.tolist() == naive.indices.tolist()
-        assert lazy.indices[: len(start)].tolist() == start.tolist()
-        if budget.unit == "rows":
-            assert len(lazy.indices) == budget.amount
 
 
 @pytest.mark.parametrize("engine", [naive_greedy, lazy_greedy, sampled()])
@@ -284,13 +256,6 @@ def test_a_budget_that_cannot_be_met_is_an_error(budget: Budget, message: str) -
             engine(objective, budget, np.array([2, 3, 4, 1]), candidates)
 
 
-def test_a_start_outside_the_candidates_is_an_error() -> None:
-    problem = large_problem(5)
-    for start in ([0, 0], [4]):
-        with pytest.raises(ValueError, match="distinct candidates"):
-            lazy_greedy(problem.objective, Budget(3), problem.cost, np.arange(5) < 4, np.array(start))
-
-
 def test_coverage_worth_is_the_gain_when_picked_and_the_gain_now_otherwise() -> None:
     problem = large_problem(40)
     usable = np.arange(40) < 35
@@ -308,8 +273,8 @@ def test_coverage_worth_is_the_gain_when_picked_and_the_gain_now_otherwise() -> 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity_module, "DENSE_ROWS", 7)
-    monkeypatch.setattr(similarity_module, "DENSE_COLUMNS", 3)
+    monkeypatch.setattr(dense, "DENSE_ROWS", 7)
+    monkeypatch.setattr(dense, "DENSE_COLUMNS", 3)
 
 
 def unit_rows(n: int, d: int, seed: int, copies: int = 0) -> Array:
@@ -349,6 +314,60 @@ def test_dense_lazy_is_naive_over_many_blocks(kind: str, copies: int) -> None:
             naive = naive_greedy(objective, budget, cost, everything)
             assert lazy.indices.tolist() == naive.indices.tolist()
             assert lazy.gains == pytest.approx(naive.gains, abs=1e-5)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("kind", ["cosine", "distance"])
+@pytest.mark.parametrize("memory", [0, 2_000, 12_000, 10**6])
+def test_what_dense_lazy_may_hold_does_not_change_its_answer(
+    kind: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing held, pairs from some pick on, pairs at once; bounds lowered at the first occasion."""
+    monkeypatch.setattr(lazy_module, "PATIENCE", 0.01)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        rows, usable = unit_rows(70, 6, seed, copies=10), rng.random(70) < 0.9
+        rows[~usable] = np.nan
+        source = cosine_similarity(rows) if kind == "cosine" else distance_similarity(rows, usable)
+        objective = Objective(source, 0.2 * rng.random(70), 1.0, usable * rng.integers(1, 3, size=70))
+        candidates, cost = usable & (rng.random(70) < 0.8), rng.integers(1, 30, size=70)
+        for budget in (Budget(25), Budget(200, "tokens")):
+            held = lazy_greedy(objective, budget, cost, candidates, memory=memory)
+            naive = naive_greedy(objective, budget, cost, candidates)
+            assert held.indices.tolist() == naive.indices.tolist()
+            assert held.gains == pytest.approx(naive.gains, abs=1e-4)
+            assert held.best == pytest.approx(naive.best, abs=1e-5)
+            worth = [coverage_worth(objective, picks, usable) for picks in (held, naive)]
+            assert worth[0] == pytest.approx(worth[1], abs=1e-4)
+            assert (held.rest is not None) or memory < 10**6
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_pairs_are_those_that_can_add() -> None:
+    rows, best = unit_rows(50, 4, 0), np.random.default_rng(0).random(50).astype(np.float32)
+    demand, columns = (np.arange(50) % 5 > 0).astype(np.float64), np.arange(0, 50, 2)
+    source = cosine_similarity(rows)
+    matrix = rows @ rows.T
+    expected = (matrix > best[:, None]) & (demand > 0)[:, None] & np.isin(np.arange(50), columns)
+    many, pairs = pairs_left(source, best, demand, columns, 10**6)
+    assert pairs is not None
+    assert many == expected.sum()
+    for j in range(50):
+        found = pairs.rows[pairs.indptr[j] : pairs.indptr[j + 1]]
+        assert found.tolist() == np.flatnonzero(expected[:, j]).tolist()
+        assert pairs.similarity[pairs.indptr[j] : pairs.indptr[j + 1]] == pytest.approx(matrix[found, j])
+    assert pairs_left(source, best, demand, columns, int(many / 2))[1] is None
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "DENSE_ROWS", 16)
+    objective = Objective(cosine_similarity(unit_rows(90, 5, 0)), np.zeros(90), 1.0, np.ones(90))
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(numba, "get_num_threads", lambda threads=threads: threads)
+        found.append(lazy_greedy(objective, Budget(40), np.ones(90, int), np.ones(90, bool), memory=4_000))
+    assert found[0].indices.tolist() == found[1].indices.tolist()
+    assert found[0].gains.tolist() == found[1].gains.tolist()
 
 
 def test_of_dense_copies_the_lowest_row_is_chosen() -> None:

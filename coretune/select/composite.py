@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from coretune.select.similarity import DenseSimilarity, Similarity
+from coretune.select.dense import At, DenseSimilarity
+from coretune.select.similarity import Similarity
 from coretune.select.spaces import Space, distances, sweep
 from coretune.types import Array, Rows
 
@@ -26,14 +27,15 @@ def composite_blocks(spaces: Sequence[Space], mix: Array) -> DenseSimilarity:
     """Block by block from the features, at every evaluation."""
     most = np.float32(bound(spaces, mix))
 
-    def block(part: slice, rows: Rows) -> Array:
-        total = np.full((part.stop - part.start, len(rows)), most, dtype=np.float32)
+    def block(rows: At, columns: At) -> Array:
+        total: Array | None = None
         for m, space in zip(mix, spaces, strict=True):
             if m > 0.0:
-                left, right = space.block(part), space.block(rows)
-                far = distances(left, space.squares[part], right, space.squares[rows])
-                total -= np.float32(m) * far
-        return total
+                left, right = space.block(rows), space.block(columns)
+                far = np.float32(m) * distances(left, space.squares[rows], right, space.squares[columns])
+                total = far if total is None else total + far
+        assert total is not None, "a mix of nothing"
+        return most - total
 
     def at(rows: Rows) -> DenseSimilarity:
         return composite_blocks([space.at(rows) for space in spaces], mix)

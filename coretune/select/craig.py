@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
+from coretune.select.dense import distance_similarity
+from coretune.select.greedy import Engine, lazy_greedy
+from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, usable_feature
-from coretune.select.similarity import distance_similarity
 from coretune.types import Budget, Coreset, Pool
 
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
+from coretune.select.greedy import Engine, lazy_greedy
+from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
 from coretune.types import Budget, Coreset, Pool

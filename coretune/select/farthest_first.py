@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from coretune.select.greedy import Picks
+from coretune.select.objective import Picks
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
 

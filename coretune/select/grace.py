@@ -9,8 +9,9 @@ import numpy as np
 
 from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
-from coretune.select.greedy import Engine, Objective, coverage_worth, lazy_greedy
+from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.importance import contradicted, cut_off, importance, scaled
+from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows

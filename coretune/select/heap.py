@@ -1,4 +1,4 @@
-"""A binary heap of (worth, row) in two flat arrays, filled once and never rebuilt.
+"""A binary heap of (worth, row) in two flat arrays, never rebuilt by what is taken and put back.
 
 The top is the largest worth and, among equals, the lowest row.
 """
@@ -15,7 +15,10 @@ class Heap:
     """Rows ordered by worth; `take` and `put` cost O(m log n) for m rows."""
 
     def __init__(self, rows: Rows, worth: Array) -> None:
-        """rows (m,) int64, worth (m,) float64."""
+        self.refill(rows, worth)
+
+    def refill(self, rows: Rows, worth: Array) -> None:
+        """These rows and no others: rows (m,) int64, worth (m,) float64."""
         order = np.lexsort((rows, -worth))  # a sorted list is a heap
         self._rows = rows[order]
         self._worth = worth[order]

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from coretune.select.dense import distance_similarity
 from coretune.select.farthest_first import farthest_first
 from coretune.select.ranking import coreset, usable_feature
-from coretune.select.similarity import distance_similarity
 from coretune.types import Budget, Coreset, Pool
 
 

@@ -22,7 +22,8 @@ import numpy as np
 
 from coretune.select.composite import Held, composite_blocks, held_composite, hold
 from coretune.select.composite_graph import CompositeGraph, composite_graph
-from coretune.select.greedy import Objective, Picks, lazy_greedy, stochastic_greedy
+from coretune.select.greedy import lazy_greedy, stochastic_greedy
+from coretune.select.objective import Objective, Picks
 from coretune.select.similarity import Similarity
 from coretune.select.spaces import BLOCK_BYTES, Space, nearest_picks, reduced
 from coretune.types import Array, Budget, Rows

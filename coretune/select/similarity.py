@@ -1,4 +1,4 @@
-"""Where similarities come from: a sparse graph, or dense blocks recomputed from features.
+"""Where similarities come from: a sparse graph here, all pairs of features in `dense.py`.
 
 The engines ask a source for the few things of `Similarity`, so another one (a GPU, a composite distance)
 needs no change there. Similarities are >= 0, and every row covers itself.
@@ -6,19 +6,15 @@ needs no change there. Similarities are >= 0, and every row covers itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numba
 import numpy as np
 
+from coretune.select.dense import cosine_similarity
 from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool, Rows
-
-#: Pool rows and candidates of one dense block: 4 MiB of float32, large enough for BLAS to run at speed.
-DENSE_ROWS = 4096
-DENSE_COLUMNS = 256
 
 
 class Similarity(Protocol):
@@ -94,57 +90,6 @@ class GraphSimilarity:
         return _graph_nearest(self.indptr, self.indices, self.similarity, chosen)
 
 
-@dataclass(frozen=True)
-class DenseSimilarity:
-    """Exact similarities, recomputed block by block from features; nothing of size n x n is ever held.
-
-    n         pool rows
-    block     (part of the pool, candidates) -> (b, m) float32 similarities; a negative one counts as 0
-    at        (m,) rows -> the same between these rows alone, with a copy of their features and no others
-    rounding  what BLAS, which sums in another order at another place of a block, makes of equal rows
-              (6.6e-7 between unit rows was the most seen, up to d = 8192)
-    """
-
-    n: int
-    block: Callable[[slice, Rows], Array]
-    at: Callable[[Rows], DenseSimilarity]
-    rounding: float
-
-    @property
-    def width(self) -> int:
-        return 32
-
-    def gains(self, best: Array, demand: Array, rows: Rows) -> Array:
-        gains = np.zeros(len(rows), dtype=np.float64)
-        for first in range(0, len(rows), DENSE_COLUMNS):
-            columns = slice(first, first + DENSE_COLUMNS)
-            for part in _parts(self.n):
-                similarity = self.block(part, rows[columns])
-                _add_gains(similarity, best[part], demand[part], self.rounding, gains[columns])
-        return gains
-
-    def cover(self, best: Array, demand: Array, row: int) -> float:
-        gain = 0.0
-        for part in _parts(self.n):
-            column = self.block(part, np.array([row]))[:, 0]
-            gain += _cover(column, best[part], demand[part], self.rounding)
-        return gain
-
-    def nearest(self, chosen: Rows) -> Array:
-        nearest = np.full(self.n, -1, dtype=np.int64)
-        best = np.zeros(self.n, dtype=np.float32)
-        for first in range(0, len(chosen), DENSE_COLUMNS):
-            for part in _parts(self.n):
-                similarity = self.block(part, chosen[first : first + DENSE_COLUMNS])
-                position = similarity.argmax(axis=1)
-                top = similarity[np.arange(len(position)), position]
-                better = top > best[part]
-                nearest[part][better] = first + position[better]
-                best[part][better] = top[better]
-        nearest[chosen] = np.arange(len(chosen))
-        return nearest
-
-
 def pool_similarity(pool: Pool, kind: str, embedding: str) -> Similarity:
     """Cosines of the pool: "graph" along its k-NN graph, "dense" between all rows of the named embedding."""
     if kind == "graph":
@@ -161,78 +106,6 @@ def graph_similarity(pool: Pool) -> GraphSimilarity:
     from coretune.graph import symmetric_csr  # here: it imports FAISS, which no other selection needs
 
     return GraphSimilarity(*symmetric_csr(pool.graph))
-
-
-def cosine_similarity(features: Array) -> DenseSimilarity:
-    """max(0, ⟨z_v, z_j⟩) of unit features (n, d), of any float dtype, memory-mapped or not."""
-
-    def block(part: slice, rows: Rows) -> Array:
-        return np.asarray(features[part], dtype=np.float32) @ np.asarray(features[rows], dtype=np.float32).T
-
-    def at(rows: Rows) -> DenseSimilarity:
-        return cosine_similarity(np.asarray(features[rows]))
-
-    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6)
-
-
-def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0) -> DenseSimilarity:
-    """c − ‖g_v − g_j‖ of features (n, p), with c = 2 max ‖g‖ over the usable rows, (n,) bool.
-
-    least_bound   c is no smaller: that of the pool, of which these rows are a part
-
-    c is no smaller than any distance between usable rows, so the similarity of two of them is >= 0.
-    The distance is sqrt(‖g_v‖² + ‖g_j‖² − 2⟨g_v, g_j⟩) in float32, which below about 2e-3 ‖g‖ is rounding
-    only and is taken as 0: a copy is at distance 0.
-    """
-    norm = np.empty(len(features), dtype=np.float32)
-    for part in _parts(len(features)):
-        norm[part] = np.linalg.norm(np.asarray(features[part], dtype=np.float32), axis=1)
-    bound = np.float32(max(least_bound, 2.0 * norm[usable].max(initial=0.0)))
-
-    def block(part: slice, rows: Rows) -> Array:
-        inner = np.asarray(features[part], dtype=np.float32) @ np.asarray(features[rows], dtype=np.float32).T
-        return _minus_distance(inner, norm[part], norm[rows], bound)
-
-    def at(rows: Rows) -> DenseSimilarity:
-        return distance_similarity(np.asarray(features[rows]), usable[rows], float(bound))
-
-    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6 * float(bound))
-
-
-def _parts(n: int) -> list[slice]:
-    return [slice(start, min(start + DENSE_ROWS, n)) for start in range(0, n, DENSE_ROWS)]
-
-
-@numba.njit(cache=True)
-def _add_gains(similarity: Array, best: Array, demand: Array, rounding: float, gains: Array) -> None:
-    least = np.float32(rounding)
-    for v in range(similarity.shape[0]):
-        for j in range(similarity.shape[1]):
-            improvement = similarity[v, j] - best[v]  # of an unusable row NaN, which is not > least
-            gains[j] += demand[v] * (improvement if improvement > least else np.float32(0.0))
-
-
-@numba.njit(cache=True)
-def _cover(similarity: Array, best: Array, demand: Array, rounding: float) -> float:
-    least = np.float32(rounding)
-    gain = 0.0
-    for v in range(similarity.shape[0]):
-        improvement = similarity[v] - best[v]
-        if improvement > least:  # False for an unusable row's NaN
-            gain += demand[v] * improvement
-            best[v] = similarity[v]
-    return gain
-
-
-@numba.njit(cache=True)
-def _minus_distance(inner: Array, row_norm: Array, column_norm: Array, bound: np.float32) -> Array:
-    for v in range(inner.shape[0]):
-        for j in range(inner.shape[1]):
-            scale = row_norm[v] * row_norm[v] + column_norm[j] * column_norm[j]
-            squared = scale - np.float32(2.0) * inner[v, j]
-            distance = np.float32(0.0) if squared < np.float32(4e-6) * scale else np.sqrt(squared)
-            inner[v, j] = bound - distance
-    return inner
 
 
 @numba.njit(cache=True)

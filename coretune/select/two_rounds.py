@@ -21,8 +21,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from coretune.select.greedy import Objective, Picks, check_budget, lazy_greedy
-from coretune.select.similarity import DenseSimilarity
+from coretune.select.dense import DenseSimilarity
+from coretune.select.greedy import check_budget, lazy_greedy
+from coretune.select.objective import Objective, Picks
 from coretune.types import Array, Budget, Rows
 
 #: Rows of a part at most; a pool of one part is chosen from in one round.

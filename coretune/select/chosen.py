@@ -1,0 +1,62 @@
+"""The set while it grows: its picks, its coverage, what is left of the budget and of its quota."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from coretune.select.objective import Objective, Picks
+from coretune.select.quota import Allotment
+from coretune.select.similarity import Similarity
+from coretune.types import Array, Budget, Rows
+
+
+class Chosen:
+    """S while an engine builds it."""
+
+    def __init__(self, objective: Objective, budget: Budget, cost: Array) -> None:
+        """cost (n,) int64 in the budget's unit."""
+        self.objective = objective
+        self.cost = cost
+        self.left = budget.amount
+        self.quota = None if budget.quota is None else Allotment(budget.quota)
+        self.indices: list[int] = []
+        self.gains: list[float] = []
+        self.best = np.zeros(objective.similarity.n, dtype=np.float32)
+        self.rest: Similarity | None = None
+
+    def worth(self, rows: Rows, by_cost: bool) -> Array:
+        """(m,) float64 gain of each row now, per token if so asked."""
+        gains = self.objective.gains(self.best, rows)
+        return gains / self.cost[rows] if by_cost else gains
+
+    def fitting(self, rows: Rows) -> Rows:
+        """Those that may be taken now. The others never may again, as S only grows."""
+        if self.quota is not None:
+            return rows[self.quota.allows(rows, self.cost[rows], self.left)]
+        return rows[self.cost[rows] <= self.left]
+
+    def take(self, row: int) -> None:
+        objective = self.objective
+        covered = objective.similarity.cover(self.best, objective.demand, row)
+        self.gains.append(float(objective.modular[row] + objective.scale * covered))
+        self.indices.append(int(row))
+        self.left -= int(self.cost[row])
+        if self.quota is not None:
+            self.quota.spend(row, int(self.cost[row]))
+
+    def go_on_with(self, rest: Similarity) -> None:
+        """From here on gains and coverage are asked of another source that gives the same."""
+        self.rest = rest
+        self.objective = replace(self.objective, similarity=rest)
+
+    def picks(self) -> Picks:
+        return Picks(np.array(self.indices, dtype=np.int64), np.array(self.gains), self.best, rest=self.rest)
+
+
+def winner(rows: Rows, worth: Array, tie: float) -> int:
+    """Position of the largest worth; among those equal to it, of the lowest row."""
+    best = worth.max()
+    equal = np.flatnonzero(worth >= best - tie * abs(best))
+    return int(equal[rows[equal].argmin()])
