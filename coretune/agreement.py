@@ -10,10 +10,9 @@ for another one, and this shows from the first steps on, long before the losses 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from coretune.types import Array, NeighborGraph, Rows
-
-BLOCK = 4096  # rows whose neighbours' gradients are gathered at once
 
 
 def neighbour_agreement(graph: NeighborGraph, gradient: Array, usable: Array, rows: Rows) -> Array:
@@ -22,17 +21,28 @@ def neighbour_agreement(graph: NeighborGraph, gradient: Array, usable: Array, ro
     gradient  (n, p)   projected gradients, any length; inner products of projections are unbiased
     usable    (n,) bool
     """
+    return _agreement(graph.neighbors, gradient, usable, np.asarray(rows, np.int64))
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _agreement(neighbors: Array, gradient: Array, usable: Array, rows: Rows) -> Array:
+    """1/|J| Σ_j ⟨g_i, g_j⟩ / (‖g_i‖ ‖g_j‖), pair by pair: gathering them would take k pools."""
     agreement = np.zeros(len(rows), np.float32)
-    for first in range(0, len(rows), BLOCK):
-        block = rows[first : first + BLOCK]
-        neighbors = graph.neighbors[block]
-        counts = (neighbors >= 0) & usable[neighbors]
-        around = _unit(gradient[neighbors]) * counts[:, :, None]
-        mean = around.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)[:, None]
-        agreement[first : first + BLOCK] = np.einsum("mp,mp->m", _unit(gradient[block]), mean)
+    for r in range(len(rows)):
+        i = rows[r]
+        own, count, total = np.float32(0), 0, np.float32(0)
+        for c in range(gradient.shape[1]):
+            own += gradient[i, c] * gradient[i, c]
+        for j in neighbors[i]:
+            if j < 0 or not usable[j]:
+                continue
+            count += 1
+            product, square = np.float32(0), np.float32(0)
+            for c in range(gradient.shape[1]):
+                product += gradient[i, c] * gradient[j, c]
+                square += gradient[j, c] * gradient[j, c]
+            if square > 0:
+                total += product / np.sqrt(square)
+        if count and own > 0:
+            agreement[r] = total / (np.sqrt(own) * count)
     return agreement
-
-
-def _unit(gradient: Array) -> Array:
-    length = np.linalg.norm(gradient, axis=-1, keepdims=True)
-    return gradient / np.where(length > 0, length, 1)

@@ -148,7 +148,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
         if config.refresh_every == "adaptive" and _settled(config, state, pool, rows):
             return replace(state, pool=pool)
         with ledger.phase("graph"):
-            figures |= _graph_recall(config, state, pool)
+            figures |= _graph_figures(config, state, pool)
     coreset = _select(config, pool, state.round, ledger)
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
@@ -252,15 +252,22 @@ def _settled(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> boo
     return bool(error <= config.threshold)
 
 
-def _graph_recall(config: CoresetConfig, state: State, pool: Pool) -> dict[str, float]:
-    """{"graph_recall": share of true neighbours listed} when inexact lists were made of all rows, else {}."""
-    if pool.graph is None or pool.graph is state.pool.graph or pool.n <= graph.EXACT_ROWS:
+def _graph_figures(config: CoresetConfig, state: State, pool: Pool) -> dict[str, float]:
+    """Of a graph that was made anew, else {}: near_copies, the share of rows that have one by the graph's
+    cosine, where there are any; graph_recall, the share of true neighbours listed, where they were not all
+    searched exactly."""
+    made = pool.graph
+    if made is None or made is state.pool.graph or made.reserve is None:
         return {}
-    embedding = pool.feature(config.refresh.embedding)
-    if not np.array_equal(pool.graph.built_from, embedding):  # repaired: most lists are from before
+    if made.built_from.dtype == np.float16:  # mended: most lists are from before
         return {}
-    rng = np.random.default_rng([config.seed, state.round, 5])
-    return {"graph_recall": graph.recall(pool.graph, embedding, rng)}
+    group = graph.near_copies(made)
+    rows = np.bincount(group, minlength=made.n)[group] > 1
+    figures = {"near_copies": float(rows.mean())} if rows.any() else {}
+    if len(made.reserve.centroids) > 1:
+        rng = np.random.default_rng([config.seed, state.round, 5])
+        figures["graph_recall"] = graph.recall(made, pool.feature(config.refresh.embedding), rng)
+    return figures
 
 
 def _select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:

@@ -18,13 +18,14 @@ from scipy import sparse
 
 from coretune.agreement import neighbour_agreement
 from coretune.graph import build, drifted, repair, symmetric_csr
+from coretune.listening import told
+from coretune.propagation import Csr, average, propagation_weights, rows_beside, spread
 from coretune.select.importance import scaled
 from coretune.types import Array, NeighborGraph, Pool, Rows
 
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
 Propagate = Literal["average", "delta", "none"]
 Repair = Literal["local", "rebuild", "none"]
-Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
 
 UNIT = "_embedding"  # features whose names end so have rows of length 1
 FINITE_BLOCK = 8192  # rows
@@ -46,7 +47,7 @@ class AnchorRefresh:
                     old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
                     refresh looks at all it may choose
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
-    propagate       "average": `eq21_step`; "delta": `spread_delta`; "none"
+    propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
     beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
     k               neighbours of a row
@@ -157,30 +158,31 @@ class AnchorRefresh:
         anchors, measured_at = rows[good], pool.measured_at.copy()
         measured_at[anchors] = round
         written = {name: _written(pool, name, rows, good, usable, value) for name, value in fresh.items()}
+        beside: Rows = np.zeros(0, np.int64)
         if pool.graph is not None and self.propagate != "none":
-            self._propagate(pool, written, usable, anchors)
+            beside = self._propagate(pool, written, usable, anchors)
         features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
         graph = pool.graph
         if self.embedding in features:
-            graph = self._mended(pool.graph, features[self.embedding], round)
+            graph = self._mended(pool.graph, features[self.embedding], np.union1d(rows, beside), round)
         if "gradient" in features and graph is not None:
             features["agreement"] = self._agreement(pool, graph, features["gradient"], usable, anchors)
         return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
 
-    def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> None:
-        """Move, in place, every usable row beside an anchor; the anchors stay as measured."""
+    def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> Rows:
+        """Move, in place, every usable row beside an anchor, and say which; the anchors stay as measured."""
         edges = _edges(pool)
         rows = rows_beside(edges, anchors, usable)
-        alpha = propagation_weights(edges, rows, usable)
         if len(rows) == 0:  # a whole fresh feature is not ours to write into
-            return
+            return rows
         for name, values in written.items():
+            unit = name.endswith(UNIT)
             if self.propagate == "average":
-                moved = eq21_step(values, alpha, rows)
+                average(values, edges, usable, rows, unit)
             else:
                 change = values[anchors] - pool.feature(name)[anchors]
-                moved = spread_delta(values, alpha, rows, anchors, change)
-            values[rows] = _unit(moved, values[rows]) if name.endswith(UNIT) else moved
+                spread(values, edges, usable, rows, anchors, change, unit)
+        return rows
 
     def _agreement(
         self, pool: Pool, graph: NeighborGraph, gradient: Array, usable: Array, anchors: Rows
@@ -196,63 +198,16 @@ class AnchorRefresh:
         agreement[anchors] = self.memory * before + (1 - self.memory) * found
         return agreement
 
-    def _mended(self, graph: NeighborGraph | None, embedding: Array, round: int) -> NeighborGraph:
+    def _mended(
+        self, graph: NeighborGraph | None, embedding: Array, moved: Rows, round: int
+    ) -> NeighborGraph:
+        """The graph after the rows `moved`, and no others, were given new values."""
         if graph is None or self.repair == "rebuild":
-            return build(embedding, self.k, seed=round)
+            return build(embedding, self.k, seed=round, progress=told("graph"))
         if self.repair == "none":
             return graph
-        return repair(graph, embedding, drifted(graph, embedding, self.delta), seed=round)
-
-
-def propagation_weights(edges: Csr, rows: Rows, usable: Array) -> sparse.csr_matrix:
-    """(m, n) float32 α of `rows`: α_ij = max(cos_ij, 0) / Σ_j max(cos_ij, 0) over usable neighbours j.
-
-    A row without such a neighbour is empty. Work is proportional to the edges of `rows`.
-    """
-    indptr, indices, similarity = edges
-    n = len(indptr) - 1
-    weight = sparse.csr_matrix((similarity, indices, indptr), shape=(n, n))[rows]
-    weight.data = np.where(usable[weight.indices], weight.data, np.float32(0))
-    weight.eliminate_zeros()
-    total = np.asarray(weight.sum(axis=1)).ravel()
-    weight.data /= np.repeat(total, np.diff(weight.indptr))
-    return weight
-
-
-def eq21_step(values: Array, weights: sparse.csr_matrix, rows: Rows) -> Array:
-    """One synchronous step of `rows`: the z that minimises E(z) = ½(z − z_old)² + ½ Σ_j w_j (z − z_j)².
-
-    z ← (z_old + Σ_j w_j z_j) / (1 + Σ_j w_j). [paper, Eq. 21] states z ← ½ z_old + ½ Σ_j α_ij z_j, which is
-    this minimiser when Σ_j w_j = 1; [choice] so we take w := α. A row without neighbours stays where it is.
-
-    values  (n,) or (n, d)  before the step      weights  (m, n) sparse, row r holds the w of rows[r]
-    returns (m,) or (m, d)  after it
-    """
-    total = np.asarray(weights.sum(axis=1)).ravel().astype(np.float32)
-    moved = weights @ values
-    moved += values[rows]
-    moved /= (1 + total).reshape(-1, *[1] * (values.ndim - 1))
-    return moved
-
-
-def spread_delta(values: Array, alpha: sparse.csr_matrix, rows: Rows, anchors: Rows, change: Array) -> Array:
-    """`rows` after the anchors' changes have spread: z_i + Σ_{j ∈ anchors} α_ij (z_j − z_j before).
-
-    [choice] Averaging values smooths extremes away round after round; spreading changes does not.
-
-    values (n,) or (n, d); alpha (m, n) of `rows` over all their neighbours; change (a,) or (a, d) of anchors
-    """
-    return values[rows] + alpha[:, anchors] @ change
-
-
-def rows_beside(edges: Csr, anchors: Rows, usable: Array) -> Rows:
-    """Usable rows, no anchors themselves, with at least one anchor among their neighbours; rising."""
-    indptr, indices, similarity = edges
-    n = len(indptr) - 1
-    beside = np.zeros(n, bool)
-    beside[sparse.csr_matrix((similarity, indices, indptr), shape=(n, n))[anchors].indices] = True
-    beside[anchors] = False
-    return np.flatnonzero(beside & usable)
+        away = drifted(graph, embedding, self.delta, moved)
+        return repair(graph, embedding, away, seed=round, progress=told("graph"))
 
 
 def priority(score: Array, staleness: Array, alpha: sparse.csr_matrix, usable: Array, beta: float) -> Array:
@@ -356,9 +311,3 @@ def _previous_loss(pool: Pool, written: Mapping[str, Array], anchors: Rows) -> d
     if "loss" in pool.features:
         previous[seen] = pool.features["loss"][seen]
     return {"previous_loss": previous}
-
-
-def _unit(moved: Array, before: Array) -> Array:
-    """Rows brought to length 1; one that came to nothing stays where it was."""
-    length = np.sqrt(np.einsum("ij,ij->i", moved, moved))[:, None]
-    return np.where(length > 1e-6, moved / np.maximum(length, 1e-6), before)

@@ -11,7 +11,8 @@ from coretune.state import State
 from coretune.types import Array
 
 PREFIX = "coreset/"
-OWN = ("graph_recall", "rows_harvested")  # figures of a round that compare nothing with a full measurement
+#: Figures of a round that compare nothing with a full measurement.
+OWN = ("graph_recall", "near_copies", "rows_harvested")
 NAMED = 10  # rows named in a warning
 
 
@@ -19,7 +20,7 @@ def figures(entry: Round, state: State) -> dict[str, float]:
     """`coreset/…` -> number, for the loggers a trainer reports to. What is not known is left out.
 
     round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
-    of the rows that were in the last coreset), graph_recall, rows_harvested,
+    of the rows that were in the last coreset), graph_recall, near_copies (share of the pool), rows_harvested,
     approximation/… (see `approximation.compare`), and the numbers that the method says of its selection
     """
     found: dict[str, float | None] = {
@@ -72,6 +73,8 @@ def line(logs: Mapping[str, float], step: int) -> str:
     ]
     if "graph_recall" in found:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
+    if "near_copies" in found:
+        parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
         for name, value in found.items()

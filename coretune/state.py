@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from coretune.types import Array, Coreset, NeighborGraph, Pool
+from coretune.types import Array, Coreset, NeighborGraph, Pool, Reserve
 
 ARRAYS, NUMBERS = "coreset_state.npz", "coreset_state.json"
+GRAPH = ("neighbors", "similarity", "built_from")
 COUNTS = ("round", "selected_in", "selections", "cursor", "skipped")
 
 
@@ -49,8 +50,11 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     arrays |= {f"coreset/{name}": getattr(coreset, name) for name in ("indices", "weights", "gains")}
     arrays |= {f"reason/{name}": value for name, value in coreset.reasons.items()}
     if graph is not None:
-        kept = ("neighbors", "similarity", "built_from")
-        arrays |= {f"graph/{name}": getattr(graph, name) for name in kept}
+        arrays |= {f"graph/{name}": getattr(graph, name) for name in GRAPH}
+        if graph.reserve is not None:
+            arrays |= {
+                f"reserve/{field.name}": getattr(graph.reserve, field.name) for field in fields(Reserve)
+            }
     beside = Path(folder) / f"{ARRAYS}.part"
     with beside.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -76,13 +80,14 @@ def load(folder: str | os.PathLike[str]) -> State:
     refuse_without(folder)
     numbers = json.loads((Path(folder) / NUMBERS).read_text(encoding="utf-8"))
     groups: dict[str, dict[str, Array]] = {
-        name: {} for name in ("feature", "reference", "pool", "coreset", "reason", "graph")
+        name: {} for name in ("feature", "reference", "pool", "coreset", "reason", "graph", "reserve")
     }
     with np.load(Path(folder) / ARRAYS) as arrays:
         for key in arrays.files:
             group, name = key.split("/", 1)
             groups[group][name] = arrays[key]
-    graph = NeighborGraph(**groups["graph"]) if groups["graph"] else None
+    reserve = Reserve(**groups["reserve"]) if groups["reserve"] else None
+    graph = NeighborGraph(**groups["graph"], reserve=reserve) if groups["graph"] else None
     known = groups["pool"]
     pool = Pool(
         features=groups["feature"],

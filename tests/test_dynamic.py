@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from taught import Pupil
 
-from coretune import graph
+from coretune import cells, graph
 from coretune.budget import parse_budget
 from coretune.dynamic import TRAINED_AT, advance, empty_pool, lasting, row_weights, start
 from coretune.ledger import Ledger
@@ -386,8 +386,7 @@ def test_the_audit_sees_an_approximation_and_leaves_no_trace_in_it() -> None:
 
 def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "graph_recall" not in Run(config()).ledger.rounds[0].approximation
-    monkeypatch.setattr(graph, "EXACT_ROWS", 10)
-    monkeypatch.setattr(graph, "EXACT_PAIRS", 0)
+    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
     run = Run(config(anchors="priority", repair="local", delta=0.5), FakeModel(N, drift=0.01)).go(1)
     first, second = (entry.approximation for entry in run.ledger.rounds)
     assert 0.5 < first["graph_recall"] <= 1

@@ -15,15 +15,8 @@ from scipy.optimize import minimize
 
 from coretune.agreement import neighbour_agreement
 from coretune.graph import build, symmetric_csr
-from coretune.refresh import (
-    AnchorRefresh,
-    eq21_step,
-    pick_spread_anchors,
-    priority,
-    propagation_weights,
-    rows_beside,
-    spread_delta,
-)
+from coretune.propagation import average, eq21_step, propagation_weights, rows_beside, spread
+from coretune.refresh import AnchorRefresh, pick_spread_anchors, priority
 from coretune.types import Array, Pool, Refresh, Rows
 
 few = settings(deadline=None, max_examples=25)
@@ -136,18 +129,34 @@ def test_weights_are_the_clipped_cosines_over_usable_neighbours_made_to_sum_to_o
 
 
 @few
-@given(seed=st.integers(0, 10**6), width=st.sampled_from([(), (3,)]))
-def test_spread_delta_by_a_plain_loop(seed: int, width: tuple[int, ...]) -> None:
+@given(seed=st.integers(0, 10**6), width=st.sampled_from([(), (3,)]), unit_length=st.booleans())
+def test_spread_by_a_plain_loop(seed: int, width: tuple[int, ...], unit_length: bool) -> None:
     rng, n = np.random.default_rng(seed), 15
+    unit_length &= bool(width)
     edges = random_edges(seed, n)
-    values, change = rng.normal(size=(n, *width)), rng.normal(size=(4, *width))
+    values = rng.normal(size=(n, *width)).astype(np.float32)
+    change = rng.normal(size=(4, *width)).astype(np.float32)
+    usable = rng.random(n) < 0.8
     anchors = rng.choice(n, 4, replace=False)
-    rows = np.setdiff1d(np.arange(n), anchors)
-    alpha = propagation_weights(edges, rows, np.ones(n, bool))
-    expected = np.array(
-        [values[i] + sum(alpha[r, j] * change[a] for a, j in enumerate(anchors)) for r, i in enumerate(rows)]
-    )
-    np.testing.assert_allclose(spread_delta(values, alpha, rows, anchors, change), expected, atol=1e-6)
+    rows = rows_beside(edges, anchors, usable)
+    alpha = propagation_weights(edges, np.arange(n), usable)
+    expected = values.copy()
+    for i in rows:
+        expected[i] = values[i] + sum(alpha[i, j] * change[a] for a, j in enumerate(anchors))
+        if unit_length:
+            expected[i] /= np.linalg.norm(expected[i])
+    spread(values, edges, usable, rows, anchors, change, unit_length)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_a_row_that_comes_to_nothing_stays_where_it_was() -> None:
+    edges = (np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32))
+    values = np.array([[1, 0], [0, 1]], np.float32)
+    spread(values, edges, np.ones(2, bool), np.array([1]), np.array([0]), -values[1:], True)
+    assert values.tolist() == [[1, 0], [0, 1]]
+    opposite = np.array([[1, 0], [-1, 0]], np.float32)
+    average(opposite, edges, np.ones(2, bool), np.array([1]), True)
+    assert opposite.tolist() == [[1, 0], [-1, 0]]
 
 
 def relabelled(edges: tuple[Array, Array, Array], order: Array) -> tuple[Array, Array, Array]:
@@ -405,8 +414,8 @@ def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
     assert 10 <= moved.sum() < 200
     for i in np.flatnonzero(moved):
         assert set(local.graph.neighbors[i]) == set(rebuilt.graph.neighbors[i])
-    np.testing.assert_array_equal(local.graph.built_from[moved], embedding[moved])
-    np.testing.assert_array_equal(local.graph.built_from[~moved], pool.graph.built_from[~moved])
+    built_from = np.where(moved[:, None], embedding, pool.graph.built_from)
+    np.testing.assert_allclose(local.graph.built_from, built_from, atol=5e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

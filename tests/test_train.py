@@ -19,7 +19,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from coretune import audit, graph
+from coretune import audit, cells
 from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
 from coretune.order import Order, round_rows
@@ -436,8 +436,7 @@ def test_a_selection_is_logged_for_every_logger_and_as_a_line(
 def test_the_recall_of_an_inexact_graph_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(graph, "EXACT_ROWS", 10)
-    monkeypatch.setattr(graph, "EXACT_PAIRS", 0)
+    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
     made = trainer(tmp_path, coreset_config("grace", refresh_every="never"), max_steps=1)
     made.train()
     recall = made.ledger.rounds[0].approximation["graph_recall"]

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from coretune.graph import near_copies
-from coretune.types import Array, NeighborGraph, Pool
-
-BLOCK = 8192  # rows whose neighbours' embeddings are gathered at once
+from coretune.near_lists import edge_products
+from coretune.types import Array, Pool
 
 
 def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -> Array:
@@ -33,14 +32,5 @@ def copy_groups(pool: Pool, threshold: float, embedding: str) -> Array:
         raise ValueError(
             "copies are found along the k-NN graph, but the pool has none: build the graph first"
         )
-    similarity = _edge_cosines(pool.graph, pool.feature(embedding))
+    similarity = edge_products(pool.feature(embedding), pool.graph.neighbors)
     return near_copies(replace(pool.graph, similarity=similarity), threshold)
-
-
-def _edge_cosines(graph: NeighborGraph, embedding: Array) -> Array:
-    """(n, k) float32 cosine of each row and its neighbours under another embedding."""
-    cosines = np.zeros(graph.neighbors.shape, np.float32)
-    for first in range(0, graph.n, BLOCK):
-        rows = slice(first, first + BLOCK)
-        cosines[rows] = np.einsum("nd,nkd->nk", embedding[rows], embedding[graph.neighbors[rows]])
-    return cosines
