@@ -6,17 +6,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from coretune.console import Json, print_json
 
 app = typer.Typer(no_args_is_help=True, help="List, check and remove stores of measured signals.")
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, or any folder with stores below.")]
 
 
 @app.command()
-def ls(folder: Folder) -> None:
+def ls(folder: Folder, as_json: Json = False) -> None:
     """What each store is of, how much of it is measured, and what it takes."""
+    if as_json:
+        print_json([_facts(path) for path in _stores(folder)])
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -48,6 +53,22 @@ def ls(folder: Folder) -> None:
     Console().print(table)
 
 
+def _facts(path: Path) -> dict[str, Any]:
+    """Of a store, for programs; "error" of one whose manifest cannot be read."""
+    from coretune.manifest import Manifest, StoreError
+
+    known = {"store": str(path), "bytes": _bytes(path)}
+    try:
+        manifest = Manifest.read(path)
+    except StoreError as error:
+        return {**known, "error": str(error)}
+    signals = {
+        name: {"shape": list(shape), "dtype": str(dtype)} for name, (shape, dtype) in manifest.signals.items()
+    }
+    committed = {"committed": len(manifest.commits), "blocks": manifest.blocks, "rows": manifest.rows}
+    return {**known, **committed, "signals": signals, "fingerprint": dict(manifest.fingerprint)}
+
+
 @app.command()
 def rm(folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Remove the store in FOLDER, or all stores below it."""
@@ -61,26 +82,31 @@ def rm(folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="Do not a
 
 
 @app.command()
-def verify(folder: Folder) -> None:
+def verify(folder: Folder, as_json: Json = False) -> None:
     """Compare every committed byte with its checksum; exit 1 names the damaged blocks."""
-    from coretune.manifest import Manifest, StoreError
-
     with _plain_errors():
-        stores = _some_stores(folder)
-    whole = True
-    for path in stores:
-        try:
-            manifest = Manifest.read(path)
-        except StoreError as error:
-            print(error)
-            whole = False
-            continue
-        damaged = manifest.damaged(path)
-        whole &= not damaged
-        found = f"damaged blocks: {', '.join(map(str, damaged))}" if damaged else "no damage"
-        print(f"{path}: {found}, {len(manifest.commits)} of {manifest.blocks} blocks committed")
-    if not whole:
+        found = [_checked(path) for path in _some_stores(folder)]
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(map(_line, found)))
+    if any("error" in one or one["damaged"] for one in found):
         raise typer.Exit(1)
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    from coretune.manifest import Manifest
+
+    facts = _facts(path)
+    return facts if "error" in facts else {**facts, "damaged": list(Manifest.read(path).damaged(path))}
+
+
+def _line(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return str(found["error"])
+    blocks = ", ".join(map(str, found["damaged"]))
+    damage = f"damaged blocks: {blocks}" if blocks else "no damage"
+    return f"{found['store']}: {damage}, {found['committed']} of {found['blocks']} blocks committed"
 
 
 def _stores(folder: Path) -> list[Path]:
@@ -118,8 +144,12 @@ def _remove(folder: Path) -> None:
 
 
 def _mebibytes(folder: Path) -> str:
+    return f"{_bytes(folder) / 2**20:,.1f}"
+
+
+def _bytes(folder: Path) -> int:
     """What the folder takes on disk: blocks not yet measured are holes in the files."""
-    return f"{sum(path.stat().st_blocks * 512 for path in folder.iterdir()) / 2**20:,.1f}"
+    return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
 
 
 @contextmanager

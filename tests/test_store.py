@@ -462,6 +462,10 @@ def test_verify_names_damaged_blocks(tmp_path: Path) -> None:
     code, text = command("verify", tmp_path)
     assert code == 1
     assert f"{tmp_path / 'aaa'}: damaged blocks: 1" in text
+    (told,) = json.loads(command("verify", tmp_path, "--json")[1])
+    assert (told["store"], told["damaged"]) == (str(tmp_path / "aaa"), [1])
+    (listed,) = json.loads(command("ls", tmp_path, "--json")[1])
+    assert listed == {key: value for key, value in told.items() if key != "damaged"}
     (tmp_path / "aaa" / MANIFEST).write_bytes(b"?")
     assert command("verify", tmp_path / "aaa")[0] == 1
     code, text = command("verify", tmp_path / "nothing")
