@@ -16,6 +16,7 @@ from coretune.run_files import RunFiles, excerpt
 NO_SOURCE = "no source"
 LENGTHS = (0.25, 0.5, 0.75)  # quantiles of the pool's tokens that part the lengths
 SHOWN = 70  # characters of a text
+BRIEFLY = 40  # of the text of the row that stands for it
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,14 @@ def _why(line: dict[str, Any] | None, size: int, side: Side, name: str) -> str:
     if line is None:
         return "not chosen; not among the rows of a large pool that are recorded"
     nearest = line["representative"]
-    return verdict(line, size, None if nearest is None else side.run.ids[nearest])
+    return verdict(
+        line, size, None if nearest is None else f"{side.run.ids[nearest]} ({_text(side, nearest)})"
+    )
+
+
+def _text(side: Side, row: int) -> str:
+    facts = side.run.pool.slice(row, 1).to_pylist()[0]
+    return f"{excerpt([facts['prompt']], 0, BRIEFLY)} → {excerpt([facts['response']], 0, BRIEFLY)}"
 
 
 def _sources(side: Side, ids: Sequence[str]) -> Counter[str]:

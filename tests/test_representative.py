@@ -107,7 +107,9 @@ def test_explain_and_diff_tell_who_stands_for_a_row_and_how_it_reads(tmp_path: P
     )
     run_record.record(tmp_path, later, fake_rows(16), decode, EMBEDDING, seed=0)
     again = RunFiles.of(tmp_path)
-    assert diff(Side(again, 1), Side(again, 2)).entered[0].why == "not chosen; row-2 stands for it"
+    response = run.pool["response"][2].as_py()
+    expected = f"not chosen; row-2 ({text} → {response}) stands for it"
+    assert diff(Side(again, 1), Side(again, 2)).entered[0].why == expected
 
 
 def test_explain_of_a_pursuit_names_the_nearest_chosen_trajectory(tmp_path: Path) -> None:
