@@ -170,8 +170,10 @@ def make_clock(
     """Choose the length of a round.
 
     The Trainer reads the length of an epoch once, so all rounds are equally long. With a refresh every E
-    steps it is the smallest divisor of E that holds the warm-up, so that the warm-up is not stretched to E
-    steps. Without refreshes: the warm-up, or one pass over the coreset where there is none.
+    steps it is E where there is no warm-up: what is done once an epoch (evaluation, saving, starting workers
+    that load data) is then done once a coreset. Else it is the smallest divisor of E that holds the warm-up,
+    so that the warm-up is not stretched to E steps. Without refreshes: the warm-up, or one pass over the
+    coreset where there is none.
 
     n             rows in the pool
     coreset_rows  rows in the coreset (estimated for a token budget)
@@ -183,7 +185,8 @@ def make_clock(
         return Clock(warmup or one_pass, batch, 1 if warmup else 0, 0, pack, density, group)
     period = {"adaptive": config.check_every, "pass": one_pass}.get(str(config.refresh_every))
     period = period or int(config.refresh_every)
-    steps = next((d for d in range(1, period + 1) if period % d == 0 and d >= warmup), period)
+    holding = (d for d in range(warmup, period + 1) if period % d == 0)
+    steps = next(holding, period) if warmup else period
     return Clock(steps, batch, math.ceil(warmup / steps), period // steps, pack, density, group)
 
 
