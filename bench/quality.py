@@ -148,16 +148,17 @@ def run_all(
     jobs: list[Job], out: Path, workers: int, run: Callable[[Job], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Every job's result in the order given."""
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[tuple[str, int], dict[str, Any]] = {}
     for job, result in outcomes(jobs, out, workers, run):
-        results[job.key] = result
+        named = {**result["job"], "arm": job.arm}  # two arms may be the same job in other words
+        results[job.arm, job.seed] = {**result, "job": named}
         print(
             f"[{len(results)}/{len(jobs)}] {job.arm} seed {job.seed}: loss {result['loss']:.3f}, "
             f"exact match {result['exact_match']:.3f}",
             file=sys.stderr,
             flush=True,
         )
-    return [results[job.key] for job in jobs]
+    return [results[job.arm, job.seed] for job in jobs]
 
 
 HEADER = (
