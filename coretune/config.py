@@ -26,13 +26,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from coretune.budget import BudgetRequest, parse_budget
 from coretune.evaluate_section import EvaluateSection
 from coretune.measure.settings import MeasureSettings
+from coretune.quota_request import QuotaRequest, parse_quota
 from coretune.refresh import AnchorRefresh
 from coretune.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.types import Taught
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
-_OWN = {"method", "budget"}
+_OWN = {"method", "budget", "quota"}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
 
@@ -76,7 +77,7 @@ class CoresetSection:
 
         A key of two parts (`embedding`) sets both, so it is left out where their defaults differ.
         """
-        written = {"method": given["method"], "budget": given["budget"]}
+        written = {key: given[key] for key in ("method", "budget", "quota") if given.get(key) is not None}
         differing: set[str] = set()
         for part in (self.coreset, self.coreset.selector, self.coreset.refresh, self.measuring):
             keys = {key: name for key, name in _settings(type(part)).items() if key not in _OWN | _OBJECTS}
@@ -146,7 +147,7 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
         "coreset": CoresetConfig,
     }
     known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
-    known["coreset"] -= {"budget"}
+    known["coreset"] -= {"budget", "quota"}
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
     selector = _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
     if isinstance(selector, Taught):
@@ -157,6 +158,7 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
         "selector": selector,
         "refresh": _build(AnchorRefresh, given["refresh"]),
         "budget": _budget(section),
+        "quota": _quota(section),
         "seed": seed,
     }
     coreset = _build(CoresetConfig, given["coreset"], objects)
@@ -207,6 +209,15 @@ def _budget(section: Mapping[str, Any]) -> BudgetRequest:
         return parse_budget(section["budget"])
     except ValueError as error:
         raise ConfigError(f"coreset.budget: {error}") from None
+
+
+def _quota(section: Mapping[str, Any]) -> QuotaRequest | None:
+    if section.get("quota") is None:
+        return None
+    try:
+        return parse_quota(section["quota"])
+    except ValueError as error:
+        raise ConfigError(f"coreset.{error}") from None
 
 
 def refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:

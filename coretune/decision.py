@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from transformers import Trainer
 
 from coretune import dynamic, run_record, selection_log
 from coretune.progress import loops_shown
+from coretune.quota_request import FEATURE, groups
+from coretune.rounds import PoolRows
 from coretune.run_files import LEDGER
+from coretune.schedule import CoresetConfig
 from coretune.state import State
+from coretune.types import Pool
 
 log = logging.getLogger("coretune")
 
@@ -25,7 +30,7 @@ def next_round(trainer: Any, global_step: int) -> State:
         return before
     with loops_shown(not trainer.args.disable_tqdm):
         if before is None:
-            now = dynamic.start(config, dynamic.empty_pool(trainer.pool_rows.length), clock, meter, ledger)
+            now = dynamic.start(config, first_pool(config, trainer.pool_rows), clock, meter, ledger)
         else:
             now = dynamic.advance(config, before, clock, meter, ledger)
     usable = before.pool.usable if before else np.ones(now.pool.n, bool)
@@ -35,6 +40,20 @@ def next_round(trainer: Any, global_step: int) -> State:
     if now.selections > (before.selections if before else 0):
         _record(trainer, now)
     return now
+
+
+def first_pool(config: CoresetConfig, rows: PoolRows) -> Pool:
+    """The pool of which nothing is known but what a row costs and, under a quota, which group it is of.
+
+    ValueError where the rows cannot fill the budget within the quota.
+    """
+    pool = dynamic.empty_pool(rows.length)
+    if config.quota is None:
+        return pool
+    grouped = {**pool.features, FEATURE: groups(rows.source, pool.n)}
+    pool = replace(pool, features=grouped)
+    config.with_quota(pool, config.budget.resolve(pool))
+    return pool
 
 
 def _record(trainer: Any, now: State) -> None:

@@ -58,7 +58,7 @@ def forecast(config: CoresetConfig, pool: Pool, moved: Moved, clock: Clock, ages
     [choice] The way is the logarithm of the age: a model changes fast at first and slowly later, which is
     what `look_again` rests on as well. A run's first selection stands where the probe's stood.
     """
-    config = replace(config, audit_every=None, refresh=replace(config.refresh, harvest=False))
+    config = replace(config, audit_every=None, quota=None, refresh=replace(config.refresh, harvest=False))
     first, whole = ages[clock.warmup_rounds], np.log(moved.ages[1] / moved.ages[0])
     path = np.log(np.maximum(ages, first) / first) / whole if first > 0 else np.zeros(len(ages))
     now, looks = 0.0, list[int]()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from coretune.budget import BudgetRequest
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.measure.settings import MeasureSettings
+from coretune.quota_request import QuotaRequest
 from coretune.refresh import AnchorRefresh
-from coretune.types import Budget, Coreset, Pool, Selector, Taught
+from coretune.select.greedy import check_budget
+from coretune.types import Budget, Coreset, KeepsQuota, Pool, Selector, Taught
 
 WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
@@ -32,6 +34,7 @@ class CoresetConfig:
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
     weighted       multiply each example's loss by its coreset weight
+    quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
     engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
     ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
     """
@@ -45,6 +48,7 @@ class CoresetConfig:
     threshold: float = 0.1
     audit_every: int | None = None
     weighted: bool = False
+    quota: QuotaRequest | None = None
     engine: str = "local"
     ray_address: str | None = None
     seed: int = 0
@@ -69,12 +73,34 @@ class CoresetConfig:
             raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
         self._refuse_combinations()
         self._refuse_engines()
+        self._refuse_quota()
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-        """The selector's answer, by the engine asked for."""
+        """The selector's answer within the quota, by the engine asked for."""
+        if self.quota is not None:
+            budget = self.with_quota(pool, budget)
         if self.engine == "local":
             return self.selector.select(pool, budget, rng)
         return select_on_ray(self.selector, pool, budget, rng, self.ray_address)
+
+    def with_quota(self, pool: Pool, budget: Budget) -> Budget:
+        """ValueError where the usable rows cannot fill the budget within the quota."""
+        assert self.quota is not None
+        budget = replace(budget, quota=self.quota.resolve(pool, budget))
+        check_budget(budget, pool.cost, pool.usable)
+        return budget
+
+    def _refuse_quota(self) -> None:
+        if self.quota is None:
+            return
+        selector = self.selector
+        if not (isinstance(selector, KeepsQuota) and selector.keeps_quota):
+            raise ValueError(
+                f"quota is given, and {type(selector).__name__.lower()} keeps none: leave it out, or take "
+                "another method (docs/scale.md)"
+            )
+        if self.engine == "ray":
+            raise ValueError("quota is given, and engine is ray, which keeps none: set engine to local")
 
     def _refuse_engines(self) -> None:
         if self.engine not in ("local", "ray"):

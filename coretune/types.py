@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,5 +199,4 @@ class Taught(Protocol):
 class KeepsQuota(Protocol):
     """A selector that never breaks the quota of a budget; others are refused where one is asked for."""
 
-    @property
-    def keeps_quota(self) -> bool: ...
+    keeps_quota: ClassVar[bool]

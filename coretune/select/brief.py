@@ -16,6 +16,7 @@ from coretune.select.greedy import check_budget
 from coretune.select.line_search import SEARCHES, minimise
 from coretune.select.lower_level import KINDS, Level, Picked, Plan, Task, build, plan
 from coretune.select.partitions import MakeParts, parted_level, parts_here
+from coretune.select.quota import refuse_quota, within
 from coretune.select.ranking import coreset, usable_feature
 from coretune.select.spaces import Space, nearest_picks
 from coretune.types import Array, Budget, Coreset, Pool
@@ -93,6 +94,7 @@ class Brief:
     checkpoints: int = 1
 
     name: ClassVar[str] = "brief"
+    keeps_quota: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _one_of("objective", self.objective, ("brief", "sft"))
@@ -132,10 +134,10 @@ class Brief:
         """`select` with the parts of "partitions" elsewhere (a cluster); the same answer."""
         rows = np.flatnonzero(pool.usable)
         kn, if_ = (Space((usable_feature(pool, name),), rows) for name in self.needs)
-        cost = pool.cost[rows]
+        cost, budget = pool.cost[rows], within(budget, rows)
         check_budget(budget, cost)
         seed = int(rng.integers(2**62))
-        level, planned = self._level(kn, if_, seed, make_parts)
+        level, planned = self._level(kn, if_, seed, budget, make_parts)
         task = Task(budget, cost, np.ones(len(rows)), self.greedy, seed)
         alpha, curve, picked = self._upper_level(kn, if_, level, task)
         least = self._least(kn, if_, picked)
@@ -153,7 +155,9 @@ class Brief:
         }
         return _coreset(pool, rows, picked, stands_with, certificate, figures)
 
-    def _level(self, kn: Space, if_: Space, seed: int, make_parts: MakeParts) -> tuple[Level, Plan]:
+    def _level(
+        self, kn: Space, if_: Space, seed: int, budget: Budget, make_parts: MakeParts
+    ) -> tuple[Level, Plan]:
         """The lower level, announced before it is built."""
         spaces = (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
         runs = self.evaluations if self.alpha is None and self.objective == "brief" else 1
@@ -162,6 +166,7 @@ class Brief:
         if log.isEnabledFor(said):
             log.log(said, "BRIEF: %s", planned.line(kn.n))
         if planned.kind == "partitions":
+            refuse_quota(budget, "BRIEF in partitions")
             return parted_level(spaces, self.neighbors, seed, make_parts=make_parts), planned
         return build(spaces, planned, self.neighbors, np.random.default_rng(seed)), planned
 

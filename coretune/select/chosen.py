@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from coretune.select.objective import Objective, Picks
-from coretune.select.quota import Allotment
+from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
 
@@ -19,12 +19,15 @@ class Chosen:
         """cost (n,) int64 in the budget's unit."""
         self.objective = objective
         self.cost = cost
-        self.left = budget.amount
-        self.quota = None if budget.quota is None else Allotment(budget.quota)
+        self.purse = Purse(budget)
         self.indices: list[int] = []
         self.gains: list[float] = []
         self.best = np.zeros(objective.similarity.n, dtype=np.float32)
         self.rest: Similarity | None = None
+
+    @property
+    def left(self) -> int:
+        return self.purse.left
 
     def worth(self, rows: Rows, by_cost: bool) -> Array:
         """(m,) float64 gain of each row now, per token if so asked."""
@@ -33,18 +36,14 @@ class Chosen:
 
     def fitting(self, rows: Rows) -> Rows:
         """Those that may be taken now. The others never may again, as S only grows."""
-        if self.quota is not None:
-            return rows[self.quota.allows(rows, self.cost[rows], self.left)]
-        return rows[self.cost[rows] <= self.left]
+        return rows[self.purse.allows(rows, self.cost[rows])]
 
     def take(self, row: int) -> None:
         objective = self.objective
         covered = objective.similarity.cover(self.best, objective.demand, row)
         self.gains.append(float(objective.modular[row] + objective.scale * covered))
         self.indices.append(int(row))
-        self.left -= int(self.cost[row])
-        if self.quota is not None:
-            self.quota.spend(row, int(self.cost[row]))
+        self.purse.spend(row, int(self.cost[row]))
 
     def go_on_with(self, rest: Similarity) -> None:
         """From here on gains and coverage are asked of another source that gives the same."""

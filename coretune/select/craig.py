@@ -33,6 +33,7 @@ class Craig:
     """
 
     name: ClassVar[str] = "craig"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

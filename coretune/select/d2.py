@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from coretune.select.importance import importance, scaled
+from coretune.select.quota import Purse
 from coretune.select.ranking import coreset
 from coretune.select.similarity import GraphSimilarity, graph_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows
@@ -37,6 +38,7 @@ class D2:
     embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "d2"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,19 +64,19 @@ def _pick(
             f"a budget of {budget.amount} rows, but only {pool.usable.sum()} are usable; ask for fewer"
         )
     price = np.ones_like(pool.cost) if budget.unit == "rows" else pool.cost
-    open_rows, left = pool.usable.copy(), budget.amount
+    open_rows, purse = pool.usable.copy(), Purse(budget)
     heap = [(-score[row], row) for row in np.flatnonzero(open_rows).tolist()]
     heapq.heapify(heap)
     indices: list[int] = []
-    while heap and left > 0:
+    while heap and purse.left > 0:
         negative, row = heapq.heappop(heap)
         if not open_rows[row] or -negative != score[row]:
             continue  # picked already, or its score has changed since and stands in the heap anew
         open_rows[row] = False
-        if price[row] > left:
+        if not purse.allows(np.array([row]), price[row : row + 1])[0]:
             continue
         indices.append(row)
-        left -= int(price[row])
+        purse.spend(row, int(price[row]))
         edges = slice(graph.indptr[row], graph.indptr[row + 1])
         neighbors, lowered = graph.indices[edges], weight[edges] * score[row]
         still_open = open_rows[neighbors]

@@ -30,6 +30,7 @@ class FacilityLocation:
     embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "facility_location"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

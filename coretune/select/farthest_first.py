@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from coretune.select.objective import Picks
+from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
 
@@ -33,14 +34,15 @@ def farthest_first(
     no_demand = np.zeros(similarity.n)
     indices: list[int] = []
     gains: list[float] = []
-    left, open_rows, row = budget.amount, np.flatnonzero(candidates), first
+    purse, open_rows, row = Purse(budget), np.flatnonzero(candidates), first
     while True:
         before = float(best[row])
         similarity.cover(best, no_demand, row)
         indices.append(row)
         gains.append(float(best[row]) - before)
-        left -= int(price[row])
-        open_rows = open_rows[(open_rows != row) & (price[open_rows] <= left)]
+        purse.spend(row, int(price[row]))
+        open_rows = open_rows[open_rows != row]
+        open_rows = open_rows[purse.allows(open_rows, price[open_rows])]
         if not len(open_rows):
             return Picks(np.array(indices, dtype=np.int64), np.array(gains), best)
         row = _farthest(open_rows, best, similarity.rounding)

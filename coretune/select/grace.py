@@ -12,7 +12,7 @@ from coretune.select.copies import best_of_copies
 from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.importance import contradicted, cut_off, importance, scaled
 from coretune.select.objective import Objective, coverage_worth
-from coretune.select.ranking import coreset
+from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
@@ -70,6 +70,7 @@ class Grace:
     embedding: str = "prompt_embedding"
 
     name: ClassVar[str] = "grace"
+    keeps_quota: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lambda_ <= 1.0:
@@ -167,7 +168,17 @@ def _enough(pool: Pool, budget: Budget, order: Rows) -> Array:
     """(n,) bool: the first usable rows of `order` that fit the budget and together fill it."""
     size = pool.cost if budget.unit == "tokens" else np.ones(pool.n, np.int64)
     order = order[pool.usable[order] & (size[order] <= budget.amount)]
-    filled = np.cumsum(size[order])
     enough = np.zeros(pool.n, bool)
-    enough[order[: int(np.searchsorted(filled, budget.amount)) + 1]] = True
+    if budget.quota is not None:
+        enough[take_in_order(order, pool.cost, budget)] = True
+        for group in np.flatnonzero(budget.quota.least):
+            own = order[budget.quota.group[order] == group]
+            enough[_first(own, size, int(budget.quota.least[group]))] = True
+        return enough
+    enough[_first(order, size, budget.amount)] = True
     return enough
+
+
+def _first(order: Rows, size: Array, amount: int) -> Rows:
+    """The first rows that together come to the amount."""
+    return order[: int(np.searchsorted(np.cumsum(size[order]), amount)) + 1]

@@ -19,6 +19,7 @@ class GradientNorm:
     """
 
     name: ClassVar[str] = "gradient_norm"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

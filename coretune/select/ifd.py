@@ -27,6 +27,7 @@ class Ifd:
     """
 
     name: ClassVar[str] = "ifd"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Less:
     """
 
     name: ClassVar[str] = "less"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

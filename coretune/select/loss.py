@@ -26,6 +26,7 @@ class Loss:
     highest: bool = True
 
     name: ClassVar[str] = "loss"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -9,35 +9,57 @@ Maximization", NeurIPS 2020). For tokens no factor is known.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from coretune.types import Array, Budget, Quota, Rows
 
 
-class Allotment:
-    """What is left of a quota."""
+class Purse:
+    """What is left of a budget, and of its quota."""
 
-    def __init__(self, quota: Quota) -> None:
-        self._group = quota.group
-        self._room = quota.most.copy()  # what each group may still take
-        self._owed = quota.least.copy()  # what each group must still get
-        self._owed_all = int(quota.least.sum())
+    def __init__(self, budget: Budget) -> None:
+        self.left = budget.amount
+        self._quota = budget.quota
+        if budget.quota is not None:
+            self._room = budget.quota.most.copy()  # what each group may still take
+            self._owed = budget.quota.least.copy()  # what each group must still get
+            self._owed_all = int(budget.quota.least.sum())
 
-    def allows(self, rows: Rows, cost: Array, left: int) -> Array:
-        """(m,) bool: may each row of that cost be taken, with so much of the budget left?
+    def allows(self, rows: Rows, cost: Array) -> Array:
+        """(m,) bool: may each row of that cost be taken now?
 
-        Neither a group's room nor what is left beside the others' dues ever grows, so a no is for good.
+        Neither what is left beside the other groups' dues nor a group's room ever grows: a no is for good.
         """
-        group = self._group[rows]
-        allowed: Array = (cost <= self._room[group]) & (cost <= left - self._owed_all + self._owed[group])
+        if self._quota is None:
+            return cost <= self.left
+        group = self._quota.group[rows]
+        others_owed = self._owed_all - self._owed[group]
+        allowed: Array = (cost <= self._room[group]) & (cost <= self.left - others_owed)
         return allowed
 
     def spend(self, row: int, cost: int) -> None:
-        group = self._group[row]
-        paid = min(cost, int(self._owed[group]))
-        self._room[group] -= cost
-        self._owed[group] -= paid
-        self._owed_all -= paid
+        self.left -= cost
+        if self._quota is not None:
+            group = self._quota.group[row]
+            paid = min(cost, int(self._owed[group]))
+            self._room[group] -= cost
+            self._owed[group] -= paid
+            self._owed_all -= paid
+
+
+def within(budget: Budget, rows: Rows) -> Budget:
+    """The same budget for a pool of these rows alone."""
+    if budget.quota is None:
+        return budget
+    return replace(budget, quota=replace(budget.quota, group=budget.quota.group[rows]))
+
+
+def refuse_quota(budget: Budget, who: str) -> None:
+    """ValueError where there is a quota."""
+    if budget.quota is not None:
+        raise ValueError(f"{who} keeps no quota: leave quota out")
 
 
 def check_quota(quota: Quota, budget: Budget, cost: Array, candidates: Array) -> None:

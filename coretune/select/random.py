@@ -19,6 +19,7 @@ class Random:
     """
 
     name: ClassVar[str] = "random"
+    keeps_quota: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:

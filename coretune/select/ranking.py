@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from coretune.select.quota import Purse
 from coretune.types import Array, Budget, Coreset, Pool, Rows
+
+#: Rows that are asked one by one before those that no longer fit are left out.
+IN_TURN = 1024
 
 
 def usable_feature(pool: Pool, name: str) -> Array:
@@ -36,22 +40,34 @@ def ranked(pool: Pool, worth: Array, budget: Budget, reasons: Mapping[str, Array
 
 
 def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
-    """(K,) int64 rows of `order`, in that order, that the budget holds; ValueError when they fall short."""
+    """(K,) int64 rows of `order`, in that order, that the budget holds; ValueError when they fall short.
+
+    Under a quota each row in turn that its group has room for, with the other groups' dues kept.
+    """
     if budget.unit == "rows":
         if budget.amount > len(order):
             raise ValueError(
                 f"a budget of {budget.amount} rows, but only {len(order)} may be chosen; ask for fewer"
             )
-        return order[: budget.amount]
-    taken, left, shortest = [], budget.amount, int(cost[order].min(initial=budget.amount + 1))
-    if shortest > left:
-        raise ValueError(f"no row fits a budget of {left} tokens; ask for more")
-    for row, tokens in zip(order.tolist(), cost[order].tolist(), strict=True):
-        if tokens <= left:
-            taken.append(row)
-            left -= tokens
-            if left < shortest:
-                break
+        if budget.quota is None:
+            return order[: budget.amount]
+        return _in_turn(order, np.ones_like(cost), budget)
+    shortest = int(cost[order].min(initial=budget.amount + 1))
+    if shortest > budget.amount:
+        raise ValueError(f"no row fits a budget of {budget.amount} tokens; ask for more")
+    return _in_turn(order, cost, budget)
+
+
+def _in_turn(order: Rows, cost: Array, budget: Budget) -> Rows:
+    """What is not allowed when its turn comes never will be, so all that is not is left out at once."""
+    purse, taken = Purse(budget), list[int]()
+    while len(order):
+        order = order[purse.allows(order, cost[order])]
+        for row in order[:IN_TURN]:
+            if purse.allows(np.array([row]), cost[row : row + 1])[0]:
+                taken.append(int(row))
+                purse.spend(int(row), int(cost[row]))
+        order = order[IN_TURN:]
     return np.array(taken, dtype=np.int64)
 
 

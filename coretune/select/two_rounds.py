@@ -24,6 +24,7 @@ import numpy as np
 from coretune.select.dense import DenseSimilarity
 from coretune.select.greedy import check_budget, lazy_greedy
 from coretune.select.objective import Objective, Picks
+from coretune.select.quota import refuse_quota
 from coretune.types import Array, Budget, Rows
 
 #: Rows of a part at most; a pool of one part is chosen from in one round.
@@ -83,6 +84,7 @@ def two_rounds(
             "two rounds compare rows with each other, and similarity is graph, of which parts would cut most "
             "edges: set similarity to dense, or engine to local, which takes seconds along a graph"
         )
+    refuse_quota(budget, "greedy in two rounds")
     check_budget(budget, cost, candidates)
     taking_part = (objective.demand > 0.0) | candidates
     parts = _parts(np.flatnonzero(taking_part), candidates, seed, part_rows)
