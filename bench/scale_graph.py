@@ -1,7 +1,259 @@
-"""The cases of bench/scale.py about the graph, its repair, refreshes, the corpus and the audit."""
+"""The cases of bench/scale.py about the graph: building it beside peers, mending it, a whole refresh.
+
+Peers are no dependency: `pip install hnswlib pynndescent`. Rows are synthetic prompts: 2,000 overlapping
+topics in 64 groups, 32 directions in d = 256, noise on top.
+"""
 
 from __future__ import annotations
 
-from scale_row import Case
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
 
-CASES: tuple[Case, ...] = ()
+import faiss
+import numpy as np
+from scale_files import CASES as FILE_CASES
+from scale_row import Case, Line, Measured, measured
+
+from coretune import cells, graph
+from coretune.dynamic import empty_pool
+from coretune.refresh import AnchorRefresh
+from coretune.select.grace import Grace
+from coretune.types import Array, Budget, NeighborGraph, Pool, Rows
+
+K, WIDTH = 10, 256
+SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 10_000)
+WHAT = f"graph, {WIDTH} dimensions, k {K}"
+REFRESH = AnchorRefresh(anchors="priority")
+JUDGED = 300  # rows searched exactly to see what the lists hold
+
+
+def prompts(n: int, seed: int = 0) -> Array:
+    """(n, WIDTH) float32, rows of length 1."""
+    rng = np.random.default_rng([seed, 7])
+    groups = rng.normal(size=(64, 32)).astype(np.float32)
+    topics = groups[rng.integers(64, size=2000)] + 0.7 * rng.standard_normal((2000, 32), np.float32)
+    directions = rng.standard_normal((32, WIDTH), np.float32) / np.float32(np.sqrt(32))
+    rows = np.empty((n, WIDTH), np.float32)
+    for start in range(0, n, 65_536):
+        m = min(65_536, n - start)
+        topic = topics[rng.integers(2000, size=m)] + 0.8 * rng.standard_normal((m, 32), np.float32)
+        rows[start : start + m] = topic @ directions + 0.1 * rng.standard_normal((m, WIDTH), np.float32)
+        rows[start : start + m] /= np.linalg.norm(rows[start : start + m], axis=1, keepdims=True)
+    return rows
+
+
+def compiled() -> None:
+    """Numba's compiling is no part of what is measured: once a machine, then read from the cache."""
+    rows = prompts(3000)
+    moved = rows.copy()
+    moved[:30] = rows[30:60]
+    exact, cells.EXACT_ROWS = cells.EXACT_ROWS, 1000
+    made = graph.build(rows, K, seed=0)
+    graph.repair(made, moved, np.arange(30))
+    cells.EXACT_ROWS = exact
+    graph.symmetric_csr(made)
+
+
+def building(quick: bool) -> list[Line]:
+    compiled()
+    lines = []
+    for n in QUICK if quick else SIZES:
+        rows = prompts(n)
+        ours = measured(partial(graph.build, rows, K, seed=0))
+        found = graph.recall(ours.result, rows, np.random.default_rng(1), JUDGED)
+        targets = (("recall at least 0.95", found >= 0.95),)
+        if n == 1_000_000:
+            targets += (
+                ("at most 6 min", ours.seconds <= 360),
+                ("at most 6 min of processor", ours.busy <= 360),
+            )
+        lines.append(_line(ours, n, found, targets))
+    return lines
+
+
+def peers(quick: bool, n: int = 100_000) -> list[Line]:
+    """The others at one size; where they do not run, the error."""
+    compiled()
+    n = QUICK[-1] if quick else n
+    rows = prompts(n)
+    ours = measured(partial(graph.build, rows, K, seed=0))
+    lines = [_line(ours, n, graph.recall(ours.result, rows, np.random.default_rng(1), JUDGED), ())]
+    known: dict[str, Callable[[Array], Array]] = {
+        "faiss-cpu": _inverted,
+        "hnswlib": _hnswlib,
+        "pynndescent": _pynndescent,
+    }
+    for name, call in known.items():
+        who = f"{name} {version(name)}" if importlib.util.find_spec(name.split("-")[0]) else name
+        if who == name:
+            lines.append(Line(WHAT, who, n, note="not installed", fitted=False))
+            continue
+        if name == "pynndescent":
+            call(rows[:2000])  # its compiling
+        them = measured(partial(call, rows))
+        lists = NeighborGraph(them.result, np.zeros_like(them.result, np.float32), rows)
+        found = graph.recall(lists, rows, np.random.default_rng(1), JUDGED)
+        note = f"{them.busy / ours.busy:.1f} × our processor time"
+        lines.append(replace(_line(them, n, found, (), who), note=note))
+    return lines
+
+
+def million_of_peers(quick: bool) -> list[Line]:
+    return peers(quick, 1_000_000)
+
+
+def _line(m: Measured, n: int, found: float, targets: Any, who: str = "coretune") -> Line:
+    return Line(WHAT, who, n, m.seconds, m.busy, m.gib, f"recall {found:.3f}", targets=tuple(targets))
+
+
+def _inverted(rows: Array) -> Array:
+    """FAISS's inverted lists, its probes doubled until 200 rows have recall 0.97; HNSW is hnswlib's line."""
+    count = int(2 ** round(np.log2(4 * np.sqrt(len(rows)))))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(WIDTH), WIDTH, count, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter, index.cp.spherical = 6, True
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 8, 32
+    index.train(rows)
+    index.add(rows)
+    sample = np.random.default_rng(0).choice(len(rows), 200, replace=False)
+    far = faiss.knn(rows[sample], rows, K + 1, metric=faiss.METRIC_INNER_PRODUCT)[0][:, -1:]
+    for index.nprobe in (4, 8, 16, 32, 64, 128):
+        if (index.search(rows[sample], K + 1)[0] >= far - graph.TIE).mean() >= cells.PROBE_RECALL:
+            break
+    home = index.quantizer.search(rows, 1)[1][:, 0]
+    found = np.empty((len(rows), K + 1), np.int64)
+    for at in np.array_split(np.argsort(home, kind="stable"), max(1, len(rows) // 8192)):
+        found[at] = index.search(rows[at], K + 1)[1]
+    return _others(found)
+
+
+def _hnswlib(rows: Array) -> Array:
+    import hnswlib
+
+    index = hnswlib.Index("ip", WIDTH)
+    index.init_index(len(rows), ef_construction=200, M=16, random_seed=0)
+    index.set_num_threads(_threads())
+    index.add_items(rows)
+    index.set_ef(64)
+    return _others(index.knn_query(rows, K + 1)[0].astype(np.int64))
+
+
+def _pynndescent(rows: Array) -> Array:
+    import pynndescent
+
+    made = pynndescent.NNDescent(rows, "dot", n_neighbors=K + 1, random_state=0, n_jobs=_threads())
+    return _others(made.neighbor_graph[0].astype(np.int64))
+
+
+def _others(found: Array) -> Array:
+    """(n, K) int32: without the row itself, or without the last where it is not among them."""
+    own = found == np.arange(len(found))[:, None]
+    own[~own.any(axis=1), -1] = True
+    return found[~own].reshape(len(found), -1).astype(np.int32)
+
+
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
+def drift(rows: Array, share: float, rng: np.random.Generator) -> tuple[Rows, Array]:
+    """Some rows, and all rows after those went a third of the way to another row."""
+    moved = np.sort(rng.choice(len(rows), int(share * len(rows)), replace=False))
+    after = rows.copy()
+    after[moved] += 0.5 * rows[rng.integers(len(rows), size=len(moved))]
+    after[moved] /= np.linalg.norm(after[moved], axis=1, keepdims=True)
+    return moved, after
+
+
+def mending(quick: bool) -> list[Line]:
+    """Repair of 1 % drifted rows, the second of two as in a run, beside a rebuild; then: are its lists right?
+
+    Judged are the lists of drifted rows, of rows that listed one of them before or after, and of any rows,
+    against exact searches on the same embedding; and those of the rebuild on the same rows.
+    """
+    compiled()
+    lines = []
+    for n in QUICK if quick else SIZES:
+        rng = np.random.default_rng(3)
+        rows = prompts(n)
+        first = graph.build(rows, K, seed=0)
+        moved, rows = drift(rows, 0.01, rng)
+        first = graph.repair(first, rows, moved)
+        moved, rows = drift(rows, 0.01, rng)
+        mended = measured(partial(graph.repair, first, rows, moved))
+        rebuilt = measured(partial(graph.build, rows, K, seed=0))
+        share = mended.busy / rebuilt.busy
+        lists = (mended.result.neighbors, rebuilt.result.neighbors)
+        beside = np.flatnonzero(
+            np.isin(first.neighbors, moved).any(axis=1) | np.isin(lists[0], moved).any(axis=1)
+        )
+        told, lost = [], 0.0
+        for name, group in (("drifted", moved), ("beside", beside), ("any", np.arange(n))):
+            judged = np.sort(rng.choice(group, min(len(group), JUDGED), replace=False))
+            truth = cells.exact_neighbours(rows, np.arange(n), judged, K)
+            ours, theirs = (graph.edge_recall(listed[judged], truth, rows, judged) for listed in lists)
+            lost = max(lost, theirs - ours)
+            told.append(f"{name} {ours:.3f} (rebuilt {theirs:.3f})")
+        targets = [("recall a rebuild's but for 0.01", lost <= 0.01)]
+        if n == 1_000_000:
+            targets.append(("at most 3 % of a rebuild", share <= 0.03))
+        worth = f"{share:.1%} of a rebuild; recall {', '.join(told)}"
+        figures = (mended.seconds, mended.busy, mended.gib, worth)
+        lines.append(Line("repair, 1 % drifted", "coretune", n, *figures, targets=tuple(targets)))
+    return lines
+
+
+def refreshing(quick: bool) -> list[Line]:
+    """Plan, absorb 5 % anchors (priority), choose 5 % by GRACE; measuring is not in it.
+
+    Signals: prompt and response embedding and projected gradient, 256 numbers each, and the loss. Anchors
+    come back turned by about 14°, so that a part of them drifted.
+    """
+    compiled()
+    lines = []
+    for n in QUICK if quick else SIZES:
+        steps: dict[str, Measured] = {}
+        pool, anchors, news = _before_a_refresh(n)
+        whole = measured(partial(_refresh, pool, anchors, news, steps))
+        worth = ", ".join(f"{name} {step.busy:.1f}" for name, step in steps.items())
+        targets = (("at most 20 s of processor", whole.busy <= 20),) if n == 1_000_000 else ()
+        figures = (whole.seconds, whole.busy, whole.gib, f"of them {worth}")
+        what = "refresh + selection, 5 % anchors, 5 % chosen"
+        lines.append(Line(what, "coretune", n, *figures, targets=targets))
+    return lines
+
+
+def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
+    """A pool that was measured once, the rows to look at again, and what that look shows."""
+    rng = np.random.default_rng(0)
+    fresh = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
+    fresh |= {"gradient": rng.standard_normal((n, WIDTH), np.float32), "loss": rng.random(n, np.float32)}
+    pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    anchors = REFRESH.plan(pool, 1, rng)
+    news = {name: values[anchors] for name, values in fresh.items()}
+    for name in ("prompt_embedding", "response_embedding"):
+        turned = news[name] + 0.25 * fresh[name][rng.integers(n, size=len(anchors))]
+        news[name] = turned / np.linalg.norm(turned, axis=1, keepdims=True)
+    return pool, anchors, news
+
+
+def _refresh(pool: Pool, anchors: Rows, news: dict[str, Array], steps: dict[str, Measured]) -> None:
+    steps["plan"] = measured(partial(REFRESH.plan, pool, 1, np.random.default_rng(0)))
+    steps["absorb"] = measured(partial(REFRESH.absorb, pool, anchors, news, 1))
+    budget = Budget(pool.n // 20, "rows")
+    now = steps["absorb"].result
+    steps["select"] = measured(partial(Grace().select, now, budget, np.random.default_rng(0)))
+
+
+CASES: tuple[Case, ...] = (
+    Case("graph", building, long=True),
+    Case("graph-peers", peers, long=True),
+    Case("graph-peers-million", million_of_peers, long=True),
+    Case("repair", mending, long=True),
+    Case("refresh", refreshing, long=True),
+    *FILE_CASES,
+)
