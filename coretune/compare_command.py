@@ -94,10 +94,12 @@ def _run(
     from coretune.compare import RESULTS
     from coretune.progress import progress
 
-    done: dict[str, Result] = {}
+    done: dict[tuple[str, int], Result] = {}
+    order = [(job.arm, job.seed) for job in jobs]
     with progress(len(jobs), "comparing", "run", leave=True, shown=bars) as bar:
         for job, result in outcomes(jobs, out / RESULTS, workers, run_job, bar.set_description):
-            done[job.key] = result
+            # Two arms may be the same job in other words, and have one result.
+            done[job.arm, job.seed] = {**result, "arm": job.arm}
             bar.update()
-            note([done[other.key] for other in jobs if other.key in done])
-    return [done[job.key] for job in jobs]
+            note([done[which] for which in order if which in done])
+    return [done[which] for which in order]
