@@ -12,12 +12,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from coretune.compare import Job, Result, write_json
+from coretune.compare import Job, Prices, Result, write_json
 from coretune.console import NOISE
+from coretune.workload import looked_at
 
 Run = Callable[[Job], Result]
 
@@ -87,9 +89,6 @@ def run_job(job: Job) -> Result:
     metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
     costs = trainer.ledger.by_phase()
     charged = [cost for name, cost in costs.items() if name != "evaluation"]
-    rounds = trainer.ledger.rounds
-    seen = sum(entry.rows_measured for entry in rounds)
-    first = rounds[0].rows_measured / seen if seen else 0.0
     history = [line for line in trainer.state.log_history if "eval_loss" in line and "cost/flops" in line]
     return {
         "arm": job.arm,
@@ -97,13 +96,37 @@ def run_job(job: Job) -> Result:
         "steps": job.steps,
         "metrics": _metrics(metrics),
         "flops": sum(cost.flops or 0.0 for cost in charged),
-        "once": (costs["warm-up"].flops or 0.0) + first * (costs["measurement"].flops or 0.0),
+        "prices": vars(_prices(trainer)),
         "seconds": sum(cost.seconds for cost in charged),
         "choosing": sum(costs[name].seconds for name in ("measurement", "graph", "selection")),
         "tokens": costs["training"].tokens + costs["warm-up"].tokens,
         "curve": [[line["step"], line["cost/flops"], line["eval_loss"]] for line in history],
         "folder": folder.name,
     }
+
+
+def _prices(trainer: Any) -> Prices:
+    """What the run's steps and looks came to."""
+    costs, rounds, clock = trainer.ledger.by_phase(), trainer.ledger.rounds, trainer.clock
+    seen, measured = [entry.rows_measured for entry in rounds], costs["measurement"].flops or 0.0
+    per_row = measured / sum(seen) if sum(seen) else 0.0
+    warm, every = clock.warmup_rounds * clock.steps, clock.every * clock.steps
+    known = Prices(
+        once=(costs["warm-up"].flops or 0.0) + per_row * (seen[0] if seen else 0),
+        step=(costs["training"].flops or 0.0) / max(1, trainer.state.global_step - warm),
+        refresh=0.0,
+        warm=warm,
+        every=every,
+    )
+    refreshes = known.refreshes(trainer.state.global_step)
+    if not refreshes:  # none was seen: a longer run will have some
+        config, chosen = trainer.coreset_config, rounds[0].rows_chosen if rounds else 0
+        rows = looked_at(config.refresh, len(trainer.pool_rows.length), chosen) if every else 0.0
+        return replace(known, refresh=per_row * rows)
+    later = seen[1:]
+    # Looks grow rarer as a run grows older, so what a longer run adds is like its second half.
+    late = later[len(later) // 2 :] if len(later) == refreshes else [sum(later) / refreshes]
+    return replace(known, refresh=per_row * sum(late) / len(late))
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float]:

@@ -88,26 +88,58 @@ def job_of(config: RunConfig, arm: str, seed: int, steps: int, out: Path) -> Job
     return Job(arm, seed, steps, made.config.model_copy(update={"output_dir": str(out / made.name)}))
 
 
+@dataclass(frozen=True)
+class Prices:
+    """FLOPs of a run of any length.
+
+    once     the warm-up and the first look: paid whatever the length
+    step     of training, after the warm-up
+    refresh  of the looks of a later selection
+    warm     steps of the warm-up
+    every    steps between selections; 0 = there is one only
+    """
+
+    once: float
+    step: float
+    refresh: float
+    warm: int
+    every: int
+
+    def refreshes(self, steps: int) -> int:
+        """Later selections in so many steps."""
+        after = steps - self.warm
+        return max(0, math.ceil(after / self.every) - 1) if self.every and after > 0 else 0
+
+    def of(self, steps: int) -> float:
+        return self.once + self.step * max(0, steps - self.warm) + self.refresh * self.refreshes(steps)
+
+    def steps_for(self, flops: float, at_least: int) -> int:
+        """The most steps that cost no more than that, and never fewer than `at_least`."""
+        low, high = at_least, max(2 * at_least, math.ceil(flops / self.step) + self.warm + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.of(middle) <= flops else (low, middle)
+        return low
+
+
 def afforded(results: Sequence[Result]) -> dict[str, int]:
     """Steps at which each arm computes what the dearest arm does: arm -> steps.
 
-    What is computed once (the warm-up, the first look) is paid for once; what is left grows with the steps.
-    An arm that is within NEAR of the dearest keeps its steps.
+    By each arm's mean prices; an arm that is within NEAR of the dearest keeps its steps.
     """
-    arms = list(dict.fromkeys(result["arm"] for result in results))
-    mean = {
-        arm: {
-            k: float(np.mean([r[k] for r in results if r["arm"] == arm])) for k in ("flops", "once", "steps")
+    by_arm: dict[str, list[Result]] = {}
+    for result in results:
+        by_arm.setdefault(result["arm"], []).append(result)
+    flops = {arm: float(np.mean([r["flops"] for r in some])) for arm, some in by_arm.items()}
+    dearest, found = max(flops.values()), {}
+    for arm, some in by_arm.items():
+        prices = {
+            name: float(np.mean([r["prices"][name] for r in some])) for name in ("once", "step", "refresh")
         }
-        for arm in arms
-    }
-    dearest = max(figures["flops"] for figures in mean.values())
-    found = {}
-    for arm, figures in mean.items():
-        steps = figures["steps"]
-        if figures["flops"] * NEAR < dearest:
-            steps *= (dearest - figures["once"]) / (figures["flops"] - figures["once"])
-        found[arm] = round(steps)
+        first = some[0]
+        known = Prices(**prices, warm=first["prices"]["warm"], every=first["prices"]["every"])
+        near = flops[arm] * NEAR >= dearest
+        found[arm] = first["steps"] if near else known.steps_for(dearest, first["steps"])
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+WIDE = 1000  # characters
 #: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
 NOISE = "`(is_)?gradient_checkpointing` is deprecated"
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
@@ -35,7 +36,7 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Rows of text, header first."""
+    """Rows of text, header first. No cell is cut: on a terminal that is too narrow lines run on."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -45,7 +46,9 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows[1:]:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    wanted = console.measure(table, options=console.options.update(max_width=WIDE)).maximum
+    Console(width=max(console.width, wanted)).print(table)
 
 
 def print_json(value: Any) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from coretune.config import RunConfig, build_coreset
 from coretune.dynamic import empty_pool
 from coretune.plan import Rates, Work, Workload, audits_of, predict, selections_of
+from coretune.refresh import AnchorRefresh
 from coretune.rehearsal import Choosing, Rehearsal
-from coretune.schedule import CoresetConfig, coreset_rows
+from coretune.schedule import coreset_rows
 from coretune.types import Rows
 
 # Rows looked at for one chosen, with anchors "candidates" and looks that are good for one refresh; with
@@ -98,7 +99,7 @@ def _evaluations(args: Any, rounds: int) -> int:
 def counted(trainer: Any, config: RunConfig) -> dict[str, Any]:
     """A prediction by formulas alone: rows, tokens and FLOPs by phase; seconds are None."""
     work, coreset = workload(trainer, config), trainer.coreset_config
-    later = Choosing(0.0, 0.0, _looked_at(coreset, work), 1.0)
+    later = Choosing(0.0, 0.0, looked_at(coreset.refresh, work.pool_rows, work.budget_rows), 1.0)
     phases = predict(
         work,
         Rates(),
@@ -110,11 +111,10 @@ def counted(trainer: Any, config: RunConfig) -> dict[str, Any]:
     return {"phases": known, "total": {"seconds": None, **total}}
 
 
-def _looked_at(config: CoresetConfig, work: Workload) -> float:
-    """Rows a later refresh measures."""
-    refresh, n = config.refresh, work.pool_rows
+def looked_at(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float:
+    """Rows a later refresh measures, by formula."""
     shares = {"all": 1.0, "priority": refresh.anchor_share, "random": refresh.anchor_share}
     if refresh.anchors in shares:
-        return math.ceil(shares[refresh.anchors] * n)
+        return math.ceil(shares[refresh.anchors] * pool_rows)
     times = LOOKED_AT * refresh.look_again**-0.75 if refresh.anchors == "candidates" else 1.0
-    return min(float(n), times * work.budget_rows)
+    return min(float(pool_rows), times * budget_rows)

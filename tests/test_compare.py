@@ -140,16 +140,17 @@ def test_the_bootstrap_interval_is_that_of_all_resamples(values: list[float]) ->
 
 
 def result(
-    arm: str, seed: int, flops: float, once: float = 0.0, loss: float = 1.0, steps: int = 10
+    arm: str, seed: int, flops: float, once: float = 0.0, loss: float = 1.0, steps: int = 10, **more: Any
 ) -> Result:
     curve = [[5, flops / 2, loss + 1], [steps, flops, loss]]
+    prices = {"once": once, "step": (flops - once) / steps, "refresh": 0.0, "warm": 0, "every": 0}
     return {
         "arm": arm,
         "seed": seed,
         "steps": steps,
         "metrics": {"loss": loss, "exact_match": 0.5},
         "flops": flops,
-        "once": once,
+        "prices": prices | more,
         "seconds": 3.0,
         "choosing": 1.0,
         "curve": curve,
@@ -162,6 +163,45 @@ def test_every_arm_affords_what_the_dearest_computes() -> None:
     results += [result("near", 0, 290.0)]
     # A step of `loss` costs 10 beside the 50 that are paid once: 250 buy 25.
     assert compare.afforded(results) == {"random": 30, "grace": 10, "loss": 25, "near": 10}
+
+
+def test_refreshes_are_paid_for_when_they_come() -> None:
+    """Once in the warm-up's two steps, then a selection every four: in ten steps one later, at the sixth."""
+    some = {"step": 10.0, "refresh": 40.0, "warm": 2, "every": 4}
+    cheap = result("cheap", 0, 50.0 + 80.0 + 40.0, 50.0, **some)
+    # 3 more steps at 10, the next refresh at the 11th step, 40: 50 + 110 + 2 · 40 = 240 for 13.
+    assert compare.afforded([cheap, result("dear", 0, 245.0)])["cheap"] == 13
+
+
+PRICES = st.builds(
+    compare.Prices,
+    once=st.floats(0, 100),
+    step=st.floats(0.5, 20),
+    refresh=st.floats(0, 50),
+    warm=st.integers(0, 5),
+    every=st.integers(0, 6),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(prices=PRICES, steps=st.integers(1, 20), more=st.floats(0, 500))
+def test_no_step_more_would_be_afforded(prices: compare.Prices, steps: int, more: float) -> None:
+    flops = prices.of(steps) + more
+    found = prices.steps_for(flops, steps)
+    assert found >= steps
+    assert prices.of(found) <= flops
+    assert prices.of(found + 1) > flops
+
+
+@settings(deadline=None, max_examples=60)
+@given(prices=PRICES, steps=st.integers(1, 40))
+def test_later_selections_are_those_of_the_clock(prices: compare.Prices, steps: int) -> None:
+    made = sum(
+        step == prices.warm
+        or (prices.every > 0 and step > prices.warm and (step - prices.warm) % prices.every == 0)
+        for step in range(steps)
+    )
+    assert prices.refreshes(steps) == max(0, made - 1)
 
 
 def test_the_table_has_means_errors_and_the_paired_test() -> None:
