@@ -8,12 +8,12 @@ them in turn (LOG.md). Up to EXACT_ROWS rows there is one cell that everybody as
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
 
+from coretune.listening import Telling
 from coretune.near_lists import empty, grouped, offer, offer_back
 from coretune.types import Advance, Array, Rows
 
@@ -85,7 +85,7 @@ def meet(
     asking, positions = grouped(asked.ravel(), cells)
     positions //= asked.shape[1]
     found, cosine = empty(len(rows), width)
-    tell = _Telling(progress, len(positions))
+    tell = Telling(progress, len(positions))
     for cell in range(cells):
         who = positions[asking[cell] : asking[cell + 1]]
         if len(who) == 0:
@@ -103,20 +103,6 @@ def meet(
                     offer_back(scores, own, others, back[3], *back[:3])
         tell(len(who))
     return found, cosine
-
-
-class _Telling:
-    """Calls `progress` a few times a second at most."""
-
-    def __init__(self, progress: Advance | None, total: int) -> None:
-        self.progress, self.total, self.done, self.last = progress, total, 0, time.monotonic()
-
-    def __call__(self, more: int) -> None:
-        self.done += more
-        now = time.monotonic()
-        if self.progress is not None and (now - self.last > 0.25 or self.done == self.total):
-            self.progress(self.done, self.total)
-            self.last = now
 
 
 def exact_neighbours(embedding: Array, directed: Rows, sample: Rows, k: int) -> Array:

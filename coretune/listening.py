@@ -11,6 +11,7 @@ it on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,3 +38,21 @@ def told(what: str) -> Advance | None:
     """The `progress` argument of a long loop; None where nobody listens."""
     listener = _listener.get()
     return None if listener is None else partial(listener, what)
+
+
+class Telling:
+    """What a loop calls after each of its steps, or some of them; `progress` hears of it now and then."""
+
+    EVERY = 0.25  # seconds
+
+    def __init__(self, progress: Advance | None, total: int) -> None:
+        self.progress, self.total, self.done, self.last = progress, total, 0, time.monotonic()
+
+    def __call__(self, more: int = 1) -> None:
+        self.done += more
+        if self.progress is None:
+            return
+        now = time.monotonic()
+        if now - self.last > self.EVERY or self.done == self.total:
+            self.progress(self.done, self.total)
+            self.last = now

@@ -72,7 +72,7 @@ class _Loops:
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.of != (what, total) or done < self.done:
             self.close()
-            self.bar, self.of = progress(total, what, delay=SOON), (what, total)
+            self.bar, self.of = progress(total, what, "step", delay=SOON), (what, total)
         if self.bar is not None:
             self.bar.update(done - self.done)
             self.done = done

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from coretune import progress as room
-from coretune.listening import listening, told
+from coretune.listening import Telling, listening, told
 from coretune.progress import Lines, loops_shown, progress
+from coretune.refresh import AnchorRefresh
+from coretune.select.facility_location import FacilityLocation
+from coretune.types import Budget, Pool
 
 
 class Terminal(io.StringIO):
@@ -54,8 +58,8 @@ def test_plain_lines_have_rate_and_time_left(
         for done in (100, 1000, 1100, 4000):  # too early, said, too soon after it, said
             tell(done, 6000)
     assert capsys.readouterr().err.splitlines() == [
-        "graph: 1,000 of 6,000 rows, 100 a second, 50 s left",
-        "graph: 4,000 of 6,000 rows, 200 a second, 10 s left",
+        "graph: 1,000 of 6,000 steps, 100 a second, 50 s left",
+        "graph: 4,000 of 6,000 steps, 200 a second, 10 s left",
     ]
 
 
@@ -64,13 +68,13 @@ def test_another_loop_and_the_same_one_again_begin_anew(monkeypatch: pytest.Monk
     updates: list[int] = []
 
     class Spy(Lines):
-        def __init__(self, total: int, desc: str) -> None:
+        def __init__(self, total: int, desc: str, unit: str) -> None:
             made.append((desc, total))
 
         def update(self, n: int = 1) -> None:
             updates.append(n)
 
-    monkeypatch.setattr(room, "progress", lambda total, desc, **_: Spy(total, desc))
+    monkeypatch.setattr(room, "progress", lambda total, desc, unit, **_: Spy(total, desc, unit))
     with loops_shown():
         graph, choosing = told("graph"), told("choosing")
         assert graph is not None
@@ -108,3 +112,33 @@ def test_on_a_terminal_a_loop_that_is_soon_over_shows_nothing(monkeypatch: pytes
         assert tell is not None
         tell(1, 2)
     assert "graph:   0%" in heard.getvalue()
+
+
+def test_a_loop_is_heard_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[int] = []
+    with clock(monkeypatch, [0.0, 0.1, 0.3, 0.4, 0.5]):
+        tell = Telling(lambda done, total: heard.append(done), 10)
+        for more in (2, 3, 1, 4):
+            tell(more)
+    assert heard == [5, 10]
+
+
+def test_graph_and_choosing_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    heard: list[tuple[str, int, int]] = []
+    with listening(lambda *said: heard.append(said)):
+        graph = AnchorRefresh(k=4).absorb(
+            Pool({}, np.ones(60, np.int64), np.full(60, -1), np.ones(60, bool)),
+            np.arange(60),
+            {"prompt_embedding": rows, "loss": rows[:, 0] ** 2},
+            0,
+        )
+        FacilityLocation().select(graph, Budget(7, "rows"), rng)
+    choosing = [done for what, done, total in heard if (what, total) == ("choosing", 7)]
+    assert choosing == [1, 2, 3, 4, 5, 6, 7]
+    built = [(done, total) for what, done, total in heard if what == "graph"]
+    assert built
+    assert built[-1][0] == built[-1][1]

@@ -6,17 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 
+from coretune.listening import Telling
 from coretune.select.objective import Objective, Picks
 from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
-from coretune.types import Array, Budget, Rows
+from coretune.types import Advance, Array, Budget, Rows
 
 
 class Chosen:
     """S while an engine builds it."""
 
-    def __init__(self, objective: Objective, budget: Budget, cost: Array) -> None:
-        """cost (n,) int64 in the budget's unit."""
+    def __init__(
+        self, objective: Objective, budget: Budget, cost: Array, progress: Advance | None = None
+    ) -> None:
+        """cost (n,) int64 in the budget's unit; progress hears how much of the budget is spent."""
         self.objective = objective
         self.cost = cost
         self.purse = Purse(budget)
@@ -24,6 +27,7 @@ class Chosen:
         self.gains: list[float] = []
         self.best = np.zeros(objective.similarity.n, dtype=np.float32)
         self.rest: Similarity | None = None
+        self._tell = Telling(progress, budget.amount)
 
     @property
     def left(self) -> int:
@@ -44,6 +48,7 @@ class Chosen:
         self.gains.append(float(objective.modular[row] + objective.scale * covered))
         self.indices.append(int(row))
         self.purse.spend(row, int(self.cost[row]))
+        self._tell(int(self.cost[row]))
 
     def go_on_with(self, rest: Similarity) -> None:
         """From here on gains and coverage are asked of another source that gives the same."""
