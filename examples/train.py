@@ -54,7 +54,7 @@ def main() -> None:
             report_to="none",
         ),
         train_dataset=rows.select_columns(["prompt", "completion"]),
-        coreset=coreset("grace", budget="10%", refresh_every=20),
+        coreset=coreset("grace", budget="10%"),
     )
     trainer.train(resume_from_checkpoint=options.resume or None)
     trainer.save_model()
