@@ -93,7 +93,8 @@ def _within_budget(run: _Run, objective: Objective, budget: Budget, cost: Array,
         return _one_run(run, objective, budget, np.ones(len(cost), dtype=np.int64), candidates, False)
     by_token = _one_run(run, objective, budget, cost, candidates, True)
     by_gain = _one_run(run, objective, budget, cost, candidates, False)
-    return by_token if by_token.gains.sum() >= by_gain.gains.sum() else by_gain
+    worth = (1.0 - objective.tie) * by_gain.gains.sum()  # often both are one set in another order
+    return by_token if by_token.gains.sum() >= worth else by_gain
 
 
 def _one_run(
