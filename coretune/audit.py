@@ -1,6 +1,7 @@
 """Why each row was chosen or not, round by round: `selection.parquet`.
 
-    table = describe(pool, coreset, round=3, ids=corpus.ids, rows=rows_to_keep(pool, coreset, seed=0))
+    kept = rows_to_keep(pool, coreset, others=10_000, seed=0)
+    table = describe(pool, coreset, round=3, ids=corpus.ids, rows=kept)
     append("run/selection.parquet", table)
     explain("run/selection.parquet", "row-17")      # what happened to that row in every round
 
@@ -32,7 +33,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,6 @@ from coretune.representative import STANDS_WITH, stand_ins
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 WHOLE_POOL = 20_000  # pools up to this size are recorded whole
-SAMPLE = 10_000  # of larger pools, as many rows that were not chosen
 NEIGHBORS = 5  # of the k in the graph: as many as one reads
 
 FIXED = pa.schema(
@@ -62,12 +62,21 @@ FIXED = pa.schema(
     ]
 )
 # Dictionaries only where values repeat: of ids and scores, all distinct, they make the file 1.5 × as large.
+# Those are written as differences, or byte by byte of all values: a tenth less (LOG.md).
 REPEATING = ["round", "weight", "measured_at", "excluded"]
+ENCODINGS = {
+    "id": "DELTA_BYTE_ARRAY",
+    "rank": "DELTA_BINARY_PACKED",
+    "representative": "DELTA_BINARY_PACKED",
+    "neighbors.list.element": "DELTA_BINARY_PACKED",
+    "gain": "BYTE_STREAM_SPLIT",
+}
+COMPONENT_ENCODING = "BYTE_STREAM_SPLIT"
 NOT_FINITE = "a signal was not finite"
 
 
-def rows_to_keep(pool: Pool, coreset: Coreset, seed: int) -> Rows:
-    """(m,) ascending: every row of a small pool; else the chosen, the excluded, and SAMPLE of the others.
+def rows_to_keep(pool: Pool, coreset: Coreset, others: int, seed: int) -> Rows:
+    """(m,) ascending: every row of a small pool; else the chosen, the excluded, and so many of the others.
 
     [choice] The others come in an order drawn once from the seed, whatever the round, so that a row which is
     recorded while it is not chosen can be followed through the rounds.
@@ -77,8 +86,8 @@ def rows_to_keep(pool: Pool, coreset: Coreset, seed: int) -> Rows:
     always = ~pool.usable
     always[coreset.indices] = True
     order = np.random.default_rng(seed).permutation(pool.n)
-    others = order[~always[order]][:SAMPLE]
-    return np.sort(np.concatenate([np.flatnonzero(always), others]))
+    sample = order[~always[order]][:others]
+    return np.sort(np.concatenate([np.flatnonzero(always), sample]))
 
 
 def describe(
@@ -161,7 +170,7 @@ def append(path: str | os.PathLike[str], table: pa.Table) -> None:
     beside = target.with_name(target.name + ".part")
     try:
         with beside.open("wb") as file:
-            with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=REPEATING) as writer:
+            with _writer(file, schema) as writer:
                 for part in chain(earlier, [table]):
                     writer.write_table(_widened(part, schema), row_group_size=len(part))
             file.flush()
@@ -169,6 +178,17 @@ def append(path: str | os.PathLike[str], table: pa.Table) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    components = dict.fromkeys(schema.names[len(FIXED) :], COMPONENT_ENCODING)
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression="zstd",
+        use_dictionary=REPEATING,
+        column_encoding={**ENCODINGS, **components},
+    )
 
 
 def read(path: str | os.PathLike[str], round: int | None = None) -> pa.Table:

@@ -67,7 +67,15 @@ def _record(trainer: Any, now: State) -> None:
         return texts
 
     with ledger.phase("other"):
-        run_record.record(folder, now, trainer.pool_rows, decode, config.refresh.embedding, config.seed)
+        run_record.record(
+            folder,
+            now,
+            trainer.pool_rows,
+            decode,
+            embedding=config.refresh.embedding,
+            others=config.record_others,
+            seed=config.seed,
+        )
     ledger.write(folder / LEDGER)
     # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
     # After the files, so that a callback told of a selection can read it.

@@ -53,18 +53,26 @@ Decode = Callable[[list[list[int]]], list[str]]
 
 
 def record(
-    folder: str | os.PathLike[str], state: State, rows: PoolRows, decode: Decode, embedding: str, seed: int
+    folder: str | os.PathLike[str],
+    state: State,
+    rows: PoolRows,
+    decode: Decode,
+    *,
+    embedding: str,
+    others: int,
+    seed: int,
 ) -> None:
     """Add this state's selection to the run; the pool too when it is not there yet.
 
     decode     token lists -> texts
     embedding  the signal the map is of, where the pool has it
+    others     so many rows of a large pool that were not chosen are recorded as well
     """
     path = Path(folder) / POOL
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _write(path, describe_pool(state.pool, rows, decode, embedding, seed))
-    kept = audit.rows_to_keep(state.pool, state.coreset, seed)
+    kept = audit.rows_to_keep(state.pool, state.coreset, others, seed)
     table = audit.describe(state.pool, state.coreset, round=state.round, ids=rows.ids, rows=kept)
     audit.append(Path(folder) / SELECTION, table)
 

@@ -33,6 +33,8 @@ class CoresetConfig:
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
+    record_others  of a pool of more than 20,000 rows so many that were not chosen, drawn once from the seed,
+                   are recorded beside those that were; smaller pools are recorded whole (`audit.py`)
     weighted       multiply each example's loss by its coreset weight
     quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
     engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
@@ -42,11 +44,12 @@ class CoresetConfig:
     selector: Selector
     refresh: AnchorRefresh
     budget: BudgetRequest
-    refresh_every: int | str = 100
+    refresh_every: int | str = "pass"
     warmup: float = 0.05
     check_every: int = 10
     threshold: float = 0.1
     audit_every: int | None = None
+    record_others: int = 10_000
     weighted: bool = False
     quota: QuotaRequest | None = None
     engine: str = "local"
@@ -69,6 +72,8 @@ class CoresetConfig:
         for name, unit in (("check_every", "step"), ("audit_every", "selection")):
             if (every := vars(self)[name]) is not None and every < 1:
                 raise ValueError(f"{name} is {every}: give at least 1 {unit}")
+        if self.record_others < 0:
+            raise ValueError(f"record_others is {self.record_others}: give a number of rows, 0 or more")
         if not self.threshold >= 0:
             raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
         self._refuse_combinations()

@@ -101,7 +101,8 @@ def make_run(
     """A run directory of `rounds` selections of a quarter of the pool, a tenth of a large one.
 
     options: rows (a FakeRows), seed, predicted (as a ledger has it), config (what config.yaml holds beside
-    round_steps), said (figures of the method; alpha and E are put beside them)
+    round_steps), said (figures of the method; alpha and E are put beside them), others (rows of a large pool
+    recorded beside the chosen)
     """
     rows = options.get("rows") or fake_rows(n)
     pool = fake_pool(rows, options.get("seed", 0), graph=graph)
@@ -112,7 +113,8 @@ def make_run(
         pool = Pool(pool.features, pool.cost, measured_at, pool.usable, pool.graph)
         coreset = fake_coreset(pool, max(1, pool.n // (4 if pool.n < 5000 else 10)), round, components=graph)
         state = State(round, round, number + 1, pool, coreset)
-        run_record.record(folder, state, rows, decode, EMBEDDING, seed=0)
+        others = options.get("others", 10_000)
+        run_record.record(folder, state, rows, decode, embedding=EMBEDDING, others=others, seed=0)
         same = None if last is None else float(np.isin(coreset.indices, last).mean())
         figures = {"spearman": 0.9, "coreset_share": 0.8} if number else {}
         said = {**options["said"], "alpha": 0.25, "E": 1.5 + number} if "said" in options else {}

@@ -162,19 +162,31 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
 
 def test_small_pools_are_kept_whole_and_large_ones_by_sample() -> None:
     small = make_pool(audit.WHOLE_POOL)
-    assert np.array_equal(audit.rows_to_keep(small, make_coreset(small, 9, 0), 0), np.arange(small.n))
+    assert np.array_equal(audit.rows_to_keep(small, make_coreset(small, 9, 0), 0, 0), np.arange(small.n))
 
-    pool = make_pool(audit.WHOLE_POOL + 30_000)
+    pool, others = make_pool(audit.WHOLE_POOL + 30_000), 7000
     first, second = make_coreset(pool, 900, 1), make_coreset(pool, 900, 2)
-    kept = audit.rows_to_keep(pool, first, seed=5)
+    kept = audit.rows_to_keep(pool, first, others, seed=5)
     always = set(first.indices.tolist()) | set(np.flatnonzero(~pool.usable).tolist())
     assert always <= set(kept.tolist())
-    assert len(kept) == len(set(kept.tolist())) == len(always) + audit.SAMPLE
-    assert np.array_equal(kept, audit.rows_to_keep(pool, first, seed=5))
-    assert not np.array_equal(kept, audit.rows_to_keep(pool, first, seed=6))
+    assert len(kept) == len(set(kept.tolist())) == len(always) + others
+    assert set(audit.rows_to_keep(pool, first, 0, seed=5).tolist()) == always
+    assert np.array_equal(kept, audit.rows_to_keep(pool, first, others, seed=5))
+    assert not np.array_equal(kept, audit.rows_to_keep(pool, first, others, seed=6))
     # Rows can be followed: those of the sample stay in it, but for the few that the chosen ones push out.
-    followed = np.isin(kept, audit.rows_to_keep(pool, second, seed=5)).sum()
-    assert followed >= audit.SAMPLE - 900
+    followed = np.isin(kept, audit.rows_to_keep(pool, second, others, seed=5)).sum()
+    assert followed >= others - 900
+
+
+def test_what_is_all_distinct_is_written_as_differences_or_byte_by_byte(tmp_path: Path) -> None:
+    path, pool = tmp_path / "selection.parquet", make_pool(500)
+    audit.append(path, table_of(pool, make_coreset(pool, 50, 0), 0))
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    found = {group.column(i).path_in_schema: group.column(i).encodings for i in range(group.num_columns)}
+    for name, encoding in {**audit.ENCODINGS, "importance": audit.COMPONENT_ENCODING}.items():
+        assert encoding in found[name], name
+    for name in audit.REPEATING:
+        assert "RLE_DICTIONARY" in found[name], name
 
 
 def test_explain_tells_every_round_of_a_row(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_pool_is_written_once_and_every_selection_is_added(tmp_path: Path) -
     rows = fake_rows(60)
     pool = fake_pool(rows)
     state = run_record.State(4, 4, 2, pool, fake_coreset(pool, 5, 4))
-    run_record.record(tmp_path, state, rows, decode, EMBEDDING, 0)
+    run_record.record(tmp_path, state, rows, decode, embedding=EMBEDDING, others=9, seed=0)
     assert (tmp_path / POOL).stat().st_mtime_ns == before
     assert RunFiles.of(tmp_path).rounds == [1, 4]
     table = pq.read_table(tmp_path / POOL)
@@ -186,8 +186,7 @@ def test_a_row_that_a_large_pool_left_out_is_said_to_be_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "WHOLE_POOL", 10)
-    monkeypatch.setattr(audit, "SAMPLE", 5)
-    run = RunFiles.of(make_run(tmp_path))
+    run = RunFiles.of(make_run(tmp_path, others=5))
     recorded = set(run.selection(1)["id"].to_pylist())
     left_out = next(name for name in run.ids if name not in recorded)
     refresh = explain(run, left_out).refreshes[0]
