@@ -2,6 +2,7 @@
 
 model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_rows
 target_data:  a file, or {file: share of the budget}
+corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
 signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
 coreset:   method, budget, and side by side the settings of that method, of the refresh, of the measurement.
            What is not given is what the method asks for, and else the setting's own default
@@ -53,6 +54,7 @@ class RunConfig(BaseModel):
     coreset: dict[str, Any]
     eval_data: str | None = None
     target_data: str | dict[str, float] | None = None
+    corpus_dir: str | None = None
     signals_dir: str | None = None
     columns: dict[str, str] | None = None
     seed: int = 0

@@ -75,7 +75,7 @@ class Corpus:
         skip_bad_rows  leave bad rows out and list them in `dropped`, instead of refusing
         cache_dir      where the corpus is kept for the next build of the same content; None: a temporary
                        directory that goes with the corpus
-        num_proc       processes to tokenise with
+        num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
 
         Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
         are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.

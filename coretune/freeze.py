@@ -24,12 +24,13 @@ import pyarrow as pa
 from coretune.encode import EMPTY, Tokenizer, encode_batch
 from coretune.formats import filled_columns, recognise
 from coretune.raw import CorpusError, Row
-from coretune.records import read_rows
+from coretune.records import files_of, read_rows
 
 IGNORED = -100  # the label that transformers' losses leave out
 SHOWN = 10  # bad rows named in a message
 BLOCK = 1000  # rows held in memory at a time
-LAYOUT = 1  # raise it when the meaning of the cached files changes
+MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
+LAYOUT = 2  # raise it when the meaning of the cached files changes
 
 RAW = pa.schema(
     [
@@ -98,15 +99,20 @@ def freeze(
 ) -> Path:
     """The folder under `root` with the frozen rows, made now unless the same content was frozen there before.
 
-    The source is read every time: only its content, not its name or date, says that it is the same.
+    Files are hashed every time, the rows of a hub id read: only content, no date, says that it is the same.
     Raises CorpusError (see Corpus.build).
     """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
         work = Path(folder)
-        formats, contents = _write_raw(source, columns, work / "rows.arrow")
+        files = files_of(source)
+        states = [file.stat() for file in files]
+        formats, contents = ({}, _hash(files)) if files else _write_raw(source, columns, work / "rows.arrow")
         kept = root / f"corpus-{_key(contents, columns, max_length, tokenizer, work / 'tokenizer')}"
         if not kept.exists():
+            if files:
+                formats, _ = _write_raw(source, columns, work / "rows.arrow")
+                _refuse_changed(files, states)
             settings = {
                 "tokenizer": tokenizer,
                 "formats": formats,
@@ -116,6 +122,25 @@ def freeze(
             _freeze(work, settings, skip_bad_rows, num_proc)
             _publish(work / "frozen", kept)
     return kept
+
+
+def _hash(files: Sequence[Path]) -> str:
+    """Of the files' names and bytes."""
+    contents = blake2b(digest_size=16)
+    for file in files:
+        contents.update(repr((file.name, file.stat().st_size)).encode())
+        with file.open("rb") as opened:
+            while piece := opened.read(1 << 20):
+                contents.update(piece)
+    return contents.hexdigest()
+
+
+def _refuse_changed(files: Sequence[Path], before: Sequence[os.stat_result]) -> None:
+    """What was read must be what was hashed."""
+    for file, then in zip(files, before, strict=True):
+        now = file.stat()
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise CorpusError(f"{file.name} was written to while it was read; start again when it is whole")
 
 
 def _write_raw(source: str | Path, columns: Mapping[str, str], target: Path) -> tuple[dict[str, str], str]:
@@ -174,13 +199,15 @@ def _digest(*parts: object) -> str:
 def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_proc: int | None) -> None:
     """work/rows.arrow -> work/frozen/{corpus.arrow, account.json}."""
     raw = datasets.Dataset.from_file(str(work / "rows.arrow"))
+    if num_proc is None and len(raw) >= MANY:
+        num_proc = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     encoded = raw.map(
         partial(encode_batch, **settings),
         batched=True,
         batch_size=BLOCK,
         remove_columns=raw.column_names,
         features=ENCODED,
-        num_proc=num_proc,
+        num_proc=None if num_proc == 1 else num_proc,
         cache_file_name=str(work / "encoded.arrow"),
         new_fingerprint=_digest(str(work)),  # else datasets pickles and hashes the tokenizer
         desc="tokenising",

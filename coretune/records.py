@@ -36,16 +36,22 @@ def read_rows(source: str | Path) -> Iterator[Row]:
     A folder's own folders are not entered [choice: they are usually other splits], and files with other
     extensions are left alone. Raises CorpusError for what concerns a file as a whole.
     """
+    files = files_of(source)
+    for file in files:
+        yield from _read_file(file)
+    if files:
+        return
+    if Path(source).suffix.lower() in EXTENSIONS or not HUB_ID.fullmatch(str(source)):
+        raise CorpusError(f"no such file or folder: {source}; check train_data and the working directory")
+    yield from _read_hub(str(source))
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files that are read; none for a hub id. CorpusError for a folder without."""
     path = Path(source).expanduser()
     if path.is_dir():
-        for file in _files_of(path):
-            yield from _read_file(file)
-    elif path.is_file():
-        yield from _read_file(path)
-    elif path.suffix.lower() in EXTENSIONS or not HUB_ID.fullmatch(str(source)):
-        raise CorpusError(f"no such file or folder: {source}; check train_data and the working directory")
-    else:
-        yield from _read_hub(str(source))
+        return _files_of(path)
+    return [path] if path.is_file() else []
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -264,7 +264,13 @@ def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> C
     """Its faults and cuts are named in warnings."""
     began = time.monotonic()
     corpus = Corpus.build(
-        source, tokenizer, columns=config.columns, max_length=length, skip_bad_rows=config.skip_bad_rows
+        source,
+        tokenizer,
+        columns=config.columns,
+        max_length=length,
+        skip_bad_rows=config.skip_bad_rows,
+        cache_dir=config.corpus_dir,
+        num_proc=config.training.get("dataset_num_proc"),
     )
     if not sys.stderr.isatty() and (took := time.monotonic() - began) > SECONDS:
         log.info("tokenised %d rows of %s in %.0f s", len(corpus), source, took)

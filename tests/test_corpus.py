@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
 from coretune.corpus import Corpus
 from coretune.raw import CorpusError
+from coretune.records import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +322,44 @@ def test_cache_is_used_and_never_for_other_content(tmp_path: Path, monkeypatch: 
     assert build(max_length=61).fingerprint != first.fingerprint
     assert build(tokenizer=tiny_tokenizer("{# 2 #}" + TEMPLATE)).fingerprint != first.fingerprint
     assert len(list(cache.iterdir())) == 4
+
+
+def test_all_cores_tokenise_many_rows_and_nothing_else_changes(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "p.jsonl", [*make_rows(30), {"text": ""}])
+    alone = Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True)
+    asked: list[int] = []
+    through = datasets.Dataset.map
+
+    def watched(self: Any, *given: Any, **named: Any) -> Any:
+        asked.append(named["num_proc"])
+        return through(self, *given, **named)
+
+    monkeypatch.setattr(datasets.Dataset, "map", watched)
+    monkeypatch.setattr("coretune.freeze.MANY", 31)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    together = Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True)
+    assert asked == [2]
+    assert same(alone, together)
+    assert together.dropped == [("p.jsonl line 31", "`prompt` is missing; the row has text")]
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "p.jsonl", make_rows(5))
+
+    def reading(source: Any) -> Any:
+        yield from read_rows(source)
+        with file.open("a") as opened:
+            opened.write("{}")
+
+    monkeypatch.setattr("coretune.freeze.read_rows", reading)
+    with pytest.raises(CorpusError, match="was written to while it was read"):
+        Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_cached_bad_rows_are_still_refused_and_listed(tmp_path: Path, tokenizer: Any) -> None:
