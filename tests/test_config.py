@@ -124,7 +124,7 @@ def test_a_wrong_override_is_one_line(tmp_path: Path, override: str, expected: s
     ("raw", "expected"),
     [
         ({**SMALL, "modle_name_or_path": "m"}, "key modle_name_or_path, did you mean 'model_name_or_path'?"),
-        ({**SMALL, "quixotic": 1}, "unknown key quixotic; known are columns, coreset, eval_data"),
+        ({**SMALL, "quixotic": 1}, "unknown key quixotic; known are columns, coreset, corpus_dir"),
         (with_coreset(refresh_evry=3), "unknown key coreset.refresh_evry, did you mean 'refresh_every'?"),
         (with_coreset(lamda=0.3), "unknown key coreset.lamda, did you mean 'lambda'?"),
         (with_coreset(lambda_=0.3), "unknown key coreset.lambda_, did you mean 'lambda'?"),
