@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from coretune.select import lower_level
+from coretune.select import engines
 from coretune.select.brief import Brief
 from coretune.select.composite import hold
 from coretune.select.lower_level import Task
@@ -244,7 +244,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 and name each target missed")
     options = parser.parse_args()
     if options.quick or "," in options.rows:
-        lower_level.SEARCH_WORK = 0.0  # neighbours are searched as they are at the headline's size
+        engines.SEARCH_WORK = 0.0  # neighbours are searched as they are at the headline's size
     rows = [4000, 8000] if options.quick else [int(n) for n in options.rows.split(",")]
     d = 512 if options.quick else options.dimensions
     lower = "graph" if options.quick or "," in options.rows else options.lower

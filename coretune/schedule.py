@@ -9,9 +9,11 @@ import numpy as np
 
 from coretune.budget import BudgetRequest
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
+from coretune.covering import COVERING, select_within
 from coretune.measure.settings import MeasureSettings
 from coretune.quota_request import QuotaRequest
 from coretune.refresh import AnchorRefresh
+from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
 from coretune.types import Budget, Coreset, KeepsQuota, Pool, Selector, Taught
 
@@ -37,6 +39,9 @@ class CoresetConfig:
                    are recorded beside those that were; smaller pools are recorded whole (`audit.py`)
     weighted       multiply each example's loss by its coreset weight
     quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
+    memory_limit   what greedy selections may hold above the features, as 4GiB or 512MiB
+    deadline       of a selection between all pairs, as 90s, 10min or 2h, at a nominal speed (`engines.py`):
+                   one that would pass it is made in two rounds; None = exact, however long it takes
     engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
     ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
     """
@@ -52,6 +57,8 @@ class CoresetConfig:
     record_others: int = 10_000
     weighted: bool = False
     quota: QuotaRequest | None = None
+    memory_limit: str = "4GiB"
+    deadline: str | None = None
     engine: str = "local"
     ray_address: str | None = None
     seed: int = 0
@@ -79,11 +86,15 @@ class CoresetConfig:
         self._refuse_combinations()
         self._refuse_engines()
         self._refuse_quota()
+        bytes_of(self.memory_limit)
+        seconds_of(self.deadline)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         """The selector's answer within the quota, by the engine asked for."""
         if self.quota is not None:
             budget = self.with_quota(pool, budget)
+        if self.engine == "local" and isinstance(self.selector, COVERING):
+            return select_within(self.selector, pool, budget, rng, self.memory_limit, self.deadline)
         if self.engine == "local":
             return self.selector.select(pool, budget, rng)
         return select_on_ray(self.selector, pool, budget, rng, self.ray_address)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from coretune.select import composite_graph as graph_module
-from coretune.select import lower_level, spaces
+from coretune.select import engines, spaces
 from coretune.select.composite import composite_blocks, held_composite, hold
 from coretune.select.composite_graph import CompositeGraph, composite_graph, nearest_lists, recall
+from coretune.select.engines import plan
 from coretune.select.greedy import lazy_greedy, naive_greedy
-from coretune.select.lower_level import Task, build, plan
+from coretune.select.lower_level import Task, build
 from coretune.select.objective import Objective
 from coretune.select.partitions import parted_level
 from coretune.select.similarity import Similarity
@@ -248,8 +249,8 @@ def test_nearest_of_the_graph_is_exact_wherever_the_picks_are(
 def test_greedy_on_the_graph_comes_close_to_greedy_on_all_pairs(
     reduce: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lower_level, "SEARCH_WORK", 0.0 if reduce else np.inf)
-    monkeypatch.setattr(lower_level, "SEARCH_DIMENSIONS", 128)
+    monkeypatch.setattr(engines, "SEARCH_WORK", 0.0 if reduce else np.inf)
+    monkeypatch.setattr(engines, "SEARCH_DIMENSIONS", 128)
     pair, mix, n = two_spaces(600, 200, 0, copies=0.2), np.array([0.5, 0.5]), 600
     error = {}
     for lower in ("dense", "graph"):
@@ -334,7 +335,7 @@ def test_the_level_goes_by_rows_dimensions_and_memory(n: int, d: int, memory: st
     assert planned.reduced == (kind == "graph" and d == 8192)  # neighbours searched in projections
     assert (planned.dtype is np.uint16) == (n == 30_000 or memory == "10")
     said = planned.line(n)
-    assert f"{n:,} rows, lower level {kind}" in said
+    assert f"{n:,} rows, {kind}" in said
     assert planned.guarantee in said
 
 

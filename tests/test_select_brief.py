@@ -353,5 +353,5 @@ def test_memory_is_read_in_binary_units() -> None:
 def test_the_lower_level_is_announced_before_it_starts(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="coretune"):
         chosen(Brief(alpha=0.5), synthetic_pool(60, 4, 0), 6)
-    assert "60 rows, lower level held: about 0 s" in caplog.text
+    assert "BRIEF, lower level: 60 rows, held: about 0 s" in caplog.text
     assert "within 1 − 1/e" in caplog.text

@@ -8,7 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from coretune.select import lower_level
+from coretune.covering import COVERING
+from coretune.select import engines
 from coretune.select.brief import Brief
 from coretune.select.craig import Craig
 from coretune.select.facility_location import FacilityLocation
@@ -19,8 +20,6 @@ from coretune.types import Budget, Coreset, Pool, Selector
 
 log = logging.getLogger("coretune")
 
-#: Methods whose greedy may be one of two rounds.
-COVERING = (Craig, FacilityLocation, Grace)
 #: Methods that have a form for a cluster.
 SPREAD = (*COVERING, Brief, Gtp)
 
@@ -75,7 +74,7 @@ def _in_parts(selector: Brief, pool: Pool, budget: Budget, rng: np.random.Genera
     """[choice] Where the lower level is not given: partitions as soon as the pool is more than one."""
     from coretune.cluster.parts import PartsOnRay
 
-    if selector.lower == "auto" and pool.usable.sum() > lower_level.PART_ROWS:
+    if selector.lower == "auto" and pool.usable.sum() > engines.PART_ROWS:
         selector = replace(selector, lower="partitions")
     return selector.choose(pool, budget, rng, lambda inside, k, seed: PartsOnRay.of(inside, k, seed, workers))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,9 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from coretune.select.certificate import Certificate, certify
+from coretune.select.engines import KINDS, WORTH_SAYING, Plan, bytes_of, plan, seconds_of
 from coretune.select.greedy import check_budget
 from coretune.select.line_search import SEARCHES, minimise
-from coretune.select.lower_level import KINDS, Level, Picked, Plan, Task, build, plan
+from coretune.select.lower_level import Level, Picked, Task, build
 from coretune.select.partitions import MakeParts, parted_level, parts_here
 from coretune.select.quota import refuse_quota, within
 from coretune.select.ranking import coreset, usable_feature
@@ -37,8 +37,6 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "repair": "none",
     }
 )
-#: Multiplications and additions above which everybody is told of the lower level: seconds on one core.
-WORTH_SAYING = 1e12
 #: The distances of each space alone, in the order (KN, IF).
 EACH = np.eye(2)
 
@@ -71,6 +69,8 @@ class Brief:
     greedy       "lazy", exact, or "stochastic"
     neighbors    k of the graph, in each space
     memory_limit what may be held above the features
+    deadline     of all greedy runs together, at the nominal speed of `engines.py`: decides between all pairs
+                 and a graph; left out: some minutes
     teacher      "warmup", or a folder of checkpoints
     checkpoints  1, the last
 
@@ -90,6 +90,7 @@ class Brief:
     greedy: str = "lazy"
     neighbors: int = 128
     memory_limit: str = "4GiB"
+    deadline: str | None = None
     teacher: str = "warmup"
     checkpoints: int = 1
 
@@ -116,6 +117,7 @@ class Brief:
         if self.checkpoints != 1:
             raise ValueError(f"checkpoints is {self.checkpoints}: BRIEF looks at one, the last")
         bytes_of(self.memory_limit)
+        seconds_of(self.deadline)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -161,10 +163,12 @@ class Brief:
         """The lower level, announced before it is built."""
         spaces = (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
         runs = self.evaluations if self.alpha is None and self.objective == "brief" else 1
-        planned = plan(spaces, self.lower, bytes_of(self.memory_limit), self.neighbors, runs)
+        planned = plan(
+            spaces, self.lower, bytes_of(self.memory_limit), self.neighbors, runs, seconds_of(self.deadline)
+        )
         said = logging.WARNING if planned.work > WORTH_SAYING else logging.INFO
         if log.isEnabledFor(said):
-            log.log(said, "BRIEF: %s", planned.line(kn.n))
+            log.log(said, "BRIEF, lower level: %s", planned.line(kn.n))
         if planned.kind == "partitions":
             refuse_quota(budget, "BRIEF in partitions")
             return parted_level(spaces, self.neighbors, seed, make_parts=make_parts), planned
@@ -198,14 +202,6 @@ class Brief:
         if self.objective == "sft":  # the lower level knows g^SFT alone
             return nearest_picks((kn, if_), EACH, picked.rows)[1]
         return picked.nearest(EACH)[1]
-
-
-def bytes_of(memory: str) -> int:
-    """ "4GiB" or "512MiB" as bytes; ValueError for anything else."""
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(MiB|GiB)\s*", memory)
-    if found is None or float(found[1]) == 0.0:
-        raise ValueError(f"memory_limit is {memory!r}: write it as 4GiB or 512MiB")
-    return int(float(found[1]) * 2 ** {"MiB": 20, "GiB": 30}[found[2]])
 
 
 def _mix(alpha: float) -> Array:

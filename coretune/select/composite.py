@@ -40,7 +40,7 @@ def composite_blocks(spaces: Sequence[Space], mix: Array) -> DenseSimilarity:
     def at(rows: Rows) -> DenseSimilarity:
         return composite_blocks([space.at(rows) for space in spaces], mix)
 
-    return DenseSimilarity(n=spaces[0].n, block=block, at=at, rounding=1e-6 * float(most))
+    return DenseSimilarity(spaces[0].n, block, at, sum(space.d for space in spaces), 1e-6 * float(most))
 
 
 @dataclass(frozen=True)

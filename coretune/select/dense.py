@@ -35,6 +35,7 @@ class DenseSimilarity:
     block     (rows, candidates), each a slice or positions -> (b, m) float32 similarities, the same with the
               two exchanged; a negative one counts as 0
     at        (m,) rows -> the same between these rows alone, with a copy of their features and no others
+    dimensions  multiplications and additions of one pair
     rounding  what BLAS, which sums in another order at another place of a block, makes of equal rows
               (6.6e-7 between unit rows was the most seen, up to d = 8192)
     """
@@ -42,6 +43,7 @@ class DenseSimilarity:
     n: int
     block: Callable[[At, At], Array]
     at: Callable[[Rows], DenseSimilarity]
+    dimensions: int
     rounding: float
 
     @property
@@ -102,7 +104,7 @@ def cosine_similarity(features: Array) -> DenseSimilarity:
     def at(rows: Rows) -> DenseSimilarity:
         return cosine_similarity(np.asarray(features[rows]))
 
-    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6)
+    return DenseSimilarity(len(features), block, at, features.shape[1], rounding=1e-6)
 
 
 def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0) -> DenseSimilarity:
@@ -125,7 +127,7 @@ def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0
     def at(rows: Rows) -> DenseSimilarity:
         return distance_similarity(np.asarray(features[rows]), usable[rows], float(bound))
 
-    return DenseSimilarity(n=len(features), block=block, at=at, rounding=1e-6 * float(bound))
+    return DenseSimilarity(len(features), block, at, features.shape[1], rounding=1e-6 * float(bound))
 
 
 def slices(n: int) -> list[slice]:

@@ -22,7 +22,8 @@ from typing import Protocol
 
 import numpy as np
 
-from coretune.select.lower_level import PART_ROWS, Level, Picked, Plan, Task, build, plan
+from coretune.select.engines import PART_ROWS, Plan, plan
+from coretune.select.lower_level import Level, Picked, Task, build
 from coretune.select.spaces import Space, paired, reduced
 from coretune.types import Array, Budget, Rows
 

@@ -29,6 +29,8 @@ from coretune.types import Array, Budget, Rows
 
 #: Rows of a part at most; a pool of one part is chosen from in one round.
 PART_ROWS = 16_384
+#: Bytes that a part's pairs may take: as many parts are in memory as a machine has workers.
+PART_MEMORY = 2**28
 #: Times its share of the budget that a part picks in round one.
 SPARE = 2
 
@@ -50,7 +52,7 @@ class Part:
 
     def pick(self) -> tuple[Rows, Array]:
         """(k,) int64 picks among these rows; (m,) int64 which of them each row stands with, -1 = none."""
-        picks = lazy_greedy(self.objective, self.budget, self.cost, self.candidates)
+        picks = lazy_greedy(self.objective, self.budget, self.cost, self.candidates, memory=PART_MEMORY)
         return picks.indices, self.objective.similarity.nearest(picks.indices)
 
 
