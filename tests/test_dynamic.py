@@ -418,7 +418,8 @@ def assert_same(one: State, other: State) -> None:
 def arrays(state: State) -> dict[str, Any]:
     parts: list[Pool | Coreset | Any] = [state.pool, state.coreset]
     if state.pool.graph is not None:
-        parts.append(state.pool.graph)
+        parts += [state.pool.graph, state.pool.graph.reserve]
+        assert state.pool.graph.reserve is not None
     found = {}
     for part in parts:
         for field in dataclasses.fields(part):
