@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -250,11 +252,43 @@ def _refresh(pool: Pool, anchors: Rows, news: dict[str, Array], steps: dict[str,
     steps["select"] = measured(partial(Grace().select, now, budget, np.random.default_rng(0)))
 
 
+def given(quick: bool) -> list[Line]:
+    """One selection by GRACE over signals that lie on disk, as a run's first look leaves them: the graph,
+    its figures, the choice. Memory is what `coretune select` holds beside its data and model.
+    """
+    compiled()
+    lines = []
+    for n in QUICK if quick else SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            _write_signals(Path(folder), n)
+            took = measured(partial(_select_given, Path(folder), n))
+        targets = (("at most 8 GiB", took.gib <= 8),) if n == 1_000_000 else ()
+        figures = (took.seconds, took.busy, took.gib, took.result)
+        lines.append(Line("graph + selection from disk", "coretune", n, *figures, targets=targets))
+    return lines
+
+
+def _write_signals(folder: Path, n: int) -> None:
+    np.save(folder / "prompt_embedding.npy", prompts(n))
+    np.save(folder / "response_embedding.npy", prompts(n, 1))
+    rng = np.random.default_rng(0)
+    np.save(folder / "gradient.npy", rng.standard_normal((n, WIDTH), np.float32))
+    np.save(folder / "loss.npy", rng.random(n, np.float32))
+
+
+def _select_given(folder: Path, n: int) -> str:
+    fresh = {path.stem: np.load(path, mmap_mode="c") for path in sorted(folder.glob("*.npy"))}
+    pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    chosen = Grace().select(pool, Budget(n // 20, "rows"), np.random.default_rng(0))
+    return f"{len(chosen.indices):,} rows chosen"
+
+
 CASES: tuple[Case, ...] = (
     Case("graph", building, long=True),
     Case("graph-peers", peers, long=True),
     Case("graph-peers-million", million_of_peers, long=True),
     Case("repair", mending, long=True),
     Case("refresh", refreshing, long=True),
+    Case("given", given, long=True),
     *FILE_CASES,
 )
