@@ -55,7 +55,8 @@ class CoresetMixin(Trainer):
     """A stock trainer on a changing coreset of `train_dataset`.
 
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
-    rows       the pool's tokens; left out, they are read from the prepared `train_dataset`
+    rows       the pool's tokens; left out, they are read from the prepared `train_dataset`. With weights or
+               harvest `train_dataset` holds in its column `example_id` which of them each of its rows is
     measuring  how signals are measured
     target     trusted rows for the methods that take a target; several, each with its share of the budget
     signals_dir  where whole looks at the pool are kept; left out: output_dir/_coretune/signals
@@ -263,8 +264,13 @@ class CoresetMixin(Trainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         if not self.model.training:
             self._count_evaluation(inputs)
-        if not self.coreset_config.weighted or ids is None or not self.model.training:
+        if not self.coreset_config.weighted or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if ids is None:
+            raise ValueError(
+                f"a batch does not say which rows it holds, which weights need: give train_dataset a column "
+                f"{EXAMPLE_ID} with each row's place among `rows`, and keep the collator the trainer has"
+            )
         return self._weighted_loss(model, inputs, self._weights[ids], return_outputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from coretune.card import BEGIN
+from coretune.measure.settings import MeasureSettings
 from coretune.train import CoresetTrainer
 from coretune.types import Budget, Coreset, Pool
 from coretune.weighting import CHUNK, weighted_loss
@@ -242,6 +247,69 @@ def test_a_selector_of_ones_own_goes_with_the_trainer(tmp_path: Path) -> None:
     lengths = sorted(made.pool_rows.length)[-12:]
     trained = {int(mask.sum()) for batch in made.batches for mask in batch["attention_mask"]}
     assert trained == set(lengths)
+
+
+@pytest.fixture
+def liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Liger's place taken, for it runs on GPUs alone: it renames norms; its fused loss makes no logits."""
+    done: list[str] = []
+
+    def fused(self: Any, input_ids: Any = None, labels: Any = None, **inputs: Any) -> Any:
+        items = inputs.pop("num_items_in_batch", None)
+        hidden = self.model(input_ids, **inputs).last_hidden_state
+        logits = self.lm_head(hidden)
+        if labels is None or not self.training:
+            return CausalLMOutputWithPast(logits=logits)
+        loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=items)
+        return CausalLMOutputWithPast(loss=loss)
+
+    def apply(model: Any, fused_linear_cross_entropy: bool = True) -> None:
+        LlamaRMSNorm.__name__ = "LigerRMSNorm"
+        if fused_linear_cross_entropy:
+            model.forward = MethodType(fused, model)
+        done.append("fused" if fused_linear_cross_entropy else "layers")
+
+    package = SimpleNamespace(_apply_liger_kernel_to_instance=apply)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=package))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", package)
+    monkeypatch.setattr("transformers.integrations.liger.is_liger_kernel_available", lambda: True)
+    before = LlamaRMSNorm.__name__
+    yield done
+    LlamaRMSNorm.__name__ = before
+
+
+@pytest.mark.parametrize("kind", ["plain", "sft"])
+def test_liger_without_weights_changes_nothing(tmp_path: Path, liger: list[str], kind: str) -> None:
+    """Looks at the model between steps, gradients of its norms among them, are those without Liger."""
+    runs = []
+    for use in (False, True):
+        folder, config = tmp_path / str(use), coreset_config("gradient_norm")
+        measuring = MeasureSettings(parameters="trainable", last_blocks=None)
+        if kind == "plain":
+            given = settings(folder, use_liger_kernel=use)
+            runs.append(CoresetTrainer(**given, coreset=config, measuring=measuring))
+        else:
+            runs.append(trainer(folder, config, measuring=measuring, use_liger_kernel=use, max_steps=4))
+        runs[-1].train()
+    assert liger == (["fused"] if kind == "plain" else ["layers"])
+    plain, with_liger = runs
+    assert np.array_equal(plain.coreset_state.coreset.indices, with_liger.coreset_state.coreset.indices)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(with_liger)[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_liger_with_weights_is_refused_by_name(tmp_path: Path) -> None:
+    given = settings(tmp_path, use_liger_kernel=True)
+    with pytest.raises(ValueError, match="weighted needs per-token losses, which Liger may hide"):
+        CoresetTrainer(**given, coreset=coreset_config("random", weighted=True))
+
+
+def test_weights_of_rows_that_nobody_names_are_refused(tmp_path: Path) -> None:
+    given = settings(tmp_path)
+    given["train_dataset"] = given["train_dataset"].remove_columns("example_id")
+    made = CoresetTrainer(**given, rows=corpus(), coreset=coreset_config("random", weighted=True))
+    with pytest.raises(ValueError, match="a batch does not say which rows it holds, which weights need"):
+        made.train()
 
 
 # ------------------------------------------------------------------------------------------------ model card

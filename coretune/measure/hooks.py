@@ -71,6 +71,8 @@ RULES: dict[str, Rule] = {
     "GemmaRMSNorm": gemma_rms_norm,
     "Gemma3RMSNorm": gemma_rms_norm,
     "GraniteRMSNorm": rms_norm,
+    "LigerLayerNorm": layer_norm,  # Liger renames the classes of the norms it speeds up, and sets their ε
+    "LigerRMSNorm": rms_norm,
     "LlamaRMSNorm": rms_norm,
     "MistralRMSNorm": rms_norm,
     "Olmo2RMSNorm": rms_norm,
