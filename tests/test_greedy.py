@@ -12,13 +12,18 @@ from hypothesis import strategies as st
 
 from coretune.select import dense
 from coretune.select import lazy as lazy_module
+from coretune.select.craig import Craig
 from coretune.select.dense import cosine_similarity, distance_similarity
+from coretune.select.facility_location import FacilityLocation
 from coretune.select.farthest_first import farthest_first
+from coretune.select.grace import Grace
 from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
 from coretune.select.heap import Heap
 from coretune.select.objective import Objective, Picks, coverage_worth
 from coretune.select.pairs import pairs_left
 from coretune.select.similarity import GraphSimilarity, Similarity
+from coretune.testing import synthetic_pool
+from coretune.torch_greedy import torch_products
 from coretune.types import Array, Budget
 
 FEW = settings(deadline=None, max_examples=60)
@@ -492,3 +497,18 @@ def test_heap_is_a_sorted_list(worth: list[int], seed: int) -> None:
         heap.put(np.array([row for _, row in back], dtype=np.int64), np.array([-float(v) for v, _ in back]))
         listed = sorted(listed + back)
     assert heap.size == 0
+
+
+@pytest.mark.parametrize("method", [Craig(), FacilityLocation(similarity="dense"), Grace(similarity="dense")])
+def test_products_by_torch_choose_the_same_rows(method: Craig | FacilityLocation | Grace) -> None:
+    pool = synthetic_pool(120, 16, 0, copies=0.1, unusable=0.1)
+    asked: list[tuple[int, ...]] = []
+
+    def counted(features: Array) -> dense.Products:
+        asked.append(features.shape)
+        return torch_products("cpu")(features)
+
+    here, there = method.choose(pool, Budget(30)), method.choose(pool, Budget(30), products=counted)
+    assert asked
+    assert here.indices.tolist() == there.indices.tolist()
+    assert here.gains == pytest.approx(there.gains, rel=1e-5, abs=1e-6)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.dense import distance_similarity
+from coretune.select.dense import MakeProducts, distance_similarity, products_here
 from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, usable_feature
@@ -42,9 +42,15 @@ class Craig:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
 
-    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
-        """`select` by another engine (`two_rounds.py`)."""
-        source = distance_similarity(usable_feature(pool, "gradient"), pool.usable)
+    def choose(
+        self,
+        pool: Pool,
+        budget: Budget,
+        greedy: Engine = lazy_greedy,
+        products: MakeProducts = products_here,
+    ) -> Coreset:
+        """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
+        source = distance_similarity(usable_feature(pool, "gradient"), pool.usable, products=products)
         objective = Objective(source, np.zeros(pool.n), 1.0, pool.usable.astype(np.float64))
         picks = greedy(objective, budget, pool.cost, pool.usable)
         nearest = picks.nearest(source)

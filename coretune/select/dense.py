@@ -25,6 +25,10 @@ TOGETHER = 16 * DENSE_COLUMNS
 Given = TypeVar("Given")
 Found = TypeVar("Found")
 At = slice | Rows
+#: (rows, candidates) -> (b, m) float32 inner products of their features
+Products = Callable[[At, At], Array]
+#: Those of features (n, d); a GPU has its own (`torch_greedy.py`).
+MakeProducts = Callable[[Array], Products]
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,28 @@ class DenseSimilarity:
         return nearest
 
 
-def cosine_similarity(features: Array) -> DenseSimilarity:
+def products_here(features: Array) -> Products:
+    """By BLAS, from features of any float dtype, memory-mapped or not."""
+
+    def inner(rows: At, columns: At) -> Array:
+        left = np.asarray(features[rows], dtype=np.float32)
+        return left @ np.asarray(features[columns], dtype=np.float32).T
+
+    return inner
+
+
+def cosine_similarity(features: Array, products: MakeProducts = products_here) -> DenseSimilarity:
     """max(0, ⟨z_v, z_j⟩) of unit features (n, d), of any float dtype, memory-mapped or not."""
 
-    def block(rows: At, columns: At) -> Array:
-        return _products(features, rows, columns)
-
     def at(rows: Rows) -> DenseSimilarity:
-        return cosine_similarity(np.asarray(features[rows]))
+        return cosine_similarity(np.asarray(features[rows]), products)
 
-    return DenseSimilarity(len(features), block, at, features.shape[1], rounding=1e-6)
+    return DenseSimilarity(len(features), products(features), at, features.shape[1], rounding=1e-6)
 
 
-def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0) -> DenseSimilarity:
+def distance_similarity(
+    features: Array, usable: Array, least_bound: float = 0.0, products: MakeProducts = products_here
+) -> DenseSimilarity:
     """c − ‖g_v − g_j‖ of features (n, p), with c = 2 max ‖g‖ over the usable rows, (n,) bool.
 
     least_bound   c is no smaller: that of the pool, of which these rows are a part
@@ -121,11 +134,13 @@ def distance_similarity(features: Array, usable: Array, least_bound: float = 0.0
         norm[part] = np.linalg.norm(np.asarray(features[part], dtype=np.float32), axis=1)
     bound = np.float32(max(least_bound, 2.0 * norm[usable].max(initial=0.0)))
 
+    inner = products(features)
+
     def block(rows: At, columns: At) -> Array:
-        return _minus_distance(_products(features, rows, columns), norm[rows], norm[columns], bound)
+        return _minus_distance(inner(rows, columns), norm[rows], norm[columns], bound)
 
     def at(rows: Rows) -> DenseSimilarity:
-        return distance_similarity(np.asarray(features[rows]), usable[rows], float(bound))
+        return distance_similarity(np.asarray(features[rows]), usable[rows], float(bound), products)
 
     return DenseSimilarity(len(features), block, at, features.shape[1], rounding=1e-6 * float(bound))
 
@@ -158,10 +173,6 @@ def _summed(of: Callable[[Given, Rows], Array], parts: Sequence[Given], rows: Ro
         for found in spread(one, parts):
             total[first : first + TOGETHER] += found
     return total
-
-
-def _products(features: Array, rows: At, columns: At) -> Array:
-    return np.asarray(features[rows], dtype=np.float32) @ np.asarray(features[columns], dtype=np.float32).T
 
 
 @numba.njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset
@@ -39,10 +40,16 @@ class FacilityLocation:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
 
-    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
-        """`select` by another engine (`two_rounds.py`)."""
+    def choose(
+        self,
+        pool: Pool,
+        budget: Budget,
+        greedy: Engine = lazy_greedy,
+        products: MakeProducts = products_here,
+    ) -> Coreset:
+        """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
         demand = pool.usable.astype(np.float64)
-        source = pool_similarity(pool, self.similarity, self.embedding)
+        source = pool_similarity(pool, self.similarity, self.embedding, products)
         objective = Objective(source, np.zeros(pool.n), 1.0 / max(1.0, demand.sum()), demand)
         picks = greedy(objective, budget, pool.cost, pool.usable)
         coverage = coverage_worth(objective, picks, pool.usable)

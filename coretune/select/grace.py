@@ -9,6 +9,7 @@ import numpy as np
 
 from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
+from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.importance import contradicted, cut_off, importance, scaled
 from coretune.select.objective import Objective, coverage_worth
@@ -90,11 +91,17 @@ class Grace:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
 
-    def choose(self, pool: Pool, budget: Budget, greedy: Engine = lazy_greedy) -> Coreset:
-        """`select` by another engine (`two_rounds.py`)."""
+    def choose(
+        self,
+        pool: Pool,
+        budget: Budget,
+        greedy: Engine = lazy_greedy,
+        products: MakeProducts = products_here,
+    ) -> Coreset:
+        """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
         noise, held_back = self._held_back(pool, budget)
         candidates = pool.usable & (held_back == 0)
-        objective = self._objective(pool, budget)
+        objective = self._objective(pool, budget, products)
         picks = greedy(objective, budget, pool.cost, candidates)
         reasons = {
             "importance": objective.modular,
@@ -114,13 +121,13 @@ class Grace:
         """F of a coreset under this pool."""
         return self._objective(pool, Budget(len(chosen.indices), "rows")).value(chosen.indices)
 
-    def _objective(self, pool: Pool, budget: Budget) -> Objective:
+    def _objective(self, pool: Pool, budget: Budget, products: MakeProducts = products_here) -> Objective:
         modular: Array = np.zeros(pool.n)
         if self.lambda_:
             worth = scaled(importance(self.importance).score(pool), pool.usable)
             modular = self.lambda_ / self._terms(pool, budget) * worth
         return Objective(
-            similarity=pool_similarity(pool, self.similarity, self.embedding),
+            similarity=pool_similarity(pool, self.similarity, self.embedding, products),
             modular=modular,
             scale=(1.0 - self.lambda_) / pool.usable.sum(),
             demand=pool.usable.astype(np.float64),

@@ -12,7 +12,7 @@ from typing import Protocol
 import numba
 import numpy as np
 
-from coretune.select.dense import cosine_similarity
+from coretune.select.dense import MakeProducts, cosine_similarity, products_here
 from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool, Rows
 
@@ -90,12 +90,14 @@ class GraphSimilarity:
         return _graph_nearest(self.indptr, self.indices, self.similarity, chosen)
 
 
-def pool_similarity(pool: Pool, kind: str, embedding: str) -> Similarity:
+def pool_similarity(
+    pool: Pool, kind: str, embedding: str, products: MakeProducts = products_here
+) -> Similarity:
     """Cosines of the pool: "graph" along its k-NN graph, "dense" between all rows of the named embedding."""
     if kind == "graph":
         return graph_similarity(pool)
     if kind == "dense":
-        return cosine_similarity(usable_feature(pool, embedding))
+        return cosine_similarity(usable_feature(pool, embedding), products)
     raise ValueError(f"no similarity is named {kind!r}; there are graph, dense")
 
 
