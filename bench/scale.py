@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +29,8 @@ CASES = (*GREEDY_CASES, *GRAPH_CASES)
 
 def run(case: Case, quick: bool) -> list[Line]:
     """Its lines, from a fresh process, whose memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(case.run, (quick,))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(case.run, quick).result()  # a process that dies is an error, never a wait
 
 
 def table(lines: Sequence[Line]) -> Table:
