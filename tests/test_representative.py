@@ -35,7 +35,7 @@ def recorded(folder: Path, reasons: dict[str, Array], signal: Array | None = Non
     if signal is not None:
         pool = replace(pool, features={"trajectory": signal})
     state = State(1, 1, 1, pool, coreset(reasons))
-    run_record.record(folder, state, rows, decode, EMBEDDING, seed=0)
+    run_record.record(folder, state, rows, decode, embedding=EMBEDDING, others=100, seed=0)
     return RunFiles.of(folder)
 
 
@@ -105,7 +105,7 @@ def test_explain_and_diff_tell_who_stands_for_a_row_and_how_it_reads(tmp_path: P
     later = State(
         2, 2, 2, fake_pool(fake_rows(16), graph=False), Coreset(np.array([4]), np.ones(1), np.ones(1))
     )
-    run_record.record(tmp_path, later, fake_rows(16), decode, EMBEDDING, seed=0)
+    run_record.record(tmp_path, later, fake_rows(16), decode, embedding=EMBEDDING, others=100, seed=0)
     again = RunFiles.of(tmp_path)
     response = run.pool["response"][2].as_py()
     expected = f"not chosen; row-2 ({text} → {response}) stands for it"
