@@ -15,6 +15,8 @@ from coretune.listening import Telling, listening, told
 from coretune.progress import Lines, loops_shown, progress
 from coretune.refresh import AnchorRefresh
 from coretune.select.facility_location import FacilityLocation
+from coretune.select.gtp import Gtp
+from coretune.select.kcenter import KCenter
 from coretune.types import Budget, Pool
 
 
@@ -142,3 +144,20 @@ def test_graph_and_choosing_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatc
     built = [(done, total) for what, done, total in heard if what == "graph"]
     assert built
     assert built[-1][0] == built[-1][1]
+
+
+def test_farthest_first_and_pursuit_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pursuit may end before its last pass."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 4)).astype(np.float32)
+    pool = Pool(
+        {"prompt_embedding": rows, "trajectory": rows}, np.ones(60, np.int64), np.zeros(60), np.ones(60, bool)
+    )
+    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    for method, total in ((KCenter(embedding="prompt_embedding"), 7), (Gtp(), 20)):
+        heard: list[tuple[str, int, int]] = []
+        with listening(lambda *said, heard=heard: heard.append(said)):
+            method.select(pool, Budget(7, "rows"), rng)
+        done = [done for what, done, of in heard if (what, of) == ("choosing", total)]
+        assert done == list(range(1, len(done) + 1))
+        assert len(done) == 7 if total == 7 else 0 < len(done) <= 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from coretune.listening import Telling, told
 from coretune.select.objective import Picks
 from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
@@ -35,12 +36,14 @@ def farthest_first(
     indices: list[int] = []
     gains: list[float] = []
     purse, open_rows, row = Purse(budget), np.flatnonzero(candidates), first
+    tell = Telling(told("choosing"), budget.amount)
     while True:
         before = float(best[row])
         similarity.cover(best, no_demand, row)
         indices.append(row)
         gains.append(float(best[row]) - before)
         purse.spend(row, int(price[row]))
+        tell(int(price[row]))
         open_rows = open_rows[open_rows != row]
         open_rows = open_rows[purse.allows(open_rows, price[open_rows])]
         if not len(open_rows):

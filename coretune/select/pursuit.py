@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coretune.listening import Telling, told
 from coretune.select.columns import Candidates, Top, combination
 from coretune.select.nnls import Dense, MakeAlgebra, newton_nnls
 from coretune.types import Array, Rows
@@ -108,9 +109,11 @@ def pursue(
     target, scale = checked_target(target, size)
     state = _Iterate.empty(target)
     best, objectives, seen = state, [], set()
+    tell = Telling(told("choosing"), iterations)
     for iteration in range(1, iterations + 1):
         found = top(state.residual, 2 * size, open_rows)
         state = _step(state, found, iteration, size, ridge, tokens, algebra)
+        tell()
         if len(state.rows) == 0:
             break
         objectives.append(state.objective)
