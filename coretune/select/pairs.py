@@ -115,7 +115,8 @@ def _panel(source: DenseSimilarity, best: Array, demand: Array, panel: Rows) -> 
     found = []
     for position, part in enumerate(parts):
         similarity = source.block(panel, part)
-        rows, close = np.empty(similarity.size, np.int32), np.empty(similarity.size, np.float32)
+        rows: Array = np.empty(similarity.size, np.int32)
+        close: Array = np.empty(similarity.size, np.float32)
         taken = _above(similarity, best[part], demand[part], least, part.start, counts[position], rows, close)
         found.append((rows[:taken].copy(), close[:taken].copy()))
     rows = np.concatenate([each[0] for each in found])
