@@ -31,7 +31,7 @@ from coretune.quota_request import QuotaRequest, parse_quota
 from coretune.refresh import AnchorRefresh
 from coretune.schedule import CoresetConfig
 from coretune.select import SELECTORS
-from coretune.types import Taught
+from coretune.types import Selector, Taught
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
 _OWN = {"method", "budget", "quota"}
@@ -140,18 +140,19 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
-    """The objects of a `coreset` section. Raises ConfigError."""
+def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = None) -> CoresetSection:
+    """The objects of a `coreset` section; own: a selector in place of its method. Raises ConfigError."""
     parts = {
-        "selector": _method(section),
+        "selector": type(own) if own else _method(section),
         "refresh": AnchorRefresh,
         "measuring": MeasureSettings,
         "coreset": CoresetConfig,
     }
     known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
     known["coreset"] -= {"budget", "quota"}
+    known["selector"] = set() if own else known["selector"]
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
-    selector = _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
+    selector = own or _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
     if isinstance(selector, Taught):
         section = {**selector.defaults, **section}
         refuse_unknown("coreset.", section, _OWN.union(*known.values()))
@@ -167,18 +168,21 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetSection:
     return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
 
 
-def coreset(method: str, *, seed: int = 0, **settings: Any) -> CoresetConfig:
+def coreset(method: str | Selector, *, seed: int = 0, **settings: Any) -> CoresetConfig:
     """The `coreset` section in Python: coreset("grace", budget="10%", refresh_every=20, lambda_=0.5).
+
+    method  a name, or a selector of your own, which brings its settings: coreset(Margin(at=2.0), budget=600)
 
     Raises ConfigError as the section does, and for a setting of the measurement, which is not part of it.
     """
-    section = {"method": method, **{name.rstrip("_"): value for name, value in settings.items()}}
+    section = {name.rstrip("_"): value for name, value in settings.items()}
+    section |= {"method": method} if isinstance(method, str) else {}
     if measuring := sorted(set(section) & set(_settings(MeasureSettings))):
         raise ConfigError(
             f"{measuring[0]} is a setting of the measurement: give it to the trainer, "
             f"measuring=MeasureSettings({measuring[0]}=…)"
         )
-    return build_coreset(section, seed).coreset
+    return build_coreset(section, seed, None if isinstance(method, str) else method).coreset
 
 
 def _check_shares(targets: str | Mapping[str, float] | None) -> None:

@@ -9,5 +9,5 @@ HELD_BACK: Mapping[int, str] = {
     CONTRADICTED: "its neighbourhood contradicts it",
     COPY: "a copy of a less noisy row",
     OUTLIER: "cut off as an outlier",
-    RESTING: "resting, a recent coreset trained on it",
+    RESTING: "resting, trained on not long ago",
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from coretune.config import ConfigError, RunConfig, build_coreset, check_config,
 from coretune.measure.settings import MeasureSettings
 from coretune.schedule import default_measuring
 from coretune.select import SELECTORS
+from coretune.types import Budget, Coreset, Pool
 
 SMALL = {
     "model_name_or_path": "m",
@@ -300,3 +303,23 @@ def test_targets_have_shares_that_make_a_whole() -> None:
     assert "the shares of target_data sum to 0.9" in message({**SMALL, "target_data": {"a": 0.7, "b": 0.2}})
     assert "give each file a share above 0" in message({**SMALL, "target_data": {"a": 1.5, "b": -0.5}})
     assert "give each file a share above 0" in message({**SMALL, "target_data": {}})
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """A selector of a user's own, whose settings are its fields."""
+
+    from_row: int = 0
+    needs: tuple[str, ...] = ()
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        rows = np.arange(self.from_row, self.from_row + budget.amount)
+        return Coreset(rows, np.ones(len(rows)), np.zeros(len(rows)))
+
+
+def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
+    found = coreset(Lowest(from_row=3), budget=5, refresh_every=7, k=4)
+    assert found.selector == Lowest(from_row=3)
+    assert (found.refresh_every, found.refresh.k, found.budget) == (7, 4, coreset("random", budget=5).budget)
+    with pytest.raises(ConfigError, match=r"unknown key coreset\.from_row"):
+        coreset(Lowest(), budget=5, from_row=3)
