@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from scale_graph import CASES as GRAPH_CASES
 from scale_greedy import CASES as GREEDY_CASES
+from scale_peers import CASES as PEER_CASES
 from scale_row import Case, Line, exponent
 
-CASES = (*GREEDY_CASES, *GRAPH_CASES)
+CASES = (*GREEDY_CASES, *GRAPH_CASES, *PEER_CASES)
 
 
 def run(case: Case, quick: bool) -> list[Line]:
@@ -33,8 +34,8 @@ def run(case: Case, quick: bool) -> list[Line]:
         return pool.submit(case.run, quick).result()  # a process that dies is an error, never a wait
 
 
-def table(lines: Sequence[Line]) -> Table:
-    shown = Table(title="Steps around the model", title_justify="left")
+def table(lines: Sequence[Line], title: str) -> Table:
+    shown = Table(title=title, title_justify="left")
     for header in ("what", "who", "rows", "seconds", "processor s", "GiB", "came out", "targets", "note"):
         shown.add_column(
             header, justify="right" if header in ("rows", "seconds", "processor s", "GiB") else "left"
@@ -83,8 +84,12 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {machine}, Python {platform.python_version()}")
     for case in chosen:
         print(f"… {case.name}", file=sys.stderr, flush=True)
-        lines += run(case, given.quick)
-    console.print(table(lines))
+        made = run(case, given.quick)
+        console.print(table(made, case.name))  # at once: what is cut later loses nothing of it
+        sys.stdout.flush()
+        lines += made
+    if len(chosen) > 1:
+        console.print(table(lines, "Steps around the model"))
     for told in growth(lines):
         print(told)
     missed = [

@@ -1,22 +1,16 @@
-"""The cases of bench/scale.py about the graph: building it beside peers, mending it, a whole refresh.
+"""The cases of bench/scale.py about the graph: building it, mending it, a whole refresh.
 
-Peers are no dependency: `pip install hnswlib pynndescent`. Rows are synthetic prompts: 2,000 overlapping
+Rows are synthetic prompts: 2,000 overlapping
 topics in 64 groups, 32 directions in d = 256, noise on top.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from scale_files import CASES as FILE_CASES
 from scale_row import Case, Line, Measured, measured
@@ -25,7 +19,7 @@ from coretune import cells, graph
 from coretune.dynamic import empty_pool
 from coretune.refresh import AnchorRefresh
 from coretune.select.grace import Grace
-from coretune.types import Array, Budget, NeighborGraph, Pool, Rows
+from coretune.types import Array, Budget, Pool, Rows
 
 K, WIDTH = 10, 256
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 10_000)
@@ -74,92 +68,12 @@ def building(quick: bool) -> list[Line]:
                 ("at most 6 min", ours.seconds <= 360),
                 ("at most 6 min of processor", ours.busy <= 360),
             )
-        lines.append(_line(ours, n, found, targets))
+        lines.append(graph_line(ours, n, found, targets))
     return lines
 
 
-def peers(quick: bool, n: int = 100_000) -> list[Line]:
-    """The others at one size; where they do not run, the error."""
-    compiled()
-    n = QUICK[-1] if quick else n
-    rows = prompts(n)
-    ours = measured(partial(graph.build, rows, K, seed=0))
-    lines = [_line(ours, n, graph.recall(ours.result, rows, np.random.default_rng(1), JUDGED), ())]
-    known: dict[str, Callable[[Array], Array]] = {
-        "faiss-cpu": _inverted,
-        "hnswlib": _hnswlib,
-        "pynndescent": _pynndescent,
-    }
-    for name, call in known.items():
-        who = f"{name} {version(name)}" if importlib.util.find_spec(name.split("-")[0]) else name
-        if who == name:
-            lines.append(Line(WHAT, who, n, note="not installed", fitted=False))
-            continue
-        if name == "pynndescent":
-            call(rows[:2000])  # its compiling
-        them = measured(partial(call, rows))
-        lists = NeighborGraph(them.result, np.zeros_like(them.result, np.float32), rows)
-        found = graph.recall(lists, rows, np.random.default_rng(1), JUDGED)
-        note = f"{them.busy / ours.busy:.1f} × our processor time"
-        lines.append(replace(_line(them, n, found, (), who), note=note))
-    return lines
-
-
-def million_of_peers(quick: bool) -> list[Line]:
-    return peers(quick, 1_000_000)
-
-
-def _line(m: Measured, n: int, found: float, targets: Any, who: str = "coretune") -> Line:
+def graph_line(m: Measured, n: int, found: float, targets: Any, who: str = "coretune") -> Line:
     return Line(WHAT, who, n, m.seconds, m.busy, m.gib, f"recall {found:.3f}", targets=tuple(targets))
-
-
-def _inverted(rows: Array) -> Array:
-    """FAISS's inverted lists, its probes doubled until 200 rows have recall 0.97; HNSW is hnswlib's line."""
-    count = int(2 ** round(np.log2(4 * np.sqrt(len(rows)))))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(WIDTH), WIDTH, count, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.cp.spherical = 6, True
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 8, 32
-    index.train(rows)
-    index.add(rows)
-    sample = np.random.default_rng(0).choice(len(rows), 200, replace=False)
-    far = faiss.knn(rows[sample], rows, K + 1, metric=faiss.METRIC_INNER_PRODUCT)[0][:, -1:]
-    for index.nprobe in (4, 8, 16, 32, 64, 128):
-        if (index.search(rows[sample], K + 1)[0] >= far - graph.TIE).mean() >= cells.PROBE_RECALL:
-            break
-    home = index.quantizer.search(rows, 1)[1][:, 0]
-    found = np.empty((len(rows), K + 1), np.int64)
-    for at in np.array_split(np.argsort(home, kind="stable"), max(1, len(rows) // 8192)):
-        found[at] = index.search(rows[at], K + 1)[1]
-    return _others(found)
-
-
-def _hnswlib(rows: Array) -> Array:
-    import hnswlib
-
-    index = hnswlib.Index("ip", WIDTH)
-    index.init_index(len(rows), ef_construction=200, M=16, random_seed=0)
-    index.set_num_threads(_threads())
-    index.add_items(rows)
-    index.set_ef(64)
-    return _others(index.knn_query(rows, K + 1)[0].astype(np.int64))
-
-
-def _pynndescent(rows: Array) -> Array:
-    import pynndescent
-
-    made = pynndescent.NNDescent(rows, "dot", n_neighbors=K + 1, random_state=0, n_jobs=_threads())
-    return _others(made.neighbor_graph[0].astype(np.int64))
-
-
-def _others(found: Array) -> Array:
-    """(n, K) int32: without the row itself, or without the last where it is not among them."""
-    own = found == np.arange(len(found))[:, None]
-    own[~own.any(axis=1), -1] = True
-    return found[~own].reshape(len(found), -1).astype(np.int32)
-
-
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 def drift(rows: Array, share: float, rng: np.random.Generator) -> tuple[Rows, Array]:
@@ -285,8 +199,6 @@ def _select_given(folder: Path, n: int) -> str:
 
 CASES: tuple[Case, ...] = (
     Case("graph", building, long=True),
-    Case("graph-peers", peers, long=True),
-    Case("graph-peers-million", million_of_peers, long=True),
     Case("repair", mending, long=True),
     Case("refresh", refreshing, long=True),
     Case("given", given, long=True),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+#: Seconds after which a peer is ended, and what its line says then.
+PEER_LIMIT, CUT = 480.0, "cut: takes longer than this"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Measured:
     seconds: float
     busy: float
     gib: float
+    cut: bool = False  # it was ended before it ended: it takes at least so much, and result is None
 
 
 def measured(call: Callable[[], Any]) -> Measured:
@@ -85,17 +92,63 @@ def measured(call: Callable[[], Any]) -> Measured:
     return Measured(result, seconds, busy, max(most[0], anonymous()) / 2**30)
 
 
+def within(limit: float, prepare: Callable[[], Callable[[], Any]]) -> Measured:
+    """The call that `prepare` returns, run once in a process of its own and ended after `limit` seconds.
+
+    Preparing is not counted. Raises what the call raises, RuntimeError where its process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_prepared, args=(prepare, there))
+    child.start()
+    there.close()
+    try:
+        _told(here)
+        busy = _busy_of(child.pid)
+        if here.poll(limit):
+            return _told(here)
+        return Measured(None, limit, _busy_of(child.pid) - busy, anonymous(child.pid) / 2**30, cut=True)
+    finally:
+        child.kill()
+        child.join()
+
+
+def _prepared(prepare: Callable[[], Callable[[], Any]], told: Connection) -> None:
+    try:
+        call = prepare()
+        told.send(None)
+        told.send(measured(call))
+    except Exception as error:
+        told.send(error)
+
+
+def _told(here: Connection) -> Any:
+    try:
+        told = here.recv()
+    except EOFError:
+        raise RuntimeError("its process died") from None
+    if isinstance(told, Exception):
+        raise told
+    return told
+
+
 def exponent(rows: Sequence[int], seconds: Sequence[float]) -> float:
     """b of seconds = a · rows^b, by least squares of the logarithms."""
     return float(np.polyfit(np.log(rows), np.log(seconds), 1)[0])
 
 
-def anonymous() -> int:
-    """Bytes this process holds that are no file's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def anonymous(pid: int | None = None) -> int:
+    """Bytes this process, or another, holds that are no file's."""
+    lines = Path(f"/proc/{pid or os.getpid()}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def _busy() -> float:
     both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(sum(resource.getrusage(who)[:2]) for who in both)
+
+
+def _busy_of(pid: int | None) -> float:
+    """Processor seconds of a process that runs."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
