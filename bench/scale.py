@@ -24,8 +24,9 @@ from scale_graph import CASES as GRAPH_CASES
 from scale_greedy import CASES as GREEDY_CASES
 from scale_peers import CASES as PEER_CASES
 from scale_row import Case, Line, exponent
+from scale_select import CASES as SELECT_CASES
 
-CASES = (*GREEDY_CASES, *GRAPH_CASES, *PEER_CASES)
+CASES = (*GREEDY_CASES, *GRAPH_CASES, *PEER_CASES, *SELECT_CASES)
 
 
 def run(case: Case, quick: bool) -> list[Line]:

@@ -30,7 +30,7 @@ def corpora(quick: bool) -> list[Line]:
     for n in QUICK if quick else ROWS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pool.jsonl"
-            _write_rows(path, n)
+            write_rows(path, n)
             build = partial(
                 Corpus.build,
                 path,
@@ -49,7 +49,7 @@ def corpora(quick: bool) -> list[Line]:
     return lines
 
 
-def _write_rows(path: Path, n: int) -> None:
+def write_rows(path: Path, n: int) -> None:
     rng = np.random.default_rng(0)
     with path.open("w", encoding="utf-8") as file:
         for i in range(n):

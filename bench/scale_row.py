@@ -143,6 +143,11 @@ def anonymous(pid: int | None = None) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+def resident() -> int:
+    """The most bytes this process ever held in memory, pages of files behind maps included."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _busy() -> float:
     both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(sum(resource.getrusage(who)[:2]) for who in both)
