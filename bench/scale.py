@@ -63,7 +63,7 @@ def growth(lines: Sequence[Line]) -> list[str]:
 
 
 def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return "–" if value is None else f"{value:,.{digits if value >= 1 else 2}f}"
 
 
 def main() -> None:

@@ -39,11 +39,17 @@ def progress(
     leave: bool = False,
     shown: bool = True,
     delay: float = 0.0,
+    initial: int = 0,
 ) -> Progress:
-    """On stderr; nothing at all unless `shown`, and no bar before `delay` seconds."""
+    """On stderr; nothing at all unless `shown`, and no bar before `delay` seconds.
+
+    initial  what was done before, which says nothing of how fast it goes
+    """
     if shown and not sys.stderr.isatty():
-        return Lines(total, desc, unit)
-    bar: Progress = tqdm(total=total, desc=desc, unit=unit, leave=leave, disable=not shown, delay=delay)
+        return Lines(total, desc, unit, initial)
+    bar: Progress = tqdm(
+        total=total, desc=desc, unit=unit, leave=leave, disable=not shown, delay=delay, initial=initial
+    )
     return bar
 
 
@@ -62,17 +68,21 @@ def loops_shown(shown: bool = True) -> Iterator[None]:
 
 
 class _Loops:
-    """A listener: one bar, anew when another loop speaks or the same one begins again."""
+    """A listener: one bar at a time. A loop that goes on after another spoke goes on from where it was."""
 
     def __init__(self) -> None:
         self.bar: Progress | None = None
         self.of: tuple[str, int] | None = None
         self.done = 0
+        self.broken_off: dict[tuple[str, int], int] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.of != (what, total) or done < self.done:
             self.close()
-            self.bar, self.of = progress(total, what, "step", delay=SOON), (what, total)
+            before = self.broken_off.pop((what, total), 0)
+            self.done = before if before <= done else 0  # less than before: another loop of that size
+            self.of = (what, total)
+            self.bar = progress(total, what, "step", delay=SOON, initial=self.done)
         if self.bar is not None:
             self.bar.update(done - self.done)
             self.done = done
@@ -82,6 +92,8 @@ class _Loops:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.of is not None and self.done < self.of[1]:
+            self.broken_off[self.of] = self.done
         self.bar, self.of, self.done = None, None, 0
 
 
@@ -89,9 +101,9 @@ class Lines:
     """`measuring: 512 of 2,000 rows, 340 a second, 4 s left`, at most every SECONDS, and nothing if it is
     over before that: a log file is read by people too."""
 
-    def __init__(self, total: int, desc: str, unit: str) -> None:
+    def __init__(self, total: int, desc: str, unit: str, initial: int = 0) -> None:
         self.total, self.desc, self.unit = total, desc, unit
-        self.done = 0
+        self.done = self.initial = initial
         self.began = self.said = time.monotonic()
 
     def update(self, n: int = 1) -> None:
@@ -108,7 +120,7 @@ class Lines:
         pass
 
     def line(self, seconds: float) -> str:
-        rate = self.done / seconds
+        rate = (self.done - self.initial) / seconds
         left = f"{(self.total - self.done) / rate:,.0f} s left" if rate else "time left unknown"
         speed = f"{rate:,.0f} a second" if rate >= 1 or not rate else f"{1 / rate:,.1f} s each"
         many = "" if self.total == 1 else "s"

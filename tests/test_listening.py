@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from coretune import progress as room
 from coretune.listening import Telling, listening, told
 from coretune.progress import Lines, loops_shown, progress
 from coretune.refresh import AnchorRefresh
+from coretune.select import dense
 from coretune.select.facility_location import FacilityLocation
+from coretune.select.greedy import lazy_greedy
 from coretune.select.gtp import Gtp
 from coretune.select.kcenter import KCenter
+from coretune.select.pairs import PAIR_BYTES
 from coretune.types import Budget, Pool
 
 
@@ -89,6 +93,24 @@ def test_another_loop_and_the_same_one_again_begin_anew(monkeypatch: pytest.Monk
     assert updates == [4, 6, 5, 2]
 
 
+def test_a_loop_that_was_interrupted_goes_on_at_its_own_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """50 in ten seconds, then 30 in ten: not the 80 in ten that one bar after the other might tell."""
+    with clock(monkeypatch, [0.0, 10.0, 20.0, 60.0, 100.0, 110.0]), loops_shown():
+        choosing, passes = told("choosing"), told("all pairs")
+        assert choosing is not None
+        assert passes is not None
+        choosing(50, 200)
+        passes(4, 10)
+        choosing(80, 200)
+    assert capsys.readouterr().err.splitlines() == [
+        "choosing: 50 of 200 steps, 5 a second, 30 s left",
+        "all pairs: 4 of 10 steps, 10.0 s each, 60 s left",
+        "choosing: 80 of 200 steps, 3 a second, 40 s left",
+    ]
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_silence_is_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     heard = Terminal() if terminal else io.StringIO()
@@ -144,6 +166,21 @@ def test_graph_and_choosing_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatc
     built = [(done, total) for what, done, total in heard if what == "graph"]
     assert built
     assert built[-1][0] == built[-1][1]
+
+
+def test_passes_over_all_pairs_tell_before_there_is_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    pool = Pool({"prompt_embedding": rows}, np.ones(60, np.int64), np.zeros(60), np.ones(60, bool))
+    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    monkeypatch.setattr(dense, "TOGETHER", 16)
+    heard: list[tuple[str, int, int]] = []
+    with listening(lambda *said: heard.append(said)):
+        method = FacilityLocation(similarity="dense", embedding="prompt_embedding")
+        method.choose(pool, Budget(7, "rows"), greedy=partial(lazy_greedy, memory=600 * PAIR_BYTES))
+    assert heard[:4] == [("all pairs", done, 4) for done in (1, 2, 3, 4)]
+    assert ("pairs that are left", 60, 60) in heard
+    assert heard[-1] == ("choosing", 7, 7)
 
 
 def test_farthest_first_and_pursuit_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

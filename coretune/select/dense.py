@@ -14,6 +14,7 @@ from typing import TypeVar
 import numba
 import numpy as np
 
+from coretune.listening import Telling, told
 from coretune.types import Array, Rows
 
 #: Pool rows and candidates of one block: 16 MiB of float32, large enough for BLAS to run at speed.
@@ -161,8 +162,10 @@ def spread(call: Callable[[Given], Found], given: Sequence[Given]) -> Iterator[F
 
 
 def _summed(of: Callable[[Given, Rows], Array], parts: Sequence[Given], rows: Rows) -> Array:
-    """(m,) float64 Σ over the parts of what `of` finds of each candidate."""
+    """(m,) float64 Σ over the parts of what `of` finds of each candidate. A pass over many is told of."""
     total = np.zeros(len(rows))
+    steps = len(parts) * -(-len(rows) // TOGETHER)
+    tell = Telling(told("all pairs") if len(rows) >= TOGETHER else None, steps)
     for first in range(0, len(rows), TOGETHER):
         columns = rows[first : first + TOGETHER]
 
@@ -172,6 +175,7 @@ def _summed(of: Callable[[Given, Rows], Array], parts: Sequence[Given], rows: Ro
 
         for found in spread(one, parts):
             total[first : first + TOGETHER] += found
+            tell()
     return total
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from coretune.listening import Telling, told
 from coretune.select.dense import DenseSimilarity, slices, spread
 from coretune.types import Array, Rows
 
@@ -79,6 +80,7 @@ def pairs_left(
     rows, similarity = np.empty(room, np.int32), np.empty(room, np.float32)
     counts = np.zeros(source.n + 1, dtype=np.int64)
     filled = 0
+    tell = Telling(told("pairs that are left"), len(columns))
 
     def of(panel: Rows) -> tuple[Array, Array, Array]:
         return _panel(source, best, demand, panel)
@@ -93,6 +95,7 @@ def pairs_left(
             rows[filled : filled + len(found)] = found
             similarity[filled : filled + len(found)] = close
             filled += len(found)
+            tell(len(panel))
     return filled, Pairs(np.cumsum(counts), rows[:filled], similarity[:filled], source)
 
 
