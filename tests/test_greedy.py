@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from coretune.select import dense
 from coretune.select import lazy as lazy_module
 from coretune.select.craig import Craig
-from coretune.select.dense import cosine_similarity, distance_similarity
+from coretune.select.dense import cosine_similarity, distance_similarity, hold
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.farthest_first import farthest_first
 from coretune.select.grace import Grace
 from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
 from coretune.select.heap import Heap
 from coretune.select.objective import Objective, Picks, coverage_worth
-from coretune.select.pairs import pairs_left
+from coretune.select.pairs import Pairs, pairs_left
 from coretune.select.similarity import GraphSimilarity, Similarity
 from coretune.testing import synthetic_pool
 from coretune.torch_greedy import torch_products
@@ -280,6 +280,7 @@ def test_coverage_worth_is_the_gain_when_picked_and_the_gain_now_otherwise() -> 
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "DENSE_ROWS", 7)
     monkeypatch.setattr(dense, "DENSE_COLUMNS", 3)
+    monkeypatch.setattr(dense, "HELD_ROWS", 11)
 
 
 def unit_rows(n: int, d: int, seed: int, copies: int = 0) -> Array:
@@ -323,12 +324,13 @@ def test_dense_lazy_is_naive_over_many_blocks(kind: str, copies: int) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", ["cosine", "distance"])
-@pytest.mark.parametrize("memory", [0, 2_000, 12_000, 10**6])
+@pytest.mark.parametrize("memory", [0, 2_000, 12_000, 30_000, 10**6])
 def test_what_dense_lazy_may_hold_does_not_change_its_answer(
     kind: str, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing held, pairs from some pick on, pairs at once; bounds lowered at the first occasion."""
+    """Nothing held, pairs from some pick on, all and then pairs; bounds lowered at the first occasion."""
     monkeypatch.setattr(lazy_module, "PATIENCE", 0.01)
+    monkeypatch.setattr(lazy_module, "SPARSE", 4)
     for seed in range(4):
         rng = np.random.default_rng(seed)
         rows, usable = unit_rows(70, 6, seed, copies=10), rng.random(70) < 0.9
@@ -344,7 +346,26 @@ def test_what_dense_lazy_may_hold_does_not_change_its_answer(
             assert held.best == pytest.approx(naive.best, abs=1e-5)
             worth = [coverage_worth(objective, picks, usable) for picks in (held, naive)]
             assert worth[0] == pytest.approx(worth[1], abs=1e-4)
-            assert (held.rest is not None) or memory < 10**6
+            assert isinstance(held.rest, Pairs) or memory < 30_000
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_what_is_held_says_what_the_blocks_say() -> None:
+    """Gains, coverage, losses, nearest picks and pairs that are left, to rounding."""
+    rng = np.random.default_rng(0)
+    source = cosine_similarity(unit_rows(50, 4, 0, copies=5))
+    held, best, demand = hold(source), rng.random(50).astype(np.float32), rng.random(50)
+    assert held.held is not None
+    assert held.held == pytest.approx(source.block(slice(50), slice(50)), abs=1e-6)
+    before, asked, chosen = 0.5 * best, rng.permutation(50)[:11], np.array([3, 30, 8])
+    assert held.gains(best, demand, asked) == pytest.approx(source.gains(best, demand, asked), abs=1e-6)
+    assert held.lost(before, best, demand, asked) == pytest.approx(
+        source.lost(before, best, demand, asked), abs=1e-6
+    )
+    assert held.nearest(chosen).tolist() == source.nearest(chosen).tolist()
+    covered = [best.copy(), best.copy()]
+    assert held.cover(covered[0], demand, 7) == pytest.approx(source.cover(covered[1], demand, 7), abs=1e-6)
+    assert covered[0] == pytest.approx(covered[1], abs=1e-6)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -71,7 +71,7 @@ def test_it_is_the_slow_version(seed, n, tokens, distance, modular):
     second = Objective(objective.similarity.at(np.array(union)), objective.modular[union], 1 / n, demand)
     expected = naive_greedy(second, budget, cost[union], np.ones(len(union), bool))
     np.testing.assert_array_equal(found.indices, np.array(union)[expected.indices])
-    np.testing.assert_allclose(found.gains, expected.gains, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(found.gains, expected.gains, rtol=1e-5, atol=1e-7)  # float32 products
 
 
 @pytest.mark.parametrize("distance", [False, True])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numba
@@ -22,6 +22,8 @@ DENSE_ROWS = 4096
 DENSE_COLUMNS = 1024
 #: Candidates whose gains from every block are held at once.
 TOGETHER = 16 * DENSE_COLUMNS
+#: Rows whose similarities are computed together where all of them are held: half of them are mirrored.
+HELD_ROWS = 1024
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -43,6 +45,7 @@ class DenseSimilarity:
     dimensions  multiplications and additions of one pair
     rounding  what BLAS, which sums in another order at another place of a block, makes of equal rows
               (6.6e-7 between unit rows was the most seen, up to d = 8192)
+    held      (n, n) float32 all similarities, where they fit in memory (`hold`): gains are read off it
     """
 
     n: int
@@ -50,12 +53,16 @@ class DenseSimilarity:
     at: Callable[[Rows], DenseSimilarity]
     dimensions: int
     rounding: float
+    held: Array | None = None
 
     @property
     def width(self) -> int:
         return 32
 
     def gains(self, best: Array, demand: Array, rows: Rows) -> Array:
+        if self.held is not None:
+            return _held_gains(self.held, best, demand, rows, np.float32(self.rounding))
+
         def of(part: slice, columns: Rows) -> Array:
             return _gains(self.block(part, columns), best[part], demand[part], self.rounding)
 
@@ -146,9 +153,26 @@ def distance_similarity(
     return DenseSimilarity(len(features), block, at, features.shape[1], rounding=1e-6 * float(bound))
 
 
-def slices(n: int) -> list[slice]:
+def hold(source: DenseSimilarity) -> DenseSimilarity:
+    """The same with all similarities held: 4 n² bytes, and half a pass to fill them."""
+    n = source.n
+    held = np.empty((n, n), dtype=np.float32)
+
+    def fill(part: slice) -> None:
+        block = source.block(part, slice(part.start, n))
+        held[part, part.start :] = block
+        held[part.stop :, part] = block[:, part.stop - part.start :].T
+
+    def block(rows: At, columns: At) -> Array:
+        return held[rows][:, columns]
+
+    list(spread(fill, slices(n, HELD_ROWS)))
+    return replace(source, block=block, held=held)
+
+
+def slices(n: int, size: int = DENSE_ROWS) -> list[slice]:
     """The rows 0 … n − 1 in blocks."""
-    return [slice(start, min(start + DENSE_ROWS, n)) for start in range(0, n, DENSE_ROWS)]
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def spread(call: Callable[[Given], Found], given: Sequence[Given]) -> Iterator[Found]:
@@ -186,6 +210,19 @@ def _gains(similarity: Array, best: Array, demand: Array, rounding: float) -> Ar
         for j in range(similarity.shape[1]):
             improvement = similarity[v, j] - best[v]  # of an unusable row NaN, which is not > least
             gains[j] += demand[v] * (improvement if improvement > least else np.float32(0.0))
+    return gains
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _held_gains(held: Array, best: Array, demand: Array, rows: Rows, least: np.float32) -> Array:
+    gains = np.empty(rows.shape[0])
+    for position in range(rows.shape[0]):
+        similarity = held[rows[position]]
+        total = 0.0
+        for v in range(similarity.shape[0]):
+            improvement = similarity[v] - best[v]  # of an unusable row NaN, which is not > least
+            total += demand[v] * (improvement if improvement > least else np.float32(0.0))
+        gains[position] = total
     return gains
 
 

@@ -2,13 +2,15 @@
 
 A gain only falls as S grows, so an old gain bounds the one of now, and a candidate is evaluated again only
 when its bound reaches the top of a heap (Minoux, "Accelerated greedy algorithms for maximizing submodular
-set functions", 1978). Between all pairs, where an evaluation reads the whole pool, two things more [choice],
-neither of which changes an answer:
+set functions", 1978). Between all pairs, where an evaluation reads the whole pool, three things more, none of
+which changes an answer [choice]:
 
+- Where all similarities fit the memory they are computed once, and held.
 - While coverage changes a lot, many bounds are loose at once. Then all of them are lowered by what the rows
   whose coverage has changed took from them, which reads those rows only.
 - After m picks about one pair in m can still add anything. As soon as these fit the memory they are gathered
-  in one pass (`pairs.py`), and greedy goes on along them as along a graph.
+  in one pass (`pairs.py`), and greedy goes on along them as along a graph. Of what is held they are gathered
+  when so few are left that reading them is worth it.
 """
 
 from __future__ import annotations
@@ -16,20 +18,30 @@ from __future__ import annotations
 import numpy as np
 
 from coretune.select.chosen import Chosen, winner
-from coretune.select.dense import DenseSimilarity
+from coretune.select.dense import DenseSimilarity, hold
 from coretune.select.heap import Heap
 from coretune.select.pairs import PAIR_BYTES, pairs_left
 from coretune.types import Array, Rows
 
 #: Evaluations of one pick, as a share of what lowering all bounds would cost, after which they are lowered.
 PATIENCE = 0.25
+#: Part of the memory that all similarities may take; the rest is for the pairs that follow.
+HELD = 0.75
+#: One of so many pairs is left when they are gathered from what is held: a gathered one costs as much to read
+#: as some ten of what is held, and gathering as much as reading all of it a few times.
+SPARSE = 32
 
 
 def lazy(chosen: Chosen, rows: Rows, by_cost: bool, memory: int) -> None:
     """Fill `chosen` from candidates `rows` (m,), rising. memory: bytes that pairs may take."""
     tie = chosen.objective.tie
     source = chosen.objective.similarity
-    bounds = Bounds(chosen, source, rows, memory) if isinstance(source, DenseSimilarity) else None
+    bounds = None
+    if isinstance(source, DenseSimilarity):
+        if HELD * memory >= 4 * source.n * source.n:
+            source = hold(source)
+            chosen.go_on_with(source)
+        bounds = Bounds(chosen, source, rows, memory)
     if bounds is not None and bounds.narrow(chosen):
         bounds = None
     heap = Heap(rows, chosen.worth(rows, by_cost) if bounds is None else bounds.first(chosen, by_cost))
@@ -52,6 +64,8 @@ class Bounds:
         self._gains = np.zeros(source.n)  # of coverage alone
         self._then = chosen.best.copy()
         self._most_pairs = memory // PAIR_BYTES
+        if source.held is not None:
+            self._most_pairs = min((memory - source.held.nbytes) // PAIR_BYTES, source.held.size // SPARSE)
         self._look_at = 0  # picks at which pairs are counted again
         # What BLAS may make of one similarity, when it was added and again when it was taken off.
         self._slack = 4.0 * source.rounding * float(chosen.objective.demand.sum())
@@ -63,7 +77,7 @@ class Bounds:
 
     def too_loose(self, chosen: Chosen, evaluated: int) -> bool:
         """Whether so many evaluations cost a good part of lowering all bounds."""
-        if evaluated < self._source.width:
+        if evaluated < self._source.width or self._source.held is not None:
             return False
         changed = int(np.count_nonzero(chosen.best > self._then))
         return changed > 0 and evaluated * self._source.n > PATIENCE * changed * len(self._rows)
