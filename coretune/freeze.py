@@ -268,7 +268,8 @@ def _write_frozen(raw: datasets.Dataset, encoded: datasets.Dataset, order: list[
             table = table.append_column("input_ids", tokens)
             table = table.append_column("labels", pa.ListArray.from_arrays(tokens.offsets, pa.array(labels)))
             table = table.append_column("example_id", pa.array(np.arange(start, start + len(rows))))
-            table = table.append_column("record", raw[rows]["record"])
+            # Rows taken here and there are a chunk each, and so would the block be on disk.
+            table = table.append_column("record", raw[rows]["record"].combine_chunks())
             writer.write_table(table.select(FROZEN.names).cast(FROZEN))
 
 

@@ -81,6 +81,7 @@ def test_members_agree_with_one_another(corpus: Corpus, tokenizer: Any) -> None:
         assert tokenizer.decode(tokens[i][at:]) == record["completion"] + "</s>\n"
         assert (labels[i][:at] == -100).all()
         assert (labels[i][at:] == tokens[i][at:]).all()
+    assert len(corpus.dataset.data.table["input_ids"].chunks) == 3  # a block each, not a row
     full = [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
         for row in make_rows(2500)
