@@ -130,6 +130,7 @@ def refreshing(quick: bool) -> list[Line]:
     come back turned by about 14°, every fifth by twice that, so that 1 % of the pool drifted.
     """
     compiled()
+    _refresh(*_before_a_refresh(2_000), {})
     lines = []
     for n in QUICK if quick else SIZES:
         steps: dict[str, Measured] = {}

@@ -65,10 +65,10 @@ def _given(folder: Path, n: int) -> Iterator[None]:
     drawn |= {"gradient": rng.standard_normal((n, WIDTH), np.float32), "loss": rng.random(n, np.float32)}
     for name in list(drawn):
         np.save(folder / f"{name}.npy", drawn.pop(name))
-    signals = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
 
     def seen(look: FirstLook, rows: Rows) -> Mapping[str, Array]:
-        return {name: np.array(signals[name][rows]) for name in look.look.signals}
+        """Through maps that are gone at once: they are no part of what the command holds."""
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[rows] for name in look.look.signals}
 
     looking, FirstLook.__call__ = FirstLook.__call__, seen
     try:
