@@ -22,8 +22,8 @@ DENSE_ROWS = 4096
 DENSE_COLUMNS = 1024
 #: Candidates whose gains from every block are held at once.
 TOGETHER = 16 * DENSE_COLUMNS
-#: Rows whose similarities are computed together where all of them are held: half of them are mirrored.
-HELD_ROWS = 1024
+#: Rows of one block where all similarities are held: so few that its memory is used again for the next one.
+HELD_ROWS = 256
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
