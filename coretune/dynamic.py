@@ -9,44 +9,23 @@ with random rows, so that gradients mean something; then a coreset is chosen, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from coretune import graph
 from coretune.approximation import compare
 from coretune.ledger import Ledger, Round, overlap
+from coretune.looking import Looked, Meter, look, look_around, meter_of, select
 from coretune.order import round_order
 from coretune.schedule import Clock, CoresetConfig
 from coretune.state import State
-from coretune.types import Array, Coreset, Measure, Pool, Rows, Valued
+from coretune.types import Array, Coreset, Pool, Rows, Valued
 
 # (n,) int32 feature kept here: number of the coreset that last trained on a row; 0 = warm-up, -1 = none
 TRAINED_AT = "trained_at"
 NO_SELECTION = -1
-LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
-
-
-#: Rows, and name -> (m, ...) signals of them.
-Shown = tuple[Rows, Mapping[str, Array]]
-
-
-@dataclass(frozen=True)
-class Meter:
-    """The door to the model, and what a look through it costs.
-
-    references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
-                once a refresh, its FLOPs in those of a look
-    harvested   rows that training has shown since the last refresh, and what of them (with `harvest`)
-    first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
-    """
-
-    measure: Measure
-    flops: Callable[[Rows], float]
-    references: Callable[[], Mapping[str, Array]] = dict
-    harvested: Callable[[], Shown] | None = None
-    first: Meter | None = None
 
 
 def empty_pool(cost: Array) -> Pool:
@@ -139,104 +118,23 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool = state.pool
-    rows: Rows = np.zeros(0, np.int64)
-    harvested = 0
+    looked = Looked(pool, pool, np.zeros(0, np.int64), 0)
     figures: dict[str, float] = {}
     if config.needs:
-        pool, rows, harvested = _measure(config, state, meter, ledger)
-        figures |= {"rows_harvested": float(harvested)} if config.refresh.harvest else {}
-        if config.refresh_every == "adaptive" and _settled(config, state, pool, rows):
+        looked = look_around(config, state, meter, ledger)
+        pool = looked.pool
+        figures |= {"rows_harvested": float(looked.harvested)} if config.refresh.harvest else {}
+        if config.refresh_every == "adaptive" and _settled(config, state, pool, looked.rows):
             return replace(state, pool=pool)
         with ledger.phase("graph"):
             figures |= _graph_figures(config, state, pool)
-    coreset = _select(config, pool, state.round, ledger)
+    coreset = select(config, looked.choosing, state.round, ledger)
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)
-    looked, chosen = len(rows) - harvested, len(coreset.indices)
-    ledger.add_round(Round(state.round, looked, chosen, seconds, same, figures, coreset.figures))
+    measured, chosen = len(looked.rows) - looked.harvested, len(coreset.indices)
+    ledger.add_round(Round(state.round, measured, chosen, seconds, same, figures, coreset.figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
-
-
-def _measure(
-    config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger
-) -> tuple[Pool, Rows, int]:
-    """The pool after this refresh's exact looks, the rows it knows exactly, and how many of them by harvest.
-
-    With anchors "candidates" [choice]: choose, look at those chosen that are `unsure`, absorb what that
-    tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So
-    what is trained on was looked at not long before, and what turns out contradicted gives way.
-    """
-    rng = np.random.default_rng([config.seed, state.round, 3])
-    meter = _meter_of(meter, state.pool)
-    state = replace(state, pool=_with_references(state.pool, meter, ledger))
-    rows, fresh = _harvest(config, state, meter, ledger)
-    harvested = len(rows)
-    if config.refresh.anchors != "candidates" or not state.selections:
-        more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
-        rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
-        return _absorb(config, state, rows, fresh, ledger), rows, harvested
-    pool = _absorb(config, state, rows, fresh, ledger)
-    for _ in range(LOOKS):
-        chosen = _select(config, pool, state.round, ledger).indices
-        more = np.setdiff1d(_unsure(config, pool, chosen, state.round), rows)
-        if len(more) == 0:
-            break
-        rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
-        pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
-    return pool, rows, harvested
-
-
-def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:
-    """Chosen rows to look at first; all of them where the adaptive test is to read what has changed."""
-    return chosen if config.refresh_every == "adaptive" else config.refresh.unsure(pool, chosen, round)
-
-
-def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledger) -> Shown:
-    """What is known of some rows, and what a look at `more` finds."""
-    rows, fresh = known
-    if not len(more) and fresh:
-        return known
-    found = _look(meter, pool, more, ledger, "measurement")
-    fresh = {name: np.concatenate([fresh[name], v]) if fresh else v for name, v in found.items()}
-    return np.concatenate([rows, more]), fresh
-
-
-def _harvest(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Shown:
-    """Usable rows that training has shown since the last refresh; their FLOPs were those of training."""
-    if not config.refresh.harvest or not state.selections:
-        return np.zeros(0, np.int64), {}
-    if meter.harvested is None:
-        raise ValueError("harvest is on, and this trainer's meter has no harvest: set harvest to false")
-    rows, signals = meter.harvested()
-    good = state.pool.usable[rows]
-    tokens = int(state.pool.cost[rows[good]].sum())
-    ledger.add("measurement", rows=int(good.sum()), tokens=tokens, flops=0.0)
-    return rows[good], {name: value[good] for name, value in signals.items()}
-
-
-def _absorb(
-    config: CoresetConfig, state: State, rows: Rows, fresh: Mapping[str, Array], ledger: Ledger
-) -> Pool:
-    with ledger.phase("graph"):
-        return config.refresh.absorb(state.pool, rows, fresh, state.round)
-
-
-def _meter_of(meter: Meter | None, pool: Pool) -> Meter:
-    """The one to look through now; the first look has its own where there is one."""
-    if meter is None:
-        raise ValueError("this method measures the pool, so it needs a model to measure with")
-    return meter.first if meter.first is not None and (pool.measured_at < 0).all() else meter
-
-
-def _with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
-    with ledger.phase("measurement"):
-        return replace(pool, references=meter.references())
-
-
-def _look(meter: Meter, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
-    with ledger.phase(phase, rows=len(rows), tokens=int(pool.cost[rows].sum()), flops=meter.flops(rows)):
-        return meter.measure(rows)
 
 
 def _settled(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> bool:
@@ -270,12 +168,6 @@ def _graph_figures(config: CoresetConfig, state: State, pool: Pool) -> dict[str,
     return figures
 
 
-def _select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:
-    with ledger.phase("selection"):
-        rng = np.random.default_rng([config.seed, round, 4])
-        return config.select(pool, config.budget.resolve(pool), rng)
-
-
 def _audit(
     config: CoresetConfig, state: State, pool: Pool, coreset: Coreset, meter: Meter | None, ledger: Ledger
 ) -> Mapping[str, float]:
@@ -287,7 +179,7 @@ def _audit(
     refresh, selector = config.refresh, config.selector
     with ledger.phase("other"):
         everyone = np.flatnonzero(state.pool.usable)
-        fresh = _look(_meter_of(meter, pool), pool, everyone, ledger, "other")
+        fresh = look(meter_of(meter, pool), pool, everyone, ledger, "other")
         oracle = replace(refresh, anchors="all", repair="rebuild")
         exact = oracle.absorb(state.pool, everyone, fresh, state.round)
         rng = np.random.default_rng([config.seed, state.round, 4])

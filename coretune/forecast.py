@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coretune import dynamic
-from coretune.dynamic import Meter
 from coretune.ledger import Ledger
+from coretune.looking import Meter
 from coretune.refresh import UNIT
 from coretune.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows

@@ -136,7 +136,7 @@ def audits_of(selections: int, every: int | None) -> int:
 def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) -> dict[str, Cost]:
     """Costs by phase. measures: whether the method looks at anything."""
     later = max(0, work.selections - 1)
-    looked = work.look.scaled(rehearsal.later.rows / work.pool_rows)
+    looked = work.look.scaled(min(1.0, rehearsal.later.rows / max(1, work.look.rows)))
     phases = {name: Cost() for name in PHASES}
     if work.warmup.rows:
         phases["warm-up"] = _cost(work.warmup, work.warmup.flops * rates.training_flop)

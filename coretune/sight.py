@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coretune.dynamic import Meter
 from coretune.graph import check_k
 from coretune.identity import model_parts, rows_fingerprint, snapshot_fingerprint
 from coretune.look import FirstLook, Look, StoredLook, Target
+from coretune.looking import Meter
 from coretune.measure.bases import refuse_live
 from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.moments import Moments
@@ -27,7 +27,9 @@ from coretune.refusals import refuse_first_fsdp
 from coretune.run_files import SIGNALS, TEACHER
 from coretune.run_harvest import RunHarvest
 from coretune.schedule import default_measuring
+from coretune.store import BLOCK
 from coretune.teacher import Lesson, School, refuse_school, teach
+from coretune.twins import Twins
 from coretune.types import Measure, Rows, Taught
 
 
@@ -125,9 +127,11 @@ class Sight:
         kept = Kept(lambda: int(self.trainer.state.global_step))
         later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
+        twins = Twins.of(self.trainer.pool_rows.tokens, self.trainer.pool_rows.prompt_length)
+        in_block = twins.within(BLOCK)  # the first look goes, and is kept, block by block
         stored = StoredLook(
             first,
-            self._door("first look", first),
+            in_block.sharing(self._door("first look", first)),
             self._everywhere("first look is over", first.close),
             signals_dir,
             self._parts,
@@ -138,6 +142,7 @@ class Sight:
             stored,
             lambda rows: cost.measurement(rows, snapshots),
             self._everywhere("first references", first.look.references),
+            twins=in_block,
         )
         references = self._everywhere("references", later.references)
 
@@ -145,7 +150,8 @@ class Sight:
             """Of a look, without those of references that an earlier one of this refresh has measured."""
             return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
 
-        return Meter(self._door("look", later), later_flops, references, self._harvested(), begin)
+        look = twins.sharing(self._door("look", later))
+        return Meter(look, later_flops, references, self._harvested(), twins, begin)
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""

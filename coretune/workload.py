@@ -76,8 +76,9 @@ def look(trainer: Any, rows: Rows, first: bool) -> Work:
     meter = trainer.meter
     if meter is None:
         return Work(0, 0, 0.0)
-    flops = (meter.first or meter if first else meter).flops(rows)
-    return Work(len(rows), int(trainer.pool_rows.length[rows].sum()), flops)
+    meter = meter.first or meter if first else meter
+    rows = meter.distinct(rows)
+    return Work(len(rows), int(trainer.pool_rows.length[rows].sum()), meter.flops(rows))
 
 
 def _held_out(trainer: Any) -> Work:

@@ -14,9 +14,9 @@ from tiny_run import coreset_config, trainer
 
 from coretune import dynamic
 from coretune.budget import parse_budget
-from coretune.dynamic import Meter
 from coretune.forecast import Looks, Moved, forecast
 from coretune.ledger import Ledger
+from coretune.looking import Meter
 from coretune.plan import selections_of
 from coretune.probe import ages_of
 from coretune.rehearsal import Choosing, Rehearsal, looking_at

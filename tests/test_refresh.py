@@ -322,6 +322,7 @@ def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
         ({"beta": 2}, "beta is 2"),
         ({"delta": -1}, "delta is -1"),
         ({"k": 0}, "k is 0"),
+        ({"look_again": 0.5}, "look_again is 0.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:

@@ -1,0 +1,167 @@
+"""Whom a refresh looks at, and what is known of the pool when it is over.
+
+anchors planned ─► look ─► absorb                                    priority, random, all, trained
+choose ─► look at those chosen that are unsure ─► absorb ─► choose   candidates: till all are sure
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coretune.ledger import Ledger
+from coretune.refresh import UNIT
+from coretune.schedule import CoresetConfig
+from coretune.state import State
+from coretune.twins import Twins
+from coretune.types import Array, Coreset, Measure, Pool, Rows
+
+LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
+
+#: Rows, and name -> (m, ...) signals of them.
+Shown = tuple[Rows, Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Meter:
+    """The door to the model, and what a look through it costs.
+
+    references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
+                once a refresh, its FLOPs in those of a look
+    harvested   rows that training has shown since the last refresh, and what of them (with `harvest`)
+    twins       rows that `measure` looks at once, and knows all of them by it; None: it looks at each
+    first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
+    """
+
+    measure: Measure
+    flops: Callable[[Rows], float]
+    references: Callable[[], Mapping[str, Array]] = dict
+    harvested: Callable[[], Shown] | None = None
+    twins: Twins | None = None
+    first: Meter | None = None
+
+    def together(self, rows: Rows) -> Rows:
+        """These rows, and those that a look at them tells of too."""
+        return rows if self.twins is None else self.twins.together(rows)
+
+    def distinct(self, rows: Rows) -> Rows:
+        """Those of these rows that a look at all of them passes through the model."""
+        return rows if self.twins is None else self.twins.distinct(rows)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """After a refresh's looks.
+
+    pool       as it is known now
+    choosing   the same for the selection that follows
+    rows       those known exactly; `harvested` of them by what training has shown
+    """
+
+    pool: Pool
+    choosing: Pool
+    rows: Rows
+    harvested: int
+
+
+def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> Looked:
+    """The pool after this refresh's exact looks.
+
+    With anchors "candidates" [choice]: choose, look at those chosen that are `unsure`, absorb what that
+    tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So
+    what is trained on was looked at not long before, and what turns out contradicted gives way.
+    """
+    rng = np.random.default_rng([config.seed, state.round, 3])
+    meter = meter_of(meter, state.pool)
+    state = replace(state, pool=_with_references(state.pool, meter, ledger))
+    rows, fresh = _harvest(config, state, meter, ledger)
+    harvested = len(rows)
+    if config.refresh.anchors != "candidates" or not state.selections:
+        more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
+        rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
+        pool = _absorb(config, state, rows, fresh, ledger)
+        return Looked(pool, pool, rows, harvested)
+    pool = _absorb(config, state, rows, fresh, ledger)
+    for _ in range(LOOKS):
+        chosen = select(config, _placed(pool, state.pool), state.round, ledger).indices
+        more = np.setdiff1d(_unsure(config, pool, chosen, state.round), rows)
+        if len(more) == 0:
+            break
+        rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
+        pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
+    return Looked(pool, _placed(pool, state.pool), rows, harvested)
+
+
+def look(meter: Meter, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
+    """Signals of `rows`, and their cost in the ledger."""
+    paid = meter.distinct(rows)
+    with ledger.phase(phase, rows=len(paid), tokens=int(pool.cost[paid].sum()), flops=meter.flops(paid)):
+        return meter.measure(rows)
+
+
+def meter_of(meter: Meter | None, pool: Pool) -> Meter:
+    """The one to look through now; the first look has its own where there is one."""
+    if meter is None:
+        raise ValueError("this method measures the pool, so it needs a model to measure with")
+    return meter.first if meter.first is not None and (pool.measured_at < 0).all() else meter
+
+
+def select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:
+    with ledger.phase("selection"):
+        rng = np.random.default_rng([config.seed, round, 4])
+        return config.select(pool, config.budget.resolve(pool), rng)
+
+
+def _placed(pool: Pool, before: Pool) -> Pool:
+    """The pool with every row at the place it had before this refresh's looks, embeddings and graph.
+
+    [choice] A row that was looked at moves away from neighbours that were not, so it stands for less of the
+    pool than before, and the next choice would prefer rows nobody has looked at. With all in their places it
+    differs from the last one where a row gave way, and hardly anywhere else.
+    """
+    places = {name: value for name, value in before.features.items() if name.endswith(UNIT)}
+    return replace(pool, features={**pool.features, **places}, graph=before.graph)
+
+
+def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:
+    """Chosen rows to look at first; all of them where the adaptive test is to read what has changed."""
+    return chosen if config.refresh_every == "adaptive" else config.refresh.unsure(pool, chosen, round)
+
+
+def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledger) -> Shown:
+    """What is known of some rows, and what a look at `more` finds, of these and of their equals."""
+    rows, fresh = known
+    if not len(more) and fresh:
+        return known
+    more = np.setdiff1d(meter.together(more), rows)
+    more = more[pool.usable[more]]
+    found = look(meter, pool, more, ledger, "measurement")
+    fresh = {name: np.concatenate([fresh[name], v]) if fresh else v for name, v in found.items()}
+    return np.concatenate([rows, more]), fresh
+
+
+def _harvest(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Shown:
+    """Usable rows that training has shown since the last refresh; their FLOPs were those of training."""
+    if not config.refresh.harvest or not state.selections:
+        return np.zeros(0, np.int64), {}
+    if meter.harvested is None:
+        raise ValueError("harvest is on, and this trainer's meter has no harvest: set harvest to false")
+    rows, signals = meter.harvested()
+    good = state.pool.usable[rows]
+    tokens = int(state.pool.cost[rows[good]].sum())
+    ledger.add("measurement", rows=int(good.sum()), tokens=tokens, flops=0.0)
+    return rows[good], {name: value[good] for name, value in signals.items()}
+
+
+def _absorb(
+    config: CoresetConfig, state: State, rows: Rows, fresh: Mapping[str, Array], ledger: Ledger
+) -> Pool:
+    with ledger.phase("graph"):
+        return config.refresh.absorb(state.pool, rows, fresh, state.round)
+
+
+def _with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
+    with ledger.phase("measurement"):
+        return replace(pool, references=meter.references())

@@ -1,0 +1,78 @@
+"""Equal rows: the same tokens, the same prompt. The model says the same of them, so one look is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from coretune.types import Array, Measure, Rows
+
+BLOCK = 4096  # rows whose tokens are held at once
+DIGEST = 16  # bytes
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Which rows of a pool are equal.
+
+    first  (n,) int64  the lowest row that is equal to each; a row without an equal is its own
+    """
+
+    first: Rows
+
+    @classmethod
+    def of(cls, tokens: Callable[[Rows], Sequence[Array]], prompt_length: Array) -> Twins:
+        """By a digest of each row's tokens and prompt length: 128 bits, so no two rows are mixed up.
+
+        tokens         some rows' tokens
+        prompt_length  (n,)
+        """
+        n = len(prompt_length)
+        digests = np.empty(n, f"S{DIGEST + 1}")
+        for begin in range(0, n, BLOCK):
+            block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
+            prompts = prompt_length[block].tolist()
+            digests[block] = [
+                # numpy takes zeros off the end of a text
+                blake2b(np.array([prompt, *ids], "<i8").tobytes(), digest_size=DIGEST).digest() + b"."
+                for prompt, ids in zip(prompts, tokens(block), strict=True)
+            ]
+        _, lowest, of = np.unique(digests, return_index=True, return_inverse=True)
+        return cls(lowest[of.reshape(-1)].astype(np.int64))
+
+    def within(self, block: int) -> Twins:
+        """Equal rows of the same block of so many rows; those of different blocks count as different."""
+        key = np.stack([self.first, np.arange(len(self.first)) // block])
+        _, lowest, of = np.unique(key, axis=1, return_index=True, return_inverse=True)
+        return Twins(lowest[of.reshape(-1)].astype(np.int64))
+
+    def together(self, rows: Rows) -> Rows:
+        """These rows and all that are equal to one of them, rising."""
+        return np.flatnonzero(np.isin(self.first, self.first[rows])).astype(np.int64)
+
+    def distinct(self, rows: Rows) -> Rows:
+        """Of each group of equal rows among these the one that comes first, in the order given."""
+        return rows[np.sort(self._places(rows)[0])]
+
+    def sharing(self, measure: Measure) -> Measure:
+        """The measurement that looks at one row of each group of equals, and tells all what it finds."""
+
+        def shared(rows: Rows) -> Mapping[str, Array]:
+            rows = np.asarray(rows, np.int64)
+            places, of = self._places(rows)
+            if len(places) == len(rows):
+                return measure(rows)
+            order = np.argsort(places)
+            rank = np.empty(len(order), np.int64)
+            rank[order] = np.arange(len(order))
+            return {name: value[rank[of]] for name, value in measure(rows[places[order]]).items()}
+
+        return shared
+
+    def _places(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Where each group's first row stands in `rows`, and (m,) the group of each of them."""
+        _, places, of = np.unique(self.first[rows], return_index=True, return_inverse=True)
+        return places.astype(np.int64), of.reshape(-1).astype(np.int64)

@@ -1,0 +1,54 @@
+"""Equal rows are looked at once, and each of them is told what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coretune.twins import Twins
+from coretune.types import Array, Rows
+
+Text = tuple[int, list[int]]  # prompt length, tokens
+
+
+def twins_of(texts: list[Text]) -> Twins:
+    prompts = np.array([prompt for prompt, _ in texts])
+    return Twins.of(lambda rows: [np.array(texts[row][1]) for row in rows], prompts)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=3)), min_size=1))
+def test_the_lowest_equal_row(texts: list[Text]) -> None:
+    assert twins_of(texts).first.tolist() == [texts.index(one) for one in texts]
+
+
+@pytest.mark.parametrize("other", [(1, [3, 4, 5]), (2, [3, 4]), (2, [3, 4, 0]), (2, [0, 3, 4])])
+def test_another_prompt_or_a_token_more_is_another_row(other: Text) -> None:
+    twins = twins_of([(2, [3, 4, 5]), other, (2, [3, 4, 5])])
+    assert twins.first.tolist() == [0, 1, 0]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_each_group_is_measured_once_and_all_get_its_values(kinds: list[int], draw: object) -> None:
+    first = np.array([kinds.index(kind) for kind in kinds])
+    twins, asked = Twins(first), np.random.default_rng(len(kinds)).permutation(len(kinds))
+    seen: list[int] = []
+
+    def measure(rows: Rows) -> Mapping[str, Array]:
+        seen.extend(rows.tolist())
+        return {"kind": np.array(kinds)[rows], "pair": np.array(kinds)[rows][:, None] * [1, 2]}
+
+    found = twins.sharing(measure)(asked)
+    assert found["kind"].tolist() == [kinds[row] for row in asked]
+    assert found["pair"].tolist() == [[kinds[row], 2 * kinds[row]] for row in asked]
+    assert len(seen) == len(set(kinds))
+    assert seen == twins.distinct(asked).tolist()
+
+
+def test_blocks_part_equal_rows() -> None:
+    twins = Twins(np.array([0, 0, 2, 0, 0, 2]))
+    assert twins.within(3).first.tolist() == [0, 0, 2, 3, 3, 5]
+    assert twins.together(np.array([3])).tolist() == [0, 1, 3, 4]
