@@ -11,7 +11,12 @@ from coretune.select.importance import scaled
 from coretune.testing import synthetic_pool
 from coretune.types import Budget, Coreset, Pool
 
-OBJECTIVE_ALONE = {"agreement_below": 0.0, "copies": 2.0, "rest": 0}  # every usable row is a candidate
+OBJECTIVE_ALONE = {
+    "agreement_below": 0.0,
+    "copies": 2.0,
+    "rest": 0,
+    "demand": "equal",
+}  # every usable row is a candidate
 
 
 def plain(**settings: object) -> Grace:
@@ -67,6 +72,29 @@ def test_the_reasons_add_up_to_the_gains() -> None:
     assert total[left_out].max() <= coreset.gains.min()  # why they were left out
     assert coreset.reasons["covered"][coreset.indices].tolist() == [1.0] * 9
     assert not total[~POOL.usable].any()
+
+
+def test_demand_leads_to_where_the_losses_are_high() -> None:
+    """By the neighbours' median: neither a row's own loss counts, nor one loud neighbour."""
+    losses = np.full(POOL.n, 0.5, np.float32)
+    assert POOL.graph is not None
+    centre = int(USABLE[0])
+    losses[POOL.graph.neighbors[centre]] = 5.0
+    pool = dataclasses.replace(POOL, features={**POOL.features, "loss": losses})
+    around = [
+        np.median([losses[j] for j in row if j >= 0 and POOL.usable[j]] or [losses[v]])
+        for v, row in enumerate(POOL.graph.neighbors)
+    ]
+    demand = np.where(POOL.usable, np.array(around) + 0.02, 0)
+    demand /= demand[USABLE].mean()
+    embedding = POOL.features["prompt_embedding"]
+    cosine = np.maximum(0, embedding[USABLE] @ embedding[USABLE].T) * demand[USABLE][:, None]
+    chosen = selected(plain(lambda_=0.0, similarity="dense", demand="loss"), pool)
+    assert chosen.indices[0] == USABLE[cosine.sum(axis=0).argmax()]
+    assert chosen.gains[0] == pytest.approx(cosine.sum(axis=0).max() / len(USABLE), rel=1e-5)
+    losses[centre] = 500.0  # alone in being wrong
+    louder = selected(plain(lambda_=0.0, similarity="dense", demand="loss"), pool)
+    assert louder.indices.tolist() == chosen.indices.tolist()
 
 
 def test_the_mean_term_brings_coverage_to_the_fore() -> None:
@@ -159,6 +187,7 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
 def test_needs_names_what_its_settings_read() -> None:
     assert plain(lambda_=0.0).needs == ("prompt_embedding",)
     assert plain(lambda_=0.5).needs == ("gradient_norm", "prompt_embedding")
+    assert plain(lambda_=0.0, demand="loss").needs == ("loss", "prompt_embedding")
     assert plain(lambda_=0.5, importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
     assert set(Grace().needs) >= {"gradient", "loss", "response_embedding", "prompt_embedding"}
 
@@ -172,6 +201,7 @@ def test_needs_names_what_its_settings_read() -> None:
         ({"similarity": "hamming"}, "'hamming'; there are graph, dense"),
         ({"cutoff": 1.0}, "0 <= cutoff < 1"),
         ({"rest": -1}, "rest -1"),
+        ({"demand": "high"}, "'high' is unknown; there are loss, equal"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error(settings: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
-from coretune.select.importance import contradicted, cut_off, importance, scaled
+from coretune.select.importance import contradicted, cut_off, importance, regional_loss, scaled
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
@@ -26,12 +26,15 @@ class Grace:
     arXiv:2604.11810, 2026. [paper] representation diversity is combined with gradient-based importance;
     [choice] so:
 
-        F(S) = λ Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
+        F(S) = λ Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v d_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
 
-    over the N usable rows v, by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405 for tokens
-    (`greedy.py`), best among the candidates below. Weights are 1.
+    over the N usable rows v, the d_v of mean 1, by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405
+    for tokens (`greedy.py`), best among the candidates below. Weights are 1.
 
     lambda_          in [0, 1]; 0 = coverage alone
+    demand           what covering row v is worth [choice]: "loss", d_v ∝ the median loss of v's neighbours in
+                     the graph, so that the coreset goes where the model still errs; a wrong response does not
+                     move the median of those around it, as it would move an importance of its own. "equal"
     importance       a name of `importance.IMPORTANCES`
     importance_term  "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
                      "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
@@ -59,6 +62,7 @@ class Grace:
     """
 
     lambda_: float = 0.0
+    demand: str = "loss"
     importance: str = "gradient_norm"
     importance_term: str = "mean"
     agreement_below: float = 0.7
@@ -78,6 +82,8 @@ class Grace:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
         if self.rest < 0:
             raise ValueError(f"rest {self.rest} is no number of coresets: give 0 or more")
+        if self.demand not in ("loss", "equal"):
+            raise ValueError(f"demand {self.demand!r} is unknown; there are loss, equal")
         if self.importance_term not in ("sum", "mean"):
             raise ValueError(f"importance_term {self.importance_term!r} is unknown; there are sum, mean")
 
@@ -86,7 +92,8 @@ class Grace:
         cutting = importance(self.cutoff_by).needs if self._looks_for_noise else ()
         copies = ("response_embedding",) if self.copies <= 1 else ()
         weighing = importance(self.importance).needs if self.lambda_ else ()
-        return tuple(dict.fromkeys((*weighing, *cutting, *copies, self.embedding)))
+        demanding = ("loss",) if self.demand == "loss" else ()
+        return tuple(dict.fromkeys((*weighing, *demanding, *cutting, *copies, self.embedding)))
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
@@ -130,8 +137,16 @@ class Grace:
             similarity=pool_similarity(pool, self.similarity, self.embedding, products),
             modular=modular,
             scale=(1.0 - self.lambda_) / pool.usable.sum(),
-            demand=pool.usable.astype(np.float64),
+            demand=self._demand(pool),
         )
+
+    def _demand(self, pool: Pool) -> Array:
+        """(n,) float64 d_v, of mean 1 over the usable rows, 0 for the others."""
+        demand = pool.usable.astype(np.float64)
+        if self.demand == "loss":
+            demand *= regional_loss(pool)
+            demand /= demand[pool.usable].mean()
+        return demand
 
     def _held_back(self, pool: Pool, budget: Budget) -> tuple[Array, Array]:
         """(n,) the noise score and (n,) why a row may not be chosen; 0 = it may."""

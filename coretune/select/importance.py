@@ -15,6 +15,8 @@ import numpy as np
 from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
+LEAST_LOSS = 0.02  # nats a token [choice]
+
 
 @dataclass(frozen=True)
 class Importance:
@@ -89,11 +91,16 @@ def contradicted(pool: Pool, agreement_below: float, loss_above: float) -> Array
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. Either clue alone is met by those too; together they are met by few (LOG.md). The losses are
-    compared with 0.02 nats added, below which a ratio means nothing.
+    compared with `LEAST_LOSS` added, below which a ratio means nothing.
     """
     agreement, own = _signal(pool, "agreement"), _signal(pool, "loss")
     alone = agreement < agreement_below * np.median(agreement[pool.usable])
-    return pool.usable & alone & (own + 0.02 > loss_above * (_around(pool, own) + 0.02))
+    return pool.usable & alone & (own + LEAST_LOSS > loss_above * regional_loss(pool))
+
+
+def regional_loss(pool: Pool) -> Array:
+    """(n,) float64 > 0: the median loss of each row's usable graph neighbours, and LEAST_LOSS."""
+    return _around(pool, _signal(pool, "loss")) + LEAST_LOSS
 
 
 def uniform(pool: Pool) -> Array:
