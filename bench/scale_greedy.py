@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from scale_row import CUT, PEER_LIMIT, Case, Line, Measured, measured, within
+from scale_row import CUT, PEER_LIMIT, Case, Line, Measured, best, measured, within
 from scipy import sparse
 
 from coretune.select.dense import DenseSimilarity, cosine_similarity
@@ -68,10 +68,15 @@ def objective_of(similarity: Similarity) -> Objective:
     return Objective(similarity, np.zeros(similarity.n), 1.0 / similarity.n, np.ones(similarity.n))
 
 
-def greedy(engine: Callable[..., object], similarity: Similarity, picks: int) -> Measured:
+def greedy(
+    engine: Callable[..., object],
+    similarity: Similarity,
+    picks: int,
+    run: Callable[[Callable[[], object]], Measured] = measured,
+) -> Measured:
     n = similarity.n
     everyone, tokens = np.ones(n, dtype=bool), np.ones(n, dtype=np.int64)
-    return measured(lambda: engine(objective_of(similarity), Budget(picks), tokens, everyone))
+    return run(lambda: engine(objective_of(similarity), Budget(picks), tokens, everyone))
 
 
 def line(what: str, who: str, n: int, found: Measured, worth: float, **more: object) -> Line:
@@ -138,7 +143,7 @@ def _beside(
     """Ours and a peer's on one source; a peer that is not there, fails or is cut is said so."""
     compiled()
     picks, source = n // SHARE, make()
-    own = greedy(lazy_greedy, source, picks)
+    own = greedy(lazy_greedy, source, picks, best)
     value = objective_of(source).value
     ours = value(own.result.indices)
     what = f"facility location, {what}, 1 row in {SHARE}"

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import faiss
 import numpy as np
 from scale_graph import JUDGED, QUICK, WHAT, WIDTH, K, compiled, graph_line, prompts
-from scale_row import CUT, PEER_LIMIT, Case, Line, measured, within
+from scale_row import CUT, PEER_LIMIT, Case, Line, best, within
 
 from coretune import cells, graph
 from coretune.types import Array, NeighborGraph
@@ -26,7 +26,7 @@ def peers(quick: bool, n: int = 100_000, limit: float = PEER_LIMIT) -> list[Line
     compiled()
     n = QUICK[-1] if quick else n
     rows = prompts(n)
-    ours = measured(partial(graph.build, rows, K, seed=0))
+    ours = best(partial(graph.build, rows, K, seed=0))
     lines = [graph_line(ours, n, graph.recall(ours.result, rows, np.random.default_rng(1), JUDGED), ())]
     for package, what, call in PEERS:
         try:
@@ -108,10 +108,11 @@ def _enough(rows: Array, cosines: Callable[[Array], Array]) -> bool:
 
 
 def _pynndescent(rows: Array) -> Array:
+    """With more neighbours than are asked for: 11 have recall 0.900 at a million rows, in 41 s."""
     import pynndescent
 
-    made = pynndescent.NNDescent(rows, "dot", n_neighbors=K + 1, random_state=0, n_jobs=_threads())
-    return _others(made.neighbor_graph[0].astype(np.int64))
+    made = pynndescent.NNDescent(rows, "dot", n_neighbors=K + 6, random_state=0, n_jobs=_threads())
+    return _others(made.neighbor_graph[0][:, : K + 1].astype(np.int64))
 
 
 def _others(found: Array) -> Array:

@@ -17,6 +17,8 @@ import numpy as np
 
 #: Seconds after which a peer is ended, and what its line says then.
 PEER_LIMIT, CUT = 480.0, "cut: takes longer than this"
+#: Runs beside peers that are no longer than so many seconds are made so often.
+SHORT, REPEATS = 20.0, 3
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,18 @@ def measured(call: Callable[[], Any]) -> Measured:
     return Measured(result, seconds, busy, max(most[0], anonymous()) / 2**30)
 
 
+def best(call: Callable[[], Any]) -> Measured:
+    """The cheapest of REPEATS runs; of one where that took longer than SHORT seconds."""
+    found = [measured(call)]
+    if (
+        found[0].seconds <= SHORT
+    ):  # memory that is touched first alone makes those of a second or two uncertain
+        found += [measured(call) for _ in range(REPEATS - 1)]
+    return min(found, key=lambda one: one.busy)
+
+
 def within(limit: float, prepare: Callable[[], Callable[[], Any]]) -> Measured:
-    """The call that `prepare` returns, run once in a process of its own and ended after `limit` seconds.
+    """The call that `prepare` returns, by `best` in a process of its own that is ended after `limit` seconds.
 
     Preparing is not counted. Raises what the call raises, RuntimeError where its process dies.
     """
@@ -117,7 +129,7 @@ def _prepared(prepare: Callable[[], Callable[[], Any]], told: Connection) -> Non
     try:
         call = prepare()
         told.send(None)
-        told.send(measured(call))
+        told.send(best(call))
     except Exception as error:
         told.send(error)
 

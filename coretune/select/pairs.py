@@ -76,6 +76,8 @@ def pairs_left(
     expected = _expected(source, best, asked, columns)
     if MARGIN * expected > most:
         return expected, None
+    if source.held is not None:
+        return _read_off(source, source.held, best, demand, columns, most)
     room = min(most, int(2.0 * MARGIN * expected) + len(columns) * SAMPLE)
     rows, similarity = np.empty(room, np.int32), np.empty(room, np.float32)
     counts = np.zeros(source.n + 1, dtype=np.int64)
@@ -97,6 +99,21 @@ def pairs_left(
             filled += len(found)
             tell(len(panel))
     return filled, Pairs(np.cumsum(counts), rows[:filled], similarity[:filled], source)
+
+
+def _read_off(
+    source: DenseSimilarity, held: Array, best: Array, demand: Array, columns: Rows, most: int
+) -> tuple[int, Pairs | None]:
+    """`pairs_left` where all similarities (n, n) are held."""
+    least, counts = np.float32(source.rounding), np.zeros(source.n + 1, dtype=np.int64)
+    counts[columns + 1] = _held_counts(held, best, demand, columns, least)
+    indptr = np.cumsum(counts)
+    many = int(indptr[-1])
+    if many > most:
+        return many, None
+    rows, similarity = np.empty(many, np.int32), np.empty(many, np.float32)
+    _held_pairs(held, best, demand, columns, least, indptr, rows, similarity)
+    return many, Pairs(indptr, rows, similarity, source)
 
 
 def _expected(source: DenseSimilarity, best: Array, asked: Rows, columns: Rows) -> int:
@@ -125,6 +142,36 @@ def _panel(source: DenseSimilarity, best: Array, demand: Array, panel: Rows) -> 
     rows = np.concatenate([each[0] for each in found])
     close = np.concatenate([each[1] for each in found])
     return counts.sum(axis=0), *_by_candidate(counts, rows, close)
+
+
+@numba.njit(cache=True, nogil=True)
+def _held_counts(held: Array, best: Array, demand: Array, columns: Rows, least: np.float32) -> Array:
+    counts = np.empty(columns.shape[0], dtype=np.int64)
+    for position in range(columns.shape[0]):
+        similarity, count = held[columns[position]], 0
+        for v in range(similarity.shape[0]):
+            count += (similarity[v] - best[v] > least) & (demand[v] > 0.0)
+        counts[position] = count
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _held_pairs(
+    held: Array,
+    best: Array,
+    demand: Array,
+    columns: Rows,
+    least: np.float32,
+    indptr: Array,
+    rows: Array,
+    close: Array,
+) -> None:
+    for j in columns:
+        similarity, at = held[j], indptr[j]
+        for v in range(similarity.shape[0]):
+            if similarity[v] - best[v] > least and demand[v] > 0.0:  # few do: a branch is well guessed
+                rows[at], close[at] = v, similarity[v]
+                at += 1
 
 
 @numba.njit(cache=True, nogil=True)
