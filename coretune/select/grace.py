@@ -144,7 +144,7 @@ class Grace:
         """(n,) float64 d_v, of mean 1 over the usable rows, 0 for the others."""
         demand = pool.usable.astype(np.float64)
         if self.demand == "loss":
-            demand *= regional_loss(pool)
+            demand[pool.usable] *= regional_loss(pool)[pool.usable]  # an unusable row's is NaN
             demand /= demand[pool.usable].mean()
         return demand
 
