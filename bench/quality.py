@@ -4,21 +4,21 @@
                             --methods full,random:refresh_every=never,random,grace
 
 An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settings are those of the `coreset`
-section; what an arm does not say is --budget and --refresh-every. Two arms are not methods:
+section, and steps; what an arm does not say is --steps, --budget and --refresh-every. Two are no methods:
     full    the whole pool, reshuffled all the time
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
 Methods that look through a teacher (brief, gtp) select once unless the arm says otherwise, and are trained
 weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --target-skill all arms that take a
 target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
 the pool itself, and gtp:target=all the whole of target.jsonl.
-A pool folder holds pool.jsonl and eval.jsonl. Finished runs are kept under --out and never repeated; nothing
-else of a run is.
+A pool folder holds pool.jsonl and eval.jsonl; `--pool "made:wrong=0.4;copies=0;seed=1"` makes one of the
+playground's kind, with those arguments of `make_pool`. Finished runs are kept under --out and never repeated;
+nothing else of a run is.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pools import clean_rows, labels_of, of_skill, pool_and_model, target_file
 
 from coretune.arm_runs import outcomes, run_job
 from coretune.arms import arm_section
@@ -49,6 +50,7 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
     method, colon, settings = arm.partition(":")
     shared = {"budget": asked.budget, "refresh_every": _number(asked.refresh_every)}
     section = arm_section(f"random{colon}{settings}" if method == CLEAN else arm, shared)
+    steps = int(section.pop("steps", asked.steps))
     target = target_file(arm, section.pop("target", None), asked, data)
     rows = clean_rows(pool, data) if method == CLEAN else pool / "pool.jsonl"
     scored = pool / "eval.jsonl"
@@ -66,7 +68,7 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
             "coreset": section,
             "evaluate": {"file": str(scored), "metric": ["loss", "exact_match"]},
             "training": {
-                "max_steps": asked.steps,
+                "max_steps": steps,
                 "per_device_train_batch_size": asked.batch,
                 "learning_rate": asked.learning_rate,
                 "bf16": _gpu(),
@@ -79,40 +81,7 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
             },
         }
     )
-    return Job(arm, seed, asked.steps, config)
-
-
-def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Path) -> Path | None:
-    """The target rows of an arm: a file, or None. given: "all", "none", None where the arm does not say."""
-    path = Path(asked.pool) / "target.jsonl"
-    if given is None:
-        given = "none" if arm.startswith("gtp") and not asked.target_skill else "all"
-    if given == "none" or not path.exists():
-        return None
-    return of_skill(path, asked.target_skill, data) if asked.target_skill else path
-
-
-def of_skill(path: Path, skill: str, data: Path) -> Path:
-    """A file of the rows whose `source` is that skill; ValueError when there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = [line for line in lines if json.loads(line).get("source") == skill]
-    if not found:
-        known = sorted({str(json.loads(line).get("source")) for line in lines})
-        raise ValueError(f"no row has the skill {skill!r}; there are {', '.join(known)}")
-    return _lines(data / f"{path.parent.name}-{path.stem}-{skill}.jsonl", found)
-
-
-def clean_rows(pool: Path, data: Path) -> Path:
-    """A file of the pool without the rows that labels.jsonl calls wrong."""
-    wrong = {name for name, kind in labels_of(pool).items() if kind == "wrong"}
-    rows = (pool / "pool.jsonl").read_text(encoding="utf-8").splitlines()
-    return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
-
-
-def labels_of(pool: Path) -> dict[str, str]:
-    """id -> kind. For the table and the ceiling alone: no selector sees a label."""
-    lines = (pool / "labels.jsonl").read_text(encoding="utf-8").splitlines()
-    return {label["id"]: label["kind"] for label in map(json.loads, lines)}
+    return Job(arm, seed, steps, config)
 
 
 def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
@@ -132,9 +101,10 @@ def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
     if (pool / "labels.jsonl").exists():
         kinds = labels_of(pool)
         wrong = float(np.mean([kinds.get(name) == "wrong" for name in chosen]))
-    shown = ("pool", "model", "budget", "refresh_every", "steps", "batch", "learning_rate", "target_skill")
+    shown = ("pool", "model", "budget", "refresh_every", "batch", "learning_rate", "target_skill")
+    told = {name: vars(asked)[name] for name in shown}
     return {
-        "job": {"arm": job.arm, "seed": job.seed, **{name: vars(asked)[name] for name in shown}},
+        "job": {"arm": job.arm, "seed": job.seed, "steps": job.steps, **told},
         **found["metrics"],
         "seconds": found["seconds"],
         "flops": found["flops"],
@@ -163,6 +133,7 @@ def run_all(
 
 HEADER = (
     "arm",
+    "steps",
     "held-out loss",
     "95 %",
     "exact match",
@@ -194,6 +165,7 @@ def print_table(results: list[dict[str, Any]], title: str) -> None:
         wrong = [r["wrong"] for r in rows if r["wrong"] is not None]
         table.add_row(
             arm,
+            f"{rows[0]['job']['steps']:,}",
             *_figure([r["loss"] for r in rows]),
             *_figure([r["exact_match"] for r in rows]),
             *(_against(rows, by_arm["random"]) if arm != "random" and "random" in by_arm else ("", "")),
@@ -269,15 +241,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if args.quick:
             args.seeds, args.steps, args.refresh_every, args.out = "0", 40, "10", Path(folder) / "results"
-        args.pool, args.model = pool_and_model(args.pool, args.model, folder)
+        args.pool, args.model = pool_and_model(args.pool, args.model, folder, args.out)
         arms, seeds = args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]
         jobs = [job_of(arm, seed, args, args.out / "data") for seed in seeds for arm in arms]
         results = run_all(jobs, args.out, args.workers, partial(score, asked=args))
     wanted = f", for {args.target_skill}" if args.target_skill else ""
+    steps = ", ".join(f"{n:,}" for n in sorted({job.steps for job in jobs}))
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print_table(
         results,
-        f"{Path(args.pool).name}, {Path(args.model).name}: {args.steps} steps of {args.batch}, "
+        f"{Path(args.pool).name}, {Path(args.model).name}: {steps} steps of {args.batch}, "
         f"learning rate {args.learning_rate:g}, budget {args.budget}, refresh every {args.refresh_every}, "
         f"seeds {args.seeds}{wanted}; {machine}, {args.workers} at a time",
     )
@@ -285,15 +258,6 @@ def main() -> int:
     for miss in misses:
         print(f"missed: {miss}")
     return 1 if misses else 0
-
-
-def pool_and_model(pool: str | None, model: str | None, folder: str) -> tuple[str, str]:
-    from coretune.playground import BASE_MODEL, make_pool
-
-    if pool is None:
-        pool = f"{folder}/playground"
-        make_pool(seed=0).write(pool)
-    return pool, model or str(BASE_MODEL)
 
 
 def _number(text: str) -> int | str:
@@ -304,12 +268,6 @@ def _gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _lines(path: Path, lines: list[str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

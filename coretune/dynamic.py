@@ -118,7 +118,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     pool = state.pool
-    looked = Looked(pool, pool, np.zeros(0, np.int64), 0)
+    looked = Looked(pool, pool, np.zeros(0, np.int64), 0, 0)
     figures: dict[str, float] = {}
     if config.needs:
         looked = look_around(config, state, meter, ledger)
@@ -132,8 +132,8 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)
-    measured, chosen = len(looked.rows) - looked.harvested, len(coreset.indices)
-    ledger.add_round(Round(state.round, measured, chosen, seconds, same, figures, coreset.figures))
+    chosen = len(coreset.indices)
+    ledger.add_round(Round(state.round, looked.passed, chosen, seconds, same, figures, coreset.figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
 
 

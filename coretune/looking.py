@@ -57,12 +57,15 @@ class Looked:
 
     pool       as it is known now
     choosing   the same for the selection that follows
-    rows       those known exactly; `harvested` of them by what training has shown
+    rows       those known exactly
+    passed     how many of them went through the model: none that training has shown, one of equals
+    harvested  how many by what training has shown
     """
 
     pool: Pool
     choosing: Pool
     rows: Rows
+    passed: int
     harvested: int
 
 
@@ -82,7 +85,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
         more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
         rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)
-        return Looked(pool, pool, rows, harvested)
+        return Looked(pool, pool, rows, len(meter.distinct(rows[harvested:])), harvested)
     pool = _absorb(config, state, rows, fresh, ledger)
     for _ in range(LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger).indices
@@ -91,7 +94,8 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
             break
         rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)  # always from the start: a fresh row is not moved
-    return Looked(pool, _placed(pool, state.pool), rows, harvested)
+    passed = len(meter.distinct(rows[harvested:]))
+    return Looked(pool, _placed(pool, state.pool), rows, passed, harvested)
 
 
 def look(meter: Meter, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:

@@ -322,7 +322,7 @@ def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
     run = Run(config(anchors="random", anchor_share=0.1), Copied(N)).go(3)
     assert len(run.model.looks[0]) == N // 2
     spent = run.ledger.by_phase()["measurement"]
-    assert spent.rows == sum(map(len, run.model.looks))
+    assert spent.rows == sum(map(len, run.model.looks)) == sum(r.rows_measured for r in run.ledger.rounds)
     measured = run.state.pool.measured_at
     np.testing.assert_array_equal(measured[: N // 2], measured[N // 2 :])
     known = np.flatnonzero(measured == run.state.round)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coretune.playground.pool import make_pool
+from coretune.playground.pool import ZIPF_EXPONENT, make_pool
 
 
 def main() -> None:
@@ -21,9 +21,14 @@ def main() -> None:
     parser.add_argument(
         "--wrong", type=float, default=0.2, help="share of rows wrongly answered (default 0.2)"
     )
+    parser.add_argument(
+        "--uneven", type=float, default=ZIPF_EXPONENT, help="0: all skills equally common (default 1.2)"
+    )
     arguments = parser.parse_args()
     try:
-        pool = make_pool(arguments.seed, arguments.rows, arguments.copies, arguments.wrong)
+        pool = make_pool(
+            arguments.seed, arguments.rows, arguments.copies, arguments.wrong, uneven=arguments.uneven
+        )
     except ValueError as error:
         parser.error(str(error))
     pool.write(arguments.folder)

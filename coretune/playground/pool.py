@@ -49,11 +49,17 @@ class Playground:
 
 
 def make_pool(
-    seed: int, rows: int = 2000, copies: float = 0.3, wrong: float = 0.2, held_out: int = 30
+    seed: int,
+    rows: int = 2000,
+    copies: float = 0.3,
+    wrong: float = 0.2,
+    held_out: int = 30,
+    uneven: float = ZIPF_EXPONENT,
 ) -> Playground:
     """Draw a pool of `rows` rows: the share `copies` are copies, the share `wrong` are wrongly answered.
 
-    Which skills are common and which are rare depends on the seed. `held_out` counts rows a skill.
+    Which skills are common and which are rare depends on the seed: the r-th most common has a share ∝
+    r^−uneven, so 0 makes all equally common. `held_out` counts rows a skill.
     ValueError when the two shares leave no clean row, or when a skill has too few different prompts.
     """
     copied, wrongly = round(copies * rows), round(wrong * rows)
@@ -69,7 +75,7 @@ def make_pool(
     target = [_new_row(skill, rng, seen) for skill in SKILLS for _ in range(TARGET_ROWS)]
 
     by_frequency = [SKILLS[i] for i in rng.permutation(len(SKILLS))]
-    share = np.arange(1, len(SKILLS) + 1) ** -ZIPF_EXPONENT
+    share = np.arange(1, len(SKILLS) + 1.0) ** -uneven
     drawn = rng.choice(len(SKILLS), size=clean + wrongly, p=share / share.sum())
     distinct = [_new_row(by_frequency[i], rng, seen) for i in drawn]
     right, spoilt = distinct[:clean], _with_foreign_answers(distinct[clean:], distinct, rng)

@@ -1,0 +1,65 @@
+"""Pools for benchmarks: folders of pool.jsonl and eval.jsonl, parts of them, and pools made on the spot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+MADE = "made:"  # a pool of the playground's kind, and how
+
+
+def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Path) -> Path | None:
+    """The target rows of an arm: a file, or None. given: "all", "none", None where the arm does not say."""
+    path = Path(asked.pool) / "target.jsonl"
+    if given is None:
+        given = "none" if arm.startswith("gtp") and not asked.target_skill else "all"
+    if given == "none" or not path.exists():
+        return None
+    return of_skill(path, asked.target_skill, data) if asked.target_skill else path
+
+
+def of_skill(path: Path, skill: str, data: Path) -> Path:
+    """A file of the rows whose `source` is that skill; ValueError when there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if json.loads(line).get("source") == skill]
+    if not found:
+        known = sorted({str(json.loads(line).get("source")) for line in lines})
+        raise ValueError(f"no row has the skill {skill!r}; there are {', '.join(known)}")
+    return _lines(data / f"{path.parent.name}-{path.stem}-{skill}.jsonl", found)
+
+
+def clean_rows(pool: Path, data: Path) -> Path:
+    """A file of the pool without the rows that labels.jsonl calls wrong."""
+    wrong = {name for name, kind in labels_of(pool).items() if kind == "wrong"}
+    rows = (pool / "pool.jsonl").read_text(encoding="utf-8").splitlines()
+    return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
+
+
+def labels_of(pool: Path) -> dict[str, str]:
+    """id -> kind. For the table and the ceiling alone: no selector sees a label."""
+    lines = (pool / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    return {label["id"]: label["kind"] for label in map(json.loads, lines)}
+
+
+def pool_and_model(
+    pool: str | None, model: str | None, folder: str, out: Path = Path("runs/quality")
+) -> tuple[str, str]:
+    from coretune.playground import BASE_MODEL, make_pool
+
+    if pool is None:
+        pool = f"{folder}/playground"
+        make_pool(seed=0).write(pool)
+    elif pool.startswith(MADE):
+        settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
+        pool = str(out / "data" / pool.replace(MADE, "made-").replace(";", ","))
+        make_pool(**{"seed": 0, "rows": 4000, **settings}).write(pool)
+    return pool, model or str(BASE_MODEL)
+
+
+def _lines(path: Path, lines: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
