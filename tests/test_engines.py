@@ -29,7 +29,9 @@ def test_a_deadline_decides_between_all_pairs_and_two_rounds() -> None:
     assert short.work < exact.work / 3
     assert "weaker" in short.guarantee
     assert plan_pairs(74_000, 1024, Budget(10**6, "tokens"), 2**32, 600.0).kind == "two rounds"  # two runs
-    assert plan_pairs(16_000, 1024, rows, 2**32, 1.0).kind == "all pairs"  # one part
+    held, anew = (plan_pairs(16_000, 1024, rows, memory, 1.0) for memory in (2**32, 2**30))
+    assert held.kind == anew.kind == "all pairs"  # one part
+    assert 2 * held.work < anew.work  # all similarities fit 2 GiB, and not 0.5
     quota = Quota(np.zeros(74_000, np.int64), np.array([1]), np.array([9]), ("a",))
     assert plan_pairs(74_000, 1024, Budget(9, "rows", quota), 2**32, 1.0).kind == "all pairs"
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from coretune.select.dense import DenseSimilarity
 from coretune.select.greedy import Engine, lazy_greedy
+from coretune.select.lazy import fits
 from coretune.select.objective import Objective, Picks
 from coretune.select.pairs import PAIR_BYTES
 from coretune.select.spaces import BLOCK_BYTES, Space
@@ -37,6 +38,8 @@ NOMINAL = 5e10
 WORTH_SAYING = 1e12
 #: Passes over all pairs that an exact run between them takes: 3.5 to 4 at 5 % of three kinds of pools.
 DENSE_PASSES = 4.0
+#: … and one that holds them all: half a pass of products, the rest is reading.
+HELD_PASSES = 1.5
 KINDS = ("dense", "graph", "partitions")
 #: Multiplications and additions that block by block evaluation may take before a graph is chosen instead,
 BLOCK_WORK = 1e13
@@ -164,11 +167,12 @@ def engine_within(
 def plan_pairs(n: int, dimensions: int, budget: Budget, memory: int, deadline: float | None) -> Plan:
     """All pairs exactly, or two rounds where those would pass the deadline."""
     runs = 1 if budget.unit == "rows" else 2  # of tokens the better of two
+    passes = HELD_PASSES if fits(n, memory // 2) else DENSE_PASSES
     exact = Plan(
         "all pairs",
         "Exact: F is within 1 − 1/e of the best for rows, 0.405 for tokens",
         memory=min(memory / 2.0, float(PAIR_BYTES) * n * n),
-        work=DENSE_PASSES * runs * n * n * dimensions,
+        work=passes * runs * n * n * dimensions,
     )
     if deadline is None or exact.work <= deadline * NOMINAL or n <= ROUND_ROWS or budget.quota is not None:
         return exact

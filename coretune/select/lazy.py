@@ -38,7 +38,7 @@ def lazy(chosen: Chosen, rows: Rows, by_cost: bool, memory: int) -> None:
     source = chosen.objective.similarity
     bounds = None
     if isinstance(source, DenseSimilarity):
-        if HELD * memory >= 4 * source.n * source.n:
+        if fits(source.n, memory):
             source = hold(source)
             chosen.go_on_with(source)
         bounds = Bounds(chosen, source, rows, memory)
@@ -54,6 +54,11 @@ def lazy(chosen: Chosen, rows: Rows, by_cost: bool, memory: int) -> None:
         heap.put(np.delete(fresh, best), np.delete(worth, best))
         if bounds is not None and bounds.narrow(chosen):
             bounds = None
+
+
+def fits(n: int, memory: int) -> bool:
+    """Whether all similarities of n rows are held where so many bytes may be taken."""
+    return 4 * n * n <= HELD * memory
 
 
 class Bounds:
