@@ -16,6 +16,7 @@ from coretune.types import Array, Rows
 
 Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
 
+UNIT = "_embedding"  # features whose names end so have rows of length 1
 SHORT = np.float32(1e-6)  # a vector of at most this length has no direction
 
 

@@ -1,33 +1,30 @@
 """Which rows to look at again, and how the news spreads along the graph to the rows not looked at.
 
 plan:    priority ► anchors that spread                                     rows to measure
-absorb:  write ► previous_loss ► propagate (Eq. 21 or changes) ► mend the graph      a new Pool
+absorb:  write ► previous_loss ► propagate (Eq. 21, changes, fit) ► mend the graph   a new Pool
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from numba import njit
-from scipy import sparse
 
 from coretune.agreement import neighbour_agreement
+from coretune.anchors import pick_spread_anchors, priority, rows_alike
+from coretune.drift import drift
 from coretune.graph import build, drifted, repair, symmetric_csr
 from coretune.listening import told
-from coretune.propagation import Csr, average, propagation_weights, rows_beside, spread
-from coretune.select.importance import scaled
+from coretune.propagation import UNIT, Csr, average, propagation_weights, rows_beside, spread
 from coretune.types import Array, NeighborGraph, Pool, Rows
 
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
-Propagate = Literal["average", "delta", "none"]
+Propagate = Literal["average", "delta", "fit", "none"]
 Repair = Literal["local", "rebuild", "none"]
 
-UNIT = "_embedding"  # features whose names end so have rows of length 1
 FINITE_BLOCK = 8192  # rows
 
 
@@ -40,14 +37,16 @@ class AnchorRefresh:
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
     anchors         "candidates" [choice]: the rows about to be chosen (`dynamic.py` asks the selector);
-                    "priority" [paper]: `priority`, spread by `pick_spread_anchors`; "random"; "all": every
+                    "priority" [paper]: `anchors.priority`, times the rows that a look tells of and spread
+                    by `pick_spread_anchors` [choice]; "random"; "all": every
                     usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
                     last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
                     old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
                     refresh looks at all it may choose
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
-    propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "none"
+    propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "fit": what they tell
+                    of every row by what rows are like (`drift.py`); "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
     beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
     k               neighbours of a row
@@ -126,6 +125,7 @@ class AnchorRefresh:
         alpha = propagation_weights(edges, np.arange(pool.n), pool.usable)
         score = pool.feature(self.priority_score)
         worth = priority(score, round - pool.measured_at, alpha, pool.usable, self.beta)
+        worth *= rows_alike(edges, score, pool.usable)
         return pick_spread_anchors(worth, edges, usable, count)
 
     def unsure(self, pool: Pool, candidates: Rows, round: int) -> Rows:
@@ -170,7 +170,16 @@ class AnchorRefresh:
         return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
 
     def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> Rows:
-        """Move, in place, every usable row beside an anchor, and say which; the anchors stay as measured."""
+        """Move, in place, every usable row beside an anchor, and say which; the anchors stay as measured.
+
+        With "fit" every usable row.
+        """
+        if self.propagate == "fit":
+            others = usable.copy()
+            others[anchors] = False
+            rows = np.flatnonzero(others).astype(np.int64)
+            drift(pool.features, written, usable, anchors, rows)
+            return rows
         edges = _edges(pool)
         rows = rows_beside(edges, anchors, usable)
         if len(rows) == 0:  # a whole fresh feature is not ours to write into
@@ -208,50 +217,6 @@ class AnchorRefresh:
             return graph
         away = drifted(graph, embedding, self.delta, moved)
         return repair(graph, embedding, away, seed=round, progress=told("graph"))
-
-
-def priority(score: Array, staleness: Array, alpha: sparse.csr_matrix, usable: Array, beta: float) -> Array:
-    """(n,) float64 in [0, 1]: p_i = β·staleness_i + (1−β)·|g_i − Σ_j α_ij g_j| [paper]; 0 for unusable rows.
-
-    Both parts are brought to [0, 1] [choice]: staleness, in rounds since the last exact look, by its maximum;
-    the discrepancy by rank, since one outlier would press all the others towards 0. A row without neighbours
-    disagrees with nobody.
-    """
-    g = score.astype(np.float64)
-    discrepancy = np.abs(g - alpha.astype(np.float64) @ g)
-    discrepancy[np.diff(alpha.indptr) == 0] = 0
-    stale = staleness / max(1, int(staleness[usable].max()))
-    return np.where(usable, beta * stale + (1 - beta) * scaled(discrepancy, usable), 0)
-
-
-def pick_spread_anchors(priority: Array, edges: Csr, candidates: Rows, count: int) -> Rows:
-    """`count` candidates, rising: greedily by priority, a pick's neighbours damped so that the picks spread.
-
-    [choice] p_j ← p_j · (1 − cos_ij) for the neighbours j of a pick i: what i's fresh values leave unsaid of
-    j. Copies of a pick come last. Of equals the lowest row is taken.
-    """
-    return np.sort(_greedy_spread(priority.astype(np.float64), *edges, candidates, count))
-
-
-@njit(cache=True)
-def _greedy_spread(
-    priority: Array, indptr: Array, indices: Array, similarity: Array, candidates: Rows, count: int
-) -> Rows:
-    now = priority.copy()
-    heap = [(-now[row], row) for row in candidates]
-    heapq.heapify(heap)
-    picked = np.empty(count, np.int64)
-    size = 0
-    while size < count:
-        bound, row = heapq.heappop(heap)
-        if -bound > now[row]:  # damped since it was pushed: back with what it is worth now
-            heapq.heappush(heap, (-now[row], row))
-            continue
-        picked[size] = row
-        size += 1
-        for e in range(indptr[row], indptr[row + 1]):
-            now[indices[e]] *= 1.0 - similarity[e]
-    return picked
 
 
 def _edges(pool: Pool) -> Csr:

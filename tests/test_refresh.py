@@ -14,9 +14,10 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from coretune.agreement import neighbour_agreement
+from coretune.anchors import pick_spread_anchors, priority
 from coretune.graph import build, symmetric_csr
 from coretune.propagation import average, eq21_step, propagation_weights, rows_beside, spread
-from coretune.refresh import AnchorRefresh, pick_spread_anchors, priority
+from coretune.refresh import AnchorRefresh
 from coretune.types import Array, Pool, Refresh, Rows
 
 few = settings(deadline=None, max_examples=25)
@@ -315,7 +316,7 @@ def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
     ("settings", "message"),
     [
         ({"anchors": "some"}, "priority, random, all, trained"),
-        ({"propagate": "avg"}, "average, delta, none"),
+        ({"propagate": "avg"}, "average, delta, fit, none"),
         ({"repair": "all"}, "local, rebuild, none"),
         ({"anchor_share": 0}, "anchor_share is 0"),
         ({"anchor_share": 1.5}, "at most 1"),
@@ -333,7 +334,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
 # ------------------------------------------------------------------------------------------ absorb
 
 
-@pytest.mark.parametrize("propagate", ["average", "delta", "none"])
+@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
 def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> None:
     refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K, memory=0)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
@@ -437,7 +438,7 @@ def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: st
 
 
 @pytest.mark.parametrize("repair", ["local", "rebuild"])
-@pytest.mark.parametrize("propagate", ["average", "delta", "none"])
+@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
 def test_a_row_that_turns_bad_keeps_its_old_values_and_poisons_nobody(propagate: str, repair: str) -> None:
     refresh = paper(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
