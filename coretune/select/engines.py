@@ -77,7 +77,7 @@ class Plan:
         """What is said before it starts. Seconds are from a product timed on this machine, now."""
         return (
             f"{n:,} rows, {self.kind}: about {_duration(2.0 * self.work / _speed())} of matrix "
-            f"products and {self.memory / 2**30:.1f} GiB above the features. {self.guarantee}"
+            f"products and {_size(self.memory)} above the features. {self.guarantee}"
         )
 
 
@@ -122,8 +122,8 @@ def plan(
     if lower == "graph" or (lower == "auto" and n <= GRAPH_ROWS and held <= memory):
         if held > memory:
             raise ValueError(
-                f"a graph of {n:,} rows with {k} neighbors takes {held / 2**30:.1f} GiB, memory_limit is "
-                f"{memory / 2**30:.1f} GiB: raise memory_limit, or take fewer neighbors, or lower: partitions"
+                f"a graph of {n:,} rows with {k} neighbors takes {_size(held)}, memory_limit is "
+                f"{_size(memory)}: raise memory_limit, or take fewer neighbors, or lower: partitions"
             )
         which = f"searched in {SEARCH_DIMENSIONS} projected dimensions" if small else "exact"
         guarantee = (
@@ -210,8 +210,8 @@ def _parted(n: int, dimensions: int, count: int, memory: int, k: int, runs: int)
     held = (k * count + 1.0) * (n * (4 + 4 * count) + size * (12 + 12 * count))
     if held > memory:
         raise ValueError(
-            f"parts of {n:,} rows with {k} neighbors take {held / 2**30:.1f} GiB, memory_limit is "
-            f"{memory / 2**30:.1f} GiB: raise memory_limit, or take fewer neighbors"
+            f"parts of {n:,} rows with {k} neighbors take {_size(held)}, memory_limit is "
+            f"{_size(memory)}: raise memory_limit, or take fewer neighbors"
         )
     guarantee = (
         f"Two rounds over parts of at most {PART_ROWS:,} rows: a weaker guarantee, of each round's F alone; "
@@ -233,3 +233,8 @@ def _speed() -> float:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _size(size: float) -> str:
+    """In the units that memory_limit is written in."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
