@@ -1,0 +1,132 @@
+"""What every row's signals are at every refresh of a run: the truth bench/frontier.py holds guesses against.
+
+The library's own trainer on random rows that change; all rows are looked at each time, and kept:
+
+    OUT/<pool>-<model>-<looks>-<rate>-<seed>/0.npz 1.npz …     a signal an array, row i describes row i
+                                             first.npy         the lowest row that is equal to each
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from trl import SFTConfig
+
+from coretune import CoresetSFTTrainer, coreset, run
+from coretune.corpus import Corpus
+from coretune.select.random import Random
+from coretune.twins import Twins
+from coretune.types import Array, Budget, Coreset, Pool, Rows
+
+SIGNALS = ("prompt_embedding", "response_embedding", "loss", "gradient", "gradient_norm")
+EVERY = 25  # steps between looks, and before the first
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A random draw that writes down what it is shown."""
+
+    folder: str
+
+    name = "recorder"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return SIGNALS
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        if not pool.usable.all():
+            raise ValueError(f"{(~pool.usable).sum()} rows have no finite signals: lower the learning rate")
+        looks = len(list(Path(self.folder).glob("*.npz")))
+        path = Path(self.folder) / f"{looks}.npz"
+        beside = path.with_suffix(".part")
+        with beside.open("wb") as file:
+            np.savez(file, cost=pool.cost, **{name: pool.feature(name) for name in SIGNALS})
+        os.replace(beside, path)
+        return Random().select(pool, budget, rng)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """All rows at every refresh of one training.
+
+    signals  a look each: name -> (n, ...)
+    cost     (n,) int64  tokens of a row
+    first    (n,) int64  the lowest row that is equal to each
+    """
+
+    signals: list[dict[str, Array]]
+    cost: Array
+    first: Rows
+
+    def at(self, number: int, rows: Rows) -> dict[str, Array]:
+        return {name: value[rows] for name, value in self.signals[number].items()}
+
+
+def recorded(asked: argparse.Namespace, seed: int) -> Looks:
+    """The looks of one training, from the disk where it was recorded before."""
+    name = f"{Path(asked.pool).name}-{Path(asked.model).name}-{asked.looks}-{asked.learning_rate:g}-{seed}"
+    folder = asked.out / name
+    if not folder.exists():
+        asked.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=asked.out) as home:
+            record(asked, seed, Path(home))
+            (Path(home) / "looks").rename(folder)
+    signals = []
+    for number in range(asked.looks):
+        with np.load(folder / f"{number}.npz") as file:
+            signals.append({name: np.asarray(file[name]) for name in SIGNALS})
+            cost = np.asarray(file["cost"])
+    return Looks(signals, cost, np.load(folder / "first.npy"))
+
+
+def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
+    """Train on random rows and look at all of them every EVERY steps: home/looks."""
+    (home / "looks").mkdir()
+    run.quiet()
+    args = SFTConfig(
+        output_dir=str(home / "run"),
+        seed=seed,
+        max_steps=EVERY * asked.looks + 1,  # the last look comes before a step
+        per_device_train_batch_size=16,
+        learning_rate=asked.learning_rate,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        report_to="none",
+        use_cpu=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    tokenizer = run.load_tokenizer(str(asked.model))
+    corpus = Corpus.build(
+        Path(asked.pool) / "pool.jsonl",
+        tokenizer,
+        max_length=int(args.max_length or 1024),
+        skip_bad_rows=True,
+    )
+    np.save(home / "looks" / "first.npy", Twins.of(corpus.tokens, corpus.prompt_length).first)
+    trainer = CoresetSFTTrainer(
+        model=str(asked.model),
+        args=args,
+        train_dataset=corpus.dataset,
+        processing_class=tokenizer,
+        rows=corpus,
+        coreset=coreset(
+            Recorder(str(home / "looks")),
+            seed=seed,
+            budget="10%",
+            refresh_every=EVERY,
+            warmup=0.05,
+            anchors="all",
+            propagate="none",
+            repair="none",
+        ),
+    )
+    trainer.train()
