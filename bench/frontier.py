@@ -85,8 +85,8 @@ def settings() -> list[Setting]:
         Setting("candidates, changes", chosen),
         Setting("candidates, fit", replace(chosen, propagate="fit")),
     ]
-    for share in (0.01, 0.02, 0.08, 0.1, 0.2, 0.5):
-        made.append(Setting(f"{share:.0%} β 1, fit", replace(fit, anchor_share=share)))
+    for share in (0.01, 0.02, 0.065, 0.1, 0.2, 0.5):
+        made.append(Setting(f"{share:.3g} anchors, β 1, fit", replace(fit, anchor_share=share)))
     return [
         *made,
         Setting("β 1, fit, no repair", replace(fit, repair="none")),
