@@ -3,7 +3,7 @@
     python bench/scale.py                     every case of seconds to a few minutes
     python bench/scale.py --all               the long ones too: most of an hour on two cores
     python bench/scale.py --cases sparse,dense
-    python bench/scale.py --quick --check     small sizes, a minute or two; exit 1 names each target missed
+    python bench/scale.py --quick --check     small sizes, two or three minutes; exit 1 names a missed target
 
 Every case runs in a process of its own, one at a time. All of them use synthetic pools.
 """
