@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import CoresetConfig
@@ -74,7 +75,8 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
 
     With anchors "candidates" [choice]: choose, look at those chosen that are `unsure`, absorb what that
     tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So
-    what is trained on was looked at not long before, and what turns out contradicted gives way.
+    what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
+    these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = meter_of(meter, state.pool)
@@ -87,9 +89,11 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, pool, rows, len(meter.distinct(rows[harvested:])), harvested)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for _ in range(LOOKS):
-        chosen = select(config, _placed(pool, state.pool), state.round, ledger).indices
-        more = np.setdiff1d(_unsure(config, pool, chosen, state.round), rows)
+    for turn in range(LOOKS):
+        chosen = select(config, _placed(pool, state.pool), state.round, ledger)
+        more = np.setdiff1d(_unsure(config, pool, chosen.indices, state.round), rows)
+        if turn == 0:
+            more = np.union1d(more, _heard(config, pool, chosen, state.round, rng))
         if len(more) == 0:
             break
         rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
@@ -132,6 +136,18 @@ def _placed(pool: Pool, before: Pool) -> Pool:
 def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:
     """Chosen rows to look at first; all of them where the adaptive test is to read what has changed."""
     return chosen if config.refresh_every == "adaptive" else config.refresh.unsure(pool, chosen, round)
+
+
+def _heard(config: CoresetConfig, pool: Pool, chosen: Coreset, round: int, rng: np.random.Generator) -> Rows:
+    """Rows held back as contradicted by a look that is no longer good: at most `anchor_share` of the usable,
+    drawn at random. [choice] Right rows of a rare skill are contradicted as long as the skill is unknown, and
+    only a new look can tell that it has been learnt from others."""
+    if "held_back" not in chosen.reasons:
+        return np.zeros(0, np.int64)
+    out = np.flatnonzero((chosen.reasons["held_back"] == CONTRADICTED) & pool.usable)
+    old = config.refresh.unsure(pool, out, round)
+    most = int(config.refresh.anchor_share * pool.usable.sum())
+    return np.sort(rng.choice(old, min(len(old), most), replace=False))
 
 
 def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledger) -> Shown:

@@ -44,7 +44,8 @@ class AnchorRefresh:
     look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
                     old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
                     refresh looks at all it may choose
-    anchor_share    share of the usable rows measured at a refresh ("priority" and "random")
+    anchor_share    share of the usable rows measured at a refresh ("priority" and "random"); with
+                    "candidates" the most of those held back as contradicted that are looked at again
     propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "fit": what they tell
                     of every row by what rows are like (`drift.py`); "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
