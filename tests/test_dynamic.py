@@ -17,6 +17,7 @@ from taught import Pupil
 from coretune import cells, graph
 from coretune.budget import parse_budget
 from coretune.dynamic import TRAINED_AT, advance, empty_pool, lasting, row_weights, start
+from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.looking import Meter
 from coretune.order import round_rows
@@ -27,7 +28,7 @@ from coretune.select.grace import Grace
 from coretune.select.random import Random
 from coretune.state import State, load, save
 from coretune.twins import Twins
-from coretune.types import Array, Coreset, Pool
+from coretune.types import Array, Budget, Coreset, Pool
 
 N = 40
 COST = np.arange(5, 5 + N)
@@ -306,6 +307,37 @@ def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
             np.abs(moved - before.pool.feature(run.config.refresh.embedding)[state.coreset.indices]).max()
             > 0.1
         )
+
+
+def test_rows_held_back_as_contradicted_are_heard_again() -> None:
+    """Some at a refresh, those of the oldest looks: a row that is no longer contradicted competes again."""
+
+    class Sceptic:
+        """Holds back whatever its last look found above 0.5."""
+
+        needs = (*FacilityLocation().needs, "loss")
+
+        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+            out = pool.feature("loss") > 0.5
+            chosen = FacilityLocation().select(
+                dataclasses.replace(pool, usable=pool.usable & ~out), budget, rng
+            )
+            return dataclasses.replace(chosen, reasons={"held_back": np.where(out, CONTRADICTED, 0.0)})
+
+    class Learning(FakeModel):
+        """Every loss is high until the model is five rounds old."""
+
+        def signal(self, name: str) -> Array:
+            if name != "loss":
+                return super().signal(name)
+            return np.full(N, 0.1 if self.age >= 5 else 0.9) * (np.arange(N) < 20) + 0.1
+
+    settings = {"anchors": "candidates", "look_again": 1.0, "anchor_share": 0.2, "propagate": "none"}
+    run = Run(config(Sceptic(), **settings), Learning(N, drift=0.0)).go(10)
+    assert all(len(np.intersect1d(rows, np.arange(20))) <= 8 for rows in run.model.looks[1:5])
+    early, late = run.states[4].pool.feature("loss"), run.state.pool.feature("loss")
+    assert (early[:20] > 0.5).all()
+    assert (late[:20] < 0.5).all()
 
 
 def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
