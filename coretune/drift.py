@@ -71,9 +71,10 @@ class Ridge:
 
     @classmethod
     def of(cls, x: Array) -> Ridge:
-        distance = _distances(x, x)
+        wide = x.astype(np.float64)  # near rows' distances cancel in float32, and K is to be inverted
+        distance = _distances(wide, wide)
         scale = float(np.median(distance[~np.eye(len(x), dtype=bool)]))
-        values, vectors = np.linalg.eigh(np.exp(-distance.astype(np.float64) / scale))
+        values, vectors = np.linalg.eigh(np.exp(-distance / scale))
         return cls(x, scale, np.maximum(values, 0), vectors)
 
     def likeness(self, x: Array) -> Array:
@@ -148,7 +149,7 @@ def _distinct(places: _Places, anchors: Rows) -> Rows:
 
 
 def _distances(one: Array, other: Array) -> Array:
-    """(m, a) float32 Euclidean."""
+    """(m, a) Euclidean, of the dtype given."""
     square = np.einsum("ij,ij->i", one, one)[:, None] + np.einsum("ij,ij->i", other, other)
     return np.sqrt(np.maximum(square - 2 * (one @ other.T), 0))
 
