@@ -93,7 +93,8 @@ class CoresetConfig:
         """The selector's answer within the quota, by the engine asked for."""
         if self.quota is not None:
             budget = self.with_quota(pool, budget)
-        if self.engine == "local" and isinstance(self.selector, COVERING):
+        ours = type(self.selector) in COVERING  # what is made from one of ours may select otherwise
+        if self.engine == "local" and ours and isinstance(self.selector, COVERING):
             return select_within(self.selector, pool, budget, rng, self.memory_limit, self.deadline)
         if self.engine == "local":
             return self.selector.select(pool, budget, rng)

@@ -14,7 +14,7 @@ from coretune.select.craig import Craig
 from coretune.select.engines import bytes_of, plan_pairs, seconds_of
 from coretune.select.facility_location import FacilityLocation
 from coretune.testing import synthetic_pool
-from coretune.types import Budget, Pool, Quota
+from coretune.types import Budget, Coreset, Pool, Quota
 
 
 def test_a_deadline_decides_between_all_pairs_and_two_rounds() -> None:
@@ -81,3 +81,14 @@ def test_one_key_sets_what_a_selection_and_brief_may_take() -> None:
     config = coreset("brief", budget=10, memory_limit="1GiB", deadline="5min")
     assert (config.memory_limit, config.deadline) == ("1GiB", "5min")
     assert (config.selector.memory_limit, config.selector.deadline) == ("1GiB", "5min")  # type: ignore[attr-defined]
+
+
+def test_a_method_made_from_one_of_ours_is_asked_itself() -> None:
+    class First(FacilityLocation):
+        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+            rows = np.flatnonzero(pool.usable)[: budget.amount]
+            return Coreset(rows, np.ones(len(rows)), np.zeros(len(rows)))
+
+    pool = synthetic_pool(40, 4, 0)
+    chosen = coreset(First(), budget=5).select(pool, Budget(5), np.random.default_rng(0))
+    assert chosen.indices.tolist() == [0, 1, 2, 3, 4]
