@@ -36,7 +36,7 @@ class AnchorRefresh:
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    anchors         "candidates" [choice]: the rows about to be chosen (`dynamic.py` asks the selector);
+    anchors         "candidates" [choice]: the rows about to be chosen (`looking.py` asks the selector);
                     "priority" [paper]: `anchors.priority`, times the rows that a look tells of and spread
                     by `pick_spread_anchors` [choice]; "random"; "all": every
                     usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
