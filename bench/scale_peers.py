@@ -138,6 +138,6 @@ PEERS: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
 )
 
 CASES: tuple[Case, ...] = (
-    Case("graph-peers", peers, long=True),
-    Case("graph-peers-million", million_of_peers, long=True),
+    Case("graph-peers", peers, long=True, quick=False),
+    Case("graph-peers-million", million_of_peers, long=True, quick=False),
 )

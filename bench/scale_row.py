@@ -56,11 +56,13 @@ class Case:
     name   for --cases
     run    quick -> lines; a function of a module, not a closure. quick: small sizes, seconds
     long   minutes: run by name, or with --all
+    quick  among those of --quick; False: its peers take most of a minute to be compiled
     """
 
     name: str
     run: Callable[[bool], list[Line]]
     long: bool = False
+    quick: bool = True
 
 
 @dataclass(frozen=True)
