@@ -91,9 +91,10 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     pool = _absorb(config, state, rows, fresh, ledger)
     for turn in range(LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
-        more = np.setdiff1d(_unsure(config, pool, chosen.indices, state.round), rows)
+        asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
-            more = np.union1d(more, _heard(config, pool, chosen, state.round, rng))
+            asked = np.union1d(asked, _heard(config, pool, chosen, state.round, rng))
+        more = np.setdiff1d(asked, rows)
         if len(more) == 0:
             break
         rows, fresh = _with_look(meter, pool, more, (rows, fresh), ledger)
