@@ -6,9 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 MADE = "made:"  # a pool of the playground's kind, and how
+DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
+WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of
 
 
 def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Path) -> Path | None:
@@ -23,7 +26,7 @@ def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Pa
 
 def of_skill(path: Path, skill: str, data: Path) -> Path:
     """A file of the rows whose `source` is that skill; ValueError when there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _read(path)
     found = [line for line in lines if json.loads(line).get("source") == skill]
     if not found:
         known = sorted({str(json.loads(line).get("source")) for line in lines})
@@ -34,13 +37,13 @@ def of_skill(path: Path, skill: str, data: Path) -> Path:
 def clean_rows(pool: Path, data: Path) -> Path:
     """A file of the pool without the rows that labels.jsonl calls wrong."""
     wrong = {name for name, kind in labels_of(pool).items() if kind == "wrong"}
-    rows = (pool / "pool.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = _read(pool / "pool.jsonl")
     return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
 
 
 def labels_of(pool: Path) -> dict[str, str]:
     """id -> kind. For the table and the ceiling alone: no selector sees a label."""
-    lines = (pool / "labels.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = _read(pool / "labels.jsonl")
     return {label["id"]: label["kind"] for label in map(json.loads, lines)}
 
 
@@ -52,11 +55,43 @@ def pool_and_model(
     if pool is None:
         pool = f"{folder}/playground"
         make_pool(seed=0).write(pool)
+    elif pool.startswith(DIRTY):
+        pool = str(spoilt(Path(pool.removeprefix(DIRTY)), out / "data"))
     elif pool.startswith(MADE):
         settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
         pool = str(out / "data" / pool.replace(MADE, "made-").replace(";", ","))
         make_pool(**{"seed": 0, "rows": 4000, **settings}).write(pool)
     return pool, model or str(BASE_MODEL)
+
+
+def spoilt(clean: Path, data: Path) -> Path:
+    """A folder with as many rows as the clean pool: half of them as they are, a fifth with the response of
+    another row that answers otherwise, and copies of a few right ones."""
+    rng = np.random.default_rng(0)
+    lines = _read(clean / "pool.jsonl")
+    rows = [json.loads(lines[i]) for i in rng.permutation(len(lines))]
+    wrong, copies = round(WRONG * len(rows)), round(COPIES * len(rows))
+    right, others = rows[wrong + copies :], rows[:wrong]
+    for row in others:
+        answers = (right[int(i)]["completion"] for i in rng.permutation(len(right)))
+        row["completion"] = next(answer for answer in answers if answer != row["completion"])
+    again = [dict(right[int(i)]) for i in rng.integers(COPIED, size=copies)]
+    made = [(row, "clean") for row in right] + [(row, "wrong") for row in others]
+    made += [(row, "copy") for row in again]
+    made = [made[int(i)] for i in rng.permutation(len(made))]
+    ids = [f"row-{place:06d}" for place in range(len(made))]
+    folder = data / f"{clean.name}-dirty"
+    labels = [{"id": name, "kind": kind} for name, (_, kind) in zip(ids, made, strict=True)]
+    pool = [{**row, "id": name} for name, (row, _) in zip(ids, made, strict=True)]
+    _lines(folder / "pool.jsonl", [json.dumps(row) for row in pool])
+    _lines(folder / "labels.jsonl", [json.dumps(label) for label in labels])
+    _lines(folder / "eval.jsonl", _read(clean / "eval.jsonl"))
+    return folder
+
+
+def _read(path: Path) -> list[str]:
+    """Its lines; not `splitlines`, which also cuts at line breaks of Unicode within a row."""
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _lines(path: Path, lines: list[str]) -> Path:

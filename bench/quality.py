@@ -12,8 +12,9 @@ weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --targe
 target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
 the pool itself, and gtp:target=all the whole of target.jsonl.
 A pool folder holds pool.jsonl and eval.jsonl; `--pool "made:wrong=0.4;copies=0;seed=1"` makes one of the
-playground's kind, with those arguments of `make_pool`. Finished runs are kept under --out and never repeated;
-nothing else of a run is.
+playground's kind, with those arguments of `make_pool`, and `--pool "dirty:FOLDER"` spoils a clean one: half
+of its rows stay, 20 % have another row's response, 30 % are copies of 60 rows. Finished runs are kept under
+--out and never repeated; nothing else of a run is.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
             "skip_bad_rows": True,
             "report": "never",
             "coreset": section,
-            "evaluate": {"file": str(scored), "metric": ["loss", "exact_match"]},
+            "evaluate": {"file": str(scored), "metric": asked.metrics.split(",")},
             "training": {
                 "max_steps": steps,
                 "per_device_train_batch_size": asked.batch,
@@ -124,7 +125,7 @@ def run_all(
         results[job.arm, job.seed] = {**result, "job": named}
         print(
             f"[{len(results)}/{len(jobs)}] {job.arm} seed {job.seed}: loss {result['loss']:.3f}, "
-            f"exact match {result['exact_match']:.3f}",
+            f"exact match {result.get('exact_match', float('nan')):.3f}",
             file=sys.stderr,
             flush=True,
         )
@@ -167,7 +168,7 @@ def print_table(results: list[dict[str, Any]], title: str) -> None:
             arm,
             f"{rows[0]['job']['steps']:,}",
             *_figure([r["loss"] for r in rows]),
-            *_figure([r["exact_match"] for r in rows]),
+            *_figure([r["exact_match"] for r in rows if "exact_match" in r]),
             *(_against(rows, by_arm["random"]) if arm != "random" and "random" in by_arm else ("", "")),
             f"{np.mean(wrong):.0%}" if wrong else "-",
             f"{mean['tokens']:,.0f}",
@@ -181,7 +182,7 @@ def print_table(results: list[dict[str, Any]], title: str) -> None:
 def _figure(values: list[float], sign: str = "") -> tuple[str, str]:
     """Mean ± standard error, and the bootstrap interval of the mean."""
     if len(values) < 2:
-        return f"{values[0]:{sign}.3f}", ""
+        return f"{values[0]:{sign}.3f}" if values else "", ""
     mean, error = mean_se(values)
     low, high = bootstrap(values)
     return f"{mean:{sign}.3f} ± {error:.3f}", f"{low:{sign}.3f} … {high:{sign}.3f}"
@@ -201,6 +202,8 @@ def missed(results: list[dict[str, Any]], method: str) -> list[str]:
         return [f"the arms {method} and random are both needed for --check"]
     misses = []
     for name, sign in (("loss", -1.0), ("exact_match", 1.0)):
+        if name not in results[0]:
+            continue
         (ours, our_error), (theirs, their_error) = (
             mean_se([r[name] for r in by_arm[arm]]) for arm in (method, "random")
         )
@@ -227,6 +230,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--metrics", default="loss,exact_match", help="long responses: loss alone is fast")
     parser.add_argument("--target-skill", default="", help="the skill that is wanted, a `source` of the pool")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--workers", type=int, default=os.cpu_count())

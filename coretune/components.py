@@ -14,7 +14,7 @@ MEANING: Mapping[str, str] = {
     "importance": "what the row is worth by itself",
     "coverage": "what it covers of the pool and no pick before it does",
     "covered": "similarity to the nearest chosen row",
-    "noise": "how much its neighbourhood contradicts it",
+    "suspicion": "of the way from its neighbours' loss to that of a response to another prompt",
     "represents": "rows that it stands for, itself among them",
     "distance_kn": "to the row that stands for it, between gradients of knowledge",
     "distance_if": "to the row that stands for it, between gradients of instruction following",

@@ -20,7 +20,9 @@ import torch
 from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
 from coretune.measure.kept import Kept, Once, anew
+from coretune.measure.mismatched import MISMATCHED, Mismatched
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
 from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
 from coretune.progress import progress
@@ -55,6 +57,7 @@ class Look:
     snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
     targets    trusted rows, with shares of the budget; several of them for trajectories only
     once       when references are measured (see `signals.measurer`)
+    decoys     pairs of a prompt and another row's response, whose loss is among the references
 
     It holds no projections between looks, which may be larger than an adapter.
     """
@@ -68,6 +71,7 @@ class Look:
     targets: Sequence[Target] = ()
     bar: bool = True
     once: Once = anew
+    decoys: Mismatched | None = None
 
     def check(self) -> None:
         """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
@@ -87,11 +91,12 @@ class Look:
             return self.measurer(snapshots, bar.update)(rows)
 
     def references(self) -> Mapping[str, Array]:
-        """For `Pool.references`: what trajectories are compared with; nothing without a target."""
+        """For `Pool.references`: what losses are compared with, and trajectories where there are targets."""
+        found = {} if self.decoys is None else {MISMATCHED: self._mismatched(self.decoys)}
         if TRAJECTORY not in self.signals or not self.targets:
-            return {}
+            return found
         targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
-        return references(
+        pursued = references(
             self.model,
             self.rows,
             targets,
@@ -101,6 +106,20 @@ class Look:
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self._first_token(),
         )
+        return {**found, **pursued}
+
+    def _mismatched(self, decoys: Mismatched) -> Array:
+        """(m,) float32 under the weights of that moment; a pair whose loss is not finite is left out."""
+        measure = measurer(
+            self.model,
+            decoys,
+            ["loss"],
+            self.settings,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
+        )
+        loss = measure(np.arange(len(decoys)))["loss"]
+        return loss[np.isfinite(loss)]
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
         return taught_measurer(

@@ -15,6 +15,7 @@ from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import CoresetConfig
+from coretune.select.importance import STANDING_LOSS
 from coretune.state import State
 from coretune.twins import Twins
 from coretune.types import Array, Coreset, Measure, Pool, Rows
@@ -30,10 +31,11 @@ class Meter:
     """The door to the model, and what a look through it costs.
 
     references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
-                once a refresh, its FLOPs in those of a look
+                once a refresh, its FLOPs in those of a look but for `reference_flops`
     harvested   rows that training has shown since the last refresh, and what of them (with `harvest`)
     twins       rows that `measure` looks at once, and knows all of them by it; None: it looks at each
     first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
+    reference_flops  FLOPs of `references` at every refresh, however many rows are looked at
     """
 
     measure: Measure
@@ -42,6 +44,7 @@ class Meter:
     harvested: Callable[[], Shown] | None = None
     twins: Twins | None = None
     first: Meter | None = None
+    reference_flops: float = 0.0
 
     def together(self, rows: Rows) -> Rows:
         """These rows, and those that a look at them tells of too."""
@@ -124,13 +127,16 @@ def select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Cor
 
 
 def _placed(pool: Pool, before: Pool) -> Pool:
-    """The pool with every row at the place it had before this refresh's looks, embeddings and graph.
+    """The pool with every row at the place it had before this refresh's looks: embeddings, graph, and the
+    losses that say what its region is worth (`standing_loss`).
 
-    [choice] A row that was looked at moves away from neighbours that were not, so it stands for less of the
-    pool than before, and the next choice would prefer rows nobody has looked at. With all in their places it
-    differs from the last one where a row gave way, and hardly anywhere else.
+    [choice] A row that was looked at moves away from neighbours that were not and its loss from theirs, so it
+    stands for less of the pool than before, and the next choice would prefer rows nobody has looked at. With
+    all in their places it differs from the last one where a row gave way, and hardly anywhere else.
     """
     places = {name: value for name, value in before.features.items() if name.endswith(UNIT)}
+    if "loss" in before.features:
+        places[STANDING_LOSS] = before.features["loss"]
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
 
@@ -184,5 +190,5 @@ def _absorb(
 
 
 def _with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
-    with ledger.phase("measurement"):
+    with ledger.phase("measurement", flops=meter.reference_flops):
         return replace(pool, references=meter.references())

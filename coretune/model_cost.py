@@ -93,6 +93,12 @@ class ModelCost:
             flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
         return flops
 
+    def losses(self, count: int) -> float:
+        """The losses of so many rows of average length."""
+        length = self.rows.length
+        whole = self._look(length, length - self.rows.prompt_length, {"loss"})
+        return whole * count / len(length)
+
     def evaluation(self, lengths: Array) -> float:
         """One forward pass over sequences of these lengths, every token through the head."""
         return forward_flops(self.shape, lengths)

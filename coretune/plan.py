@@ -51,6 +51,7 @@ class Workload:
     first, look  a look at the whole pool: the first selection's, and a later one's
     held_out     one evaluation
     budget_rows  rows in the coreset
+    references   FLOPs of what is measured before every selection, however many rows are looked at
     """
 
     pool_rows: int
@@ -68,6 +69,7 @@ class Workload:
     held_out: Work
     budget_rows: int
     epochs: float
+    references: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) 
         seen = Work(
             work.first.rows + later * looked.rows,
             work.first.tokens + later * looked.tokens,
-            work.first.flops + later * looked.flops,
+            work.first.flops + later * looked.flops + work.selections * work.references,
         )
         looks = 1 + later * rehearsal.later.looks
         seconds = seen.flops * rates.measure_flop + looks * rates.look + rates.first_look

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from coretune.agreement import neighbour_agreement
 from coretune.anchors import pick_spread_anchors, priority, rows_alike
 from coretune.drift import drift
 from coretune.graph import build, drifted, repair, symmetric_csr
@@ -58,7 +57,6 @@ class AnchorRefresh:
     harvest         take the signals of rows that training passes through from the training step itself: at
                     the next refresh they count as measured, at the weights their step had and under its
                     dropout, and only the other anchors are looked at. With anchors "trained" that is all
-    memory          in [0, 1): share of a row's earlier `agreement` that a new exact look leaves [choice]
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured
@@ -77,7 +75,6 @@ class AnchorRefresh:
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
     harvest: bool = False
-    memory: float = 0.6
 
     def __post_init__(self) -> None:
         words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair}
@@ -94,8 +91,6 @@ class AnchorRefresh:
             raise ValueError(f"delta is {self.delta}: give a cosine distance from 0 to 2")
         if self.k < 1:
             raise ValueError(f"k is {self.k}: give at least 1 neighbour")
-        if not 0 <= self.memory < 1:
-            raise ValueError(f"memory is {self.memory}: give a share from 0 to below 1")
 
     @property
     def follows_graph(self) -> bool:
@@ -166,8 +161,6 @@ class AnchorRefresh:
         graph = pool.graph
         if self.embedding in features:
             graph = self._mended(pool.graph, features[self.embedding], np.union1d(rows, beside), round)
-        if "gradient" in features and graph is not None:
-            features["agreement"] = self._agreement(pool, graph, features["gradient"], usable, anchors)
         return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
 
     def _propagate(self, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> Rows:
@@ -193,20 +186,6 @@ class AnchorRefresh:
                 change = values[anchors] - pool.feature(name)[anchors]
                 spread(values, edges, usable, rows, anchors, change, unit)
         return rows
-
-    def _agreement(
-        self, pool: Pool, graph: NeighborGraph, gradient: Array, usable: Array, anchors: Rows
-    ) -> Array:
-        """(n,) float32 agreement with the neighbourhood, a running mean over each row's exact looks.
-
-        Only anchors get a new one: propagation pulls a row's gradient to its neighbours', so the agreement
-        of what was propagated says nothing. 0 for rows never measured well.
-        """
-        found = neighbour_agreement(graph, gradient, usable, anchors)
-        agreement = np.array(pool.features.get("agreement", np.zeros(pool.n)), np.float32)
-        before = np.where(pool.measured_at[anchors] >= 0, agreement[anchors], found)
-        agreement[anchors] = self.memory * before + (1 - self.memory) * found
-        return agreement
 
     def _mended(
         self, graph: NeighborGraph | None, embedding: Array, moved: Rows, round: int

@@ -18,6 +18,7 @@ from coretune.look import FirstLook, Look, StoredLook, Target
 from coretune.looking import Meter
 from coretune.measure.bases import refuse_live
 from coretune.measure.kept import Kept, Once, anew
+from coretune.measure.mismatched import Mismatched
 from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
@@ -30,7 +31,7 @@ from coretune.schedule import default_measuring
 from coretune.store import BLOCK
 from coretune.teacher import Lesson, School, refuse_school, teach
 from coretune.twins import Twins
-from coretune.types import Measure, Rows, Taught
+from coretune.types import Measure, Rows, Suspicious, Taught
 
 
 class Sight:
@@ -125,6 +126,7 @@ class Sight:
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
         kept = Kept(lambda: int(self.trainer.state.global_step))
+        self.decoys = self._mismatched()
         later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
         twins = Twins.of(self.trainer.pool_rows.tokens, self.trainer.pool_rows.prompt_length)
@@ -143,6 +145,7 @@ class Sight:
             lambda rows: cost.measurement(rows, snapshots),
             self._everywhere("first references", first.look.references),
             twins=in_block,
+            reference_flops=self._decoy_flops(),
         )
         references = self._everywhere("references", later.references)
 
@@ -151,7 +154,16 @@ class Sight:
             return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
 
         look = twins.sharing(self._door("look", later))
-        return Meter(look, later_flops, references, self._harvested(), twins, begin)
+        return Meter(look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops())
+
+    def _mismatched(self) -> Mismatched | None:
+        selector, rows = self.config.selector, self.trainer.pool_rows
+        if not (isinstance(selector, Suspicious) and selector.mismatched):
+            return None
+        return Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
+
+    def _decoy_flops(self) -> float:
+        return 0.0 if self.decoys is None else self.cost.losses(len(self.decoys))
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""
@@ -183,6 +195,7 @@ class Sight:
             self.targets,
             bar,
             once,
+            self.decoys,
         )
 
     def _first(self) -> Sequence[Snapshot]:

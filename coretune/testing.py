@@ -13,13 +13,15 @@ from coretune.audit import FIXED
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
 #: What the engine keeps of its own accord, whatever a selector needs.
-KEPT = ("previous_loss", "agreement", "trained_at")
+KEPT = ("previous_loss", "trained_at")
 
 
 def synthetic_pool(
     n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
 ) -> Pool:
-    """A pool with every signal, clustered embeddings and an exact k-NN graph. It compares all pairs: n small.
+    """A pool with every signal, clustered embeddings, an exact k-NN graph and the losses of mismatched pairs.
+
+    It compares all pairs: n small.
 
     d          width of the embeddings and of the gradients
     copies     share of the rows that equal another row in everything
@@ -41,6 +43,7 @@ def synthetic_pool(
         measured_at=np.zeros(n, dtype=np.int32),
         usable=usable,
         graph=_exact_graph(features["response_embedding"], usable, neighbors),
+        references={"mismatched_loss": np.linspace(2, 6, 9, dtype=np.float32)},
     )
 
 
@@ -186,7 +189,6 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "trajectory": _clustered(rng.spawn(1)[0], n, 4 * d),  # leaves the draws of the others as they were
         "alignment": rng.normal(size=n).astype(np.float32),
         "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
-        "agreement": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
         "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
         "if_gradient": other.gamma(2.0, 0.5, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),

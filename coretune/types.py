@@ -196,6 +196,18 @@ class Taught(Protocol):
 
 
 @runtime_checkable
+class Suspicious(Protocol):
+    """A selector that holds a row's loss against what a response to another prompt costs the model, which it
+    finds in `Pool.references["mismatched_loss"]`.
+
+    mismatched  how many such pairs are measured before a selection; 0 = none
+    """
+
+    @property
+    def mismatched(self) -> int: ...
+
+
+@runtime_checkable
 class KeepsQuota(Protocol):
     """A selector that never breaks the quota of a budget; others are refused where one is asked for."""
 

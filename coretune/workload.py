@@ -54,6 +54,7 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
         held_out=held_out,
         budget_rows=coreset_rows(settings, empty_pool(length)),
         epochs=_full_epochs(config, args, rows_a_step / n),
+        references=0.0 if trainer.meter is None else trainer.meter.reference_flops,
     )
 
 

@@ -21,6 +21,7 @@ class FakeModel:
 
     def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:
         self.n, self.seed, self.drift, self.age = n, seed, drift, 0
+        self.mismatched = 4.0  # what a response to another prompt costs
         self.broken: set[int] = set()
         self.looks: list[Rows] = []
 
@@ -40,4 +41,7 @@ class FakeModel:
             self.looks.append(np.array(rows))
             return {name: self.signal(name)[rows] for name in names}
 
-        return Meter(measure, lambda rows: 10.0 * len(rows))
+        def references() -> Mapping[str, Array]:
+            return {"mismatched_loss": np.full(8, self.mismatched, np.float32)}
+
+        return Meter(measure, lambda rows: 10.0 * len(rows), references)

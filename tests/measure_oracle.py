@@ -124,7 +124,7 @@ def oracle(
             {
                 "loss": loss.detach(),
                 "response_embedding": functional.normalize(hidden[start:].mean(0), dim=0).detach(),
-                "prompt_embedding": functional.normalize(hidden[start - 1], dim=0).detach(),
+                "prompt_embedding": functional.normalize(hidden[:start].mean(0), dim=0).detach(),
                 "unconditional_loss": unconditional.detach(),
                 "gradients": dict(zip(names, gradients, strict=True)),
                 "kn_gradients": dict(zip(names, kn_gradients, strict=True)),

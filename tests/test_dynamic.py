@@ -309,6 +309,27 @@ def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
         )
 
 
+def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
+    """Every choice of a refresh sees the losses with which it began beside those that its looks found."""
+    seen: list[tuple[Array, Array]] = []
+
+    class Weighing:
+        needs = (*FacilityLocation().needs, "loss")
+
+        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+            if "standing_loss" in pool.features:
+                seen.append((pool.feature("standing_loss"), pool.feature("loss")))
+            return FacilityLocation().select(pool, budget, rng)
+
+    run = Run(config(Weighing(), anchors="candidates", propagate="none"), FakeModel(N, drift=2.0)).go(1)
+    (before, now), (still, last) = seen[0], seen[-1]
+    np.testing.assert_array_equal(before, run.states[0].pool.feature("loss"))
+    np.testing.assert_array_equal(before, still)
+    np.testing.assert_array_equal(before, now)
+    assert (last != before).any()
+    assert "standing_loss" not in run.state.pool.features
+
+
 def test_rows_held_back_as_contradicted_are_heard_again() -> None:
     """Some at a refresh, those of the oldest looks: a row that is no longer contradicted competes again."""
 

@@ -24,6 +24,7 @@ from coretune.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows
 
 N = 40
+REFERENCES = {"mismatched_loss": np.full(8, 3.0, np.float32)}
 
 
 def signals(seed: int) -> dict[str, Array]:
@@ -35,13 +36,12 @@ def signals(seed: int) -> dict[str, Array]:
         "prompt_embedding": unit,
         "response_embedding": unit[::-1].copy(),
         "loss": rng.random(N).astype(np.float32) + 0.5,
-        "gradient": rng.standard_normal((N, 8)).astype(np.float32),
     }
 
 
 def known() -> Pool:
     nothing = np.zeros(N, np.int32)
-    return Pool(signals(0), np.full(N, 9), nothing, np.ones(N, bool))
+    return Pool(signals(0), np.full(N, 9), nothing, np.ones(N, bool), references=REFERENCES)
 
 
 def setting(rest: int = 3, **changes: object) -> CoresetConfig:
@@ -101,7 +101,7 @@ def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:
         looks.append(len(rows))
         return moved.at(rows, path["now"])
 
-    meter, ledger = Meter(measure, lambda rows: 0.0), Ledger()
+    meter, ledger = Meter(measure, lambda rows: 0.0, lambda: REFERENCES), Ledger()
     state = dynamic.start(config, dynamic.empty_pool(known().cost), clock, meter, ledger)
     state = dynamic.advance(config, state, clock, meter, ledger)
     for share in (0.25, 0.5, 0.75):  # of log 16, from the first selection at age 2 on

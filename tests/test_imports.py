@@ -20,7 +20,6 @@ NUMBERS_ONLY = [
     "coretune.budget",
     "coretune.select",
     "coretune.graph",
-    "coretune.agreement",
     "coretune.refresh",
     "coretune.approximation",
     "coretune.schedule",

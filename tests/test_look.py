@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from coretune import look as looking
 from coretune.look import FirstLook, Look, StoredLook, Target, targets_of
 from coretune.measure.meter import Meter
+from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.types import Array, Rows
@@ -154,6 +156,21 @@ def test_trajectories_are_kept_and_their_targets_have_shares(model: Any, tmp_pat
     assert a_look(model, ("trajectory",), snapshots).references() == {}
     assert a_look(model, ("loss",), targets=some).references() == {}
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
+def test_decoys_are_measured_under_the_weights_of_the_moment(model: Any) -> None:
+    rows = corpus()
+    decoys = Mismatched.of(rows, rows.length, 8, seed=0)
+    look = dataclasses.replace(a_look(model, ("loss",)), decoys=decoys)
+    before = look.references()["mismatched_loss"]
+    assert before.shape == (8,)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.5)
+    after = look.references()["mismatched_loss"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.div_(1.5)
+    assert not np.allclose(before, after)
+    np.testing.assert_allclose(look.references()["mismatched_loss"], before, rtol=1e-4)
 
 
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:

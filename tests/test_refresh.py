@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import minimize
 
-from coretune.agreement import neighbour_agreement
 from coretune.anchors import pick_spread_anchors, priority
 from coretune.graph import build, symmetric_csr
 from coretune.propagation import average, eq21_step, propagation_weights, rows_beside, spread
@@ -336,7 +335,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
 def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> None:
-    refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K, memory=0)  # type: ignore[arg-type]
+    refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     fresh = signals(2)
     plan = refresh.plan(pool, 1, np.random.default_rng(0))
@@ -360,7 +359,7 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
     beside = rows_beside(edges, anchors, pool.usable) if propagate != "none" else NOBODY
     still = np.setdiff1d(np.arange(N), np.concatenate([anchors, beside]))
     assert len(still) > 20
-    assert set(after.features) == {*fresh, "previous_loss", "agreement"}
+    assert set(after.features) == {*fresh, "previous_loss"}
     for name, value in fresh.items():
         np.testing.assert_array_equal(after.features[name][anchors], value[anchors])
         np.testing.assert_array_equal(after.features[name][still], pool.features[name][still])
@@ -534,18 +533,6 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
         assert pool.features["loss"].max() <= high + 1e-5
 
 
-def test_agreement_is_a_running_mean_over_exact_looks() -> None:
-    refresh = paper(propagate="average", repair="none", k=K, memory=0.6)
-    pool = measured(refresh)
-    fresh, anchors = signals(2), np.array([3, 11, 40])
-    after = refresh.absorb(pool, anchors, at(fresh, anchors), 1)
-    found = neighbour_agreement(after.graph, after.features["gradient"], after.usable, anchors)
-    expected = 0.6 * pool.features["agreement"][anchors] + 0.4 * found
-    np.testing.assert_allclose(after.features["agreement"][anchors], expected, atol=1e-6)
-    others = np.delete(np.arange(N), anchors)  # also those that propagation moved
-    np.testing.assert_array_equal(after.features["agreement"][others], pool.features["agreement"][others])
-
-
 # -------------------------------------------------------------------------------------- nothing along a graph
 
 
@@ -567,7 +554,6 @@ def test_without_spreading_nothing_is_measured_for_a_graph_and_none_is_made() ->
 def test_a_selector_that_asks_for_the_embedding_still_gets_its_graph() -> None:
     pool = graphless(k=K, embedding="response_embedding").absorb(unmeasured(), np.arange(N), signals(1), 0)
     assert pool.graph is not None
-    assert "agreement" in pool.features
 
 
 def test_a_signal_may_become_narrower_when_all_rows_are_measured() -> None:

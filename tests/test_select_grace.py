@@ -12,7 +12,7 @@ from coretune.testing import synthetic_pool
 from coretune.types import Budget, Coreset, Pool
 
 OBJECTIVE_ALONE = {
-    "agreement_below": 0.0,
+    "mismatched": 0,
     "copies": 2.0,
     "rest": 0,
     "demand": "equal",
@@ -174,14 +174,43 @@ def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_f
 
 
 def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
-    assert POOL.graph is not None
-    agreement, loss = np.full(POOL.n, 0.5, np.float32), np.ones(POOL.n, np.float32)
-    alone, costly, wrong = USABLE[3], USABLE[8], USABLE[15]
-    agreement[[alone, wrong]] = 0.1
-    loss[[costly, wrong]] = 3.0
-    pool = dataclasses.replace(POOL, features={**POOL.features, "agreement": agreement, "loss": loss})
-    chosen = selected(plain(agreement_below=0.7), pool, Budget(len(USABLE) - 1)).indices
-    assert set(USABLE) - set(chosen.tolist()) == {wrong}
+    """Neighbours cost 1, a mismatched response 6: a third of the way is 2.65. And 1.6 is not 1.65 times 1."""
+    loss = np.ones(POOL.n, np.float32)
+    hard, harder, wrong = USABLE[3], USABLE[8], USABLE[15]
+    loss[[hard, harder, wrong]] = 1.6, 2.6, 2.7
+    references = {"mismatched_loss": np.float32([2, 6, 40])}
+    pool = dataclasses.replace(POOL, features={**POOL.features, "loss": loss}, references=references)
+    budget = Budget(len(USABLE) - 1)
+    coreset = selected(plain(mismatched=32), pool, budget)
+    assert set(USABLE) - set(coreset.indices.tolist()) == {wrong}
+    assert coreset.reasons["suspicion"][[hard, wrong]] == pytest.approx([0.12, 0.34])
+    strict = selected(plain(mismatched=32, mismatch_above=0.3), pool, Budget(len(USABLE) - 2))
+    assert set(USABLE) - set(strict.indices.tolist()) == {harder, wrong}
+
+
+def test_nobody_is_suspected_where_no_response_could_be_anothers() -> None:
+    pool = dataclasses.replace(POOL, references={"mismatched_loss": np.zeros(0, np.float32)})
+    coreset = selected(plain(mismatched=32), pool, Budget(len(USABLE)))
+    assert set(coreset.indices.tolist()) == set(USABLE)
+    assert not coreset.reasons["suspicion"].any()
+
+
+def test_what_a_mismatched_response_costs_has_to_be_known() -> None:
+    with pytest.raises(ValueError, match=r"no references\[.mismatched_loss.\].*set mismatched to 0"):
+        selected(Grace(), dataclasses.replace(POOL, references={}))
+
+
+def test_regions_are_weighed_by_the_losses_that_stand() -> None:
+    """Where a pool says what it was when the refresh began, looks since then change no region's worth."""
+    loss = POOL.features["loss"]
+    standing = np.where(POOL.usable, np.roll(loss, 1), np.nan)
+    then = dataclasses.replace(POOL, features={**POOL.features, "loss": standing})
+    now = dataclasses.replace(POOL, features={**POOL.features, "standing_loss": standing})
+    method = plain(lambda_=0.0, demand="loss")
+    usable_then = dataclasses.replace(then, usable=POOL.usable & np.isfinite(standing))
+    usable_now = dataclasses.replace(now, usable=POOL.usable & np.isfinite(standing))
+    assert selected(method, usable_now).indices.tolist() == selected(method, usable_then).indices.tolist()
+    assert selected(method).indices.tolist() != selected(method, usable_now).indices.tolist()
 
 
 def test_needs_names_what_its_settings_read() -> None:
@@ -189,13 +218,14 @@ def test_needs_names_what_its_settings_read() -> None:
     assert plain(lambda_=0.5).needs == ("gradient_norm", "prompt_embedding")
     assert plain(lambda_=0.0, demand="loss").needs == ("loss", "prompt_embedding")
     assert plain(lambda_=0.5, importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
-    assert set(Grace().needs) >= {"gradient", "loss", "response_embedding", "prompt_embedding"}
+    assert set(Grace().needs) == {"loss", "response_embedding", "prompt_embedding"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"lambda_": 1.5}, "lambda 1.5 .*0 <= lambda <= 1"),
+        ({"mismatched": -1}, "mismatched -1 .*0 or more"),
         ({"importance": "charm"}, "'charm'; there are gradient_norm"),
         ({"importance_term": "median"}, "'median' is unknown; there are sum, mean"),
         ({"similarity": "hamming"}, "'hamming'; there are graph, dense"),

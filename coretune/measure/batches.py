@@ -55,6 +55,10 @@ class Batch:
         position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         return (position >= self.start[:, None]) & (position < self.length[:, None])
 
+    def prompt_mask(self) -> torch.Tensor:
+        """(B, T) bool, True where a token stands before the response."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.start[:, None]
+
     def keep(self, rows: torch.Tensor) -> Batch:
         """The batch with only the rows where `rows` (B,) bool is True."""
         return Batch(

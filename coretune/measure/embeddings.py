@@ -11,18 +11,26 @@ from coretune.measure.batches import Batch
 
 def response_embedding(hidden: Tensor, batch: Batch) -> Tensor:
     """(B, d) float32 unit: mean of the last hidden states over the response tokens."""
-    weight = batch.response_mask().float()
+    return _unit_mean(hidden, batch.response_mask())
+
+
+def prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
+    """(B, d) float32 unit: mean of the last hidden states over the prompt; NaN for rows that end before.
+
+    [choice] Not the state at the last of them: it says with which token the response begins rather than what
+    is asked for, and the more so the longer the model is trained (LOG.md has figures).
+    """
+    mean = _unit_mean(hidden, batch.prompt_mask())
+    return where_good(batch.start <= batch.length, mean)
+
+
+def _unit_mean(hidden: Tensor, where: Tensor) -> Tensor:
+    """(B, d) float32 unit: mean of hidden (B, T, d) over the positions `where` (B, T) bool."""
+    weight = where.float()
     weight = weight / weight.sum(1, keepdim=True)
     # Not hidden * weight: a padded position that is not finite would spoil the row (0 · NaN).
     mean = torch.where(weight[..., None] > 0, hidden.float(), 0.0).mul_(weight[..., None]).sum(1)
     return functional.normalize(mean, dim=1)
-
-
-def prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, d) float32 unit: the last hidden state at the last prompt token; NaN where the row ends before."""
-    last = (batch.start - 1).clamp_max(hidden.shape[1] - 1)
-    state = hidden[torch.arange(batch.size, device=hidden.device), last].float()
-    return where_good(batch.start <= batch.length, functional.normalize(state, dim=1))
 
 
 def finite_rows(signal: Tensor) -> Tensor:

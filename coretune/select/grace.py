@@ -11,7 +11,14 @@ from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
-from coretune.select.importance import contradicted, cut_off, importance, regional_loss, scaled
+from coretune.select.importance import (
+    contradicted,
+    cut_off,
+    importance,
+    regional_loss,
+    scaled,
+    suspicion,
+)
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
@@ -39,25 +46,28 @@ class Grace:
     importance_term  "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
                      "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
                      / mean tokens of a row)
-    agreement_below,
-    loss_above       [choice] rows that their neighbourhood contradicts (`importance.contradicted`) may not be
-                     chosen; agreement_below 0 = all may
+    mismatched       pairs of a prompt and another row's response whose loss every refresh measures, to know
+                     what a wrong response costs; 0 = nobody is suspected
+    loss_above,
+    mismatch_above   [choice] rows that their neighbourhood contradicts (`importance.contradicted`) may not be
+                     chosen: whose loss is so many times their neighbours' median, and further than that part
+                     of the way from there to what a mismatched response costs
     cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
                      chosen either
     cutoff_by        a name of `importance.IMPORTANCES`: what an outlier, or a wrong response, is high in
     copies           [choice] of rows whose responses have at least this cosine and that are neighbours in the
-                     graph, only the least noisy may be chosen: copies look trustworthy, since they are what
-                     the model learns first, and would fill a coreset of trusted rows; above 1 = off
+                     graph, only the one of least loss may be chosen: copies look trustworthy, since they
+                     are what the model learns first, and would fill a coreset of trusted rows; above 1 = off
     rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
                      coreset changes although the scores hardly do: other rows are worth more than the best
                      ones again
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
-                     max_{j∈S} sim; noise = the score cut by; candidate = 1 for a row that could be chosen;
-                     held_back = why another could not (`held_back.py`), 0 for a candidate
+                     max_{j∈S} sim; suspicion = `importance.suspicion`; candidate = 1 for a row that could be
+                     chosen; held_back = why another could not (`held_back.py`), 0 for a candidate
 
-    Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: the least noisy of those cut,
+    Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
     and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
     """
 
@@ -65,10 +75,11 @@ class Grace:
     demand: str = "loss"
     importance: str = "gradient_norm"
     importance_term: str = "mean"
-    agreement_below: float = 0.7
+    mismatched: int = 32
     loss_above: float = 1.65
+    mismatch_above: float = 0.33
     cutoff: float = 0.0
-    cutoff_by: str = "noise"
+    cutoff_by: str = "loss"
     copies: float = 0.999
     rest: int = 3
     similarity: str = "graph"
@@ -80,6 +91,8 @@ class Grace:
     def __post_init__(self) -> None:
         if not 0.0 <= self.lambda_ <= 1.0:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
+        if self.mismatched < 0:
+            raise ValueError(f"mismatched {self.mismatched} is no number of pairs: give 0 or more")
         if self.rest < 0:
             raise ValueError(f"rest {self.rest} is no number of coresets: give 0 or more")
         if self.demand not in ("loss", "equal"):
@@ -89,11 +102,11 @@ class Grace:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        cutting = importance(self.cutoff_by).needs if self._looks_for_noise else ()
+        cutting = importance(self.cutoff_by).needs if self.cutoff else ()
         copies = ("response_embedding",) if self.copies <= 1 else ()
         weighing = importance(self.importance).needs if self.lambda_ else ()
-        demanding = ("loss",) if self.demand == "loss" else ()
-        return tuple(dict.fromkeys((*weighing, *demanding, *cutting, *copies, self.embedding)))
+        losses = ("loss",) if self.demand == "loss" or self.mismatched else ()
+        return tuple(dict.fromkeys((*weighing, *losses, *cutting, *copies, self.embedding)))
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
@@ -106,7 +119,7 @@ class Grace:
         products: MakeProducts = products_here,
     ) -> Coreset:
         """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
-        noise, held_back = self._held_back(pool, budget)
+        held_back = self._held_back(pool, budget)
         candidates = pool.usable & (held_back == 0)
         objective = self._objective(pool, budget, products)
         picks = greedy(objective, budget, pool.cost, candidates)
@@ -114,15 +127,11 @@ class Grace:
             "importance": objective.modular,
             "coverage": coverage_worth(objective, picks, pool.usable),
             "covered": picks.best,
-            "noise": noise,
+            "suspicion": suspicion(pool) if self.mismatched else np.zeros(pool.n),
             "candidate": candidates.astype(np.float32),
             "held_back": held_back.astype(np.float32),
         }
         return coreset(picks.indices, picks.gains, reasons)
-
-    @property
-    def _looks_for_noise(self) -> bool:
-        return bool(self.cutoff or self.agreement_below)
 
     def value(self, pool: Pool, chosen: Coreset) -> float:
         """F of a coreset under this pool."""
@@ -148,15 +157,14 @@ class Grace:
             demand /= demand[pool.usable].mean()
         return demand
 
-    def _held_back(self, pool: Pool, budget: Budget) -> tuple[Array, Array]:
-        """(n,) the noise score and (n,) why a row may not be chosen; 0 = it may."""
-        noise = importance(self.cutoff_by).score(pool) if self._looks_for_noise else np.zeros(pool.n)
+    def _held_back(self, pool: Pool, budget: Budget) -> Array:
+        """(n,) why a row may not be chosen; 0 = it may."""
+        noise = self._noise(pool)
         why: Array = np.zeros(pool.n, np.int8)
         kept = pool.usable
-        if self.agreement_below:
-            kept = _without(
-                kept, ~contradicted(pool, self.agreement_below, self.loss_above), why, CONTRADICTED
-            )
+        if self.mismatched:
+            trusted = ~contradicted(pool, self.loss_above, self.mismatch_above)
+            kept = _without(kept, trusted, why, CONTRADICTED)
         if self.copies <= 1:
             kept = _without(kept, best_of_copies(pool, noise, self.copies, "response_embedding"), why, COPY)
         kept = _without(kept, cut_off(noise, kept, self.cutoff), why, OUTLIER)
@@ -169,7 +177,13 @@ class Grace:
             rested |= _enough(pool, budget, longest_ago)
             kept = _without(kept, rested, why, RESTING)
         why[kept] = 0
-        return noise, why
+        return why
+
+    def _noise(self, pool: Pool) -> Array:
+        """(n,) what the rows left out are high in, and of rows alike the one that is kept is not."""
+        if self.cutoff:
+            return importance(self.cutoff_by).score(pool)
+        return importance("loss").score(pool) if "loss" in self.needs else np.zeros(pool.n)
 
     def _terms(self, pool: Pool, budget: Budget) -> float:
         """What the sum of importances is divided by."""

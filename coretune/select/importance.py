@@ -16,6 +16,8 @@ from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
+MISMATCHED = "mismatched_loss"  # of `Pool.references`
+STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
 
 @dataclass(frozen=True)
@@ -70,37 +72,52 @@ def neighbour_consistency(pool: Pool) -> Array:
     return np.where(pool.usable, _around(pool, own) - own, 0.0)
 
 
-def disagreement(pool: Pool) -> Array:
-    """−a_i: how little the row's gradient points where its neighbours' do (`agreement.py`)."""
-    return -_signal(pool, "agreement")
+def suspicion(pool: Pool) -> Array:
+    """(n,) float64 s_i: how far each loss is on the way from what its neighbours cost to what a response to
+    another prompt costs.
 
+        s_i = (ℓ_i − m_i) / (D − m_i),   m_i = median loss of i's graph neighbours,
+                                          D  = median of `references["mismatched_loss"]`
 
-def noise(pool: Pool) -> Array:
-    """Rank of the disagreement + rank of the loss: high for a row that is probably answered wrongly.
-
-    [choice] Disagreement shows a wrong response from the first steps on, though not every rare one; the loss
-    shows it late and surely. From the second refresh on their ranks together beat either (LOG.md).
+    [choice] A right row that is hard costs more than its neighbours, but far less than a response that has
+    nothing to do with its prompt; a wrong one costs as much (LOG.md). Where neighbours cost as much as D,
+    what they cost is no way to judge by: `LEAST_LOSS` is the least denominator. 0 where a pool has no
+    mismatched pair, for all its responses are the same. ValueError without that reference.
     """
-    return scaled(disagreement(pool), pool.usable) + scaled(_signal(pool, "loss"), pool.usable)
+    if MISMATCHED not in pool.references:
+        raise ValueError(
+            f'the pool has no references["{MISMATCHED}"], the loss of rows answered with other rows\' '
+            "responses: measure it, or set mismatched to 0, so that nobody is suspected"
+        )
+    mismatched = pool.references[MISMATCHED]
+    if not len(mismatched):
+        return np.zeros(pool.n)
+    own = _signal(pool, "loss")
+    around = _around(pool, own)
+    return (own - around) / np.maximum(np.median(mismatched) - around, LEAST_LOSS)
 
 
-def contradicted(pool: Pool, agreement_below: float, loss_above: float) -> Array:
-    """(n,) bool: rows against which both clues of a wrong response stand.
+def contradicted(pool: Pool, loss_above: float, mismatch_above: float) -> Array:
+    """(n,) bool: rows that are probably answered wrongly.
 
-        a_i < agreement_below · median of a   and   ℓ_i > loss_above · median of the losses of i's neighbours
+        ℓ_i > loss_above · m_i   and   s_i > mismatch_above
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
-    right. Either clue alone is met by those too; together they are met by few (LOG.md). The losses are
-    compared with `LEAST_LOSS` added, below which a ratio means nothing.
+    right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; the
+    second clue lets them be. The losses of the ratio have `LEAST_LOSS` added, below which it means nothing.
     """
-    agreement, own = _signal(pool, "agreement"), _signal(pool, "loss")
-    alone = agreement < agreement_below * np.median(agreement[pool.usable])
-    return pool.usable & alone & (own + LEAST_LOSS > loss_above * regional_loss(pool))
+    own = _signal(pool, "loss")
+    ratio = (own + LEAST_LOSS) / (_around(pool, own) + LEAST_LOSS)
+    return pool.usable & (ratio > loss_above) & (suspicion(pool) > mismatch_above)
 
 
 def regional_loss(pool: Pool) -> Array:
-    """(n,) float64 > 0: the median loss of each row's usable graph neighbours, and LEAST_LOSS."""
-    return _around(pool, _signal(pool, "loss")) + LEAST_LOSS
+    """(n,) float64 > 0: the median loss of each row's usable graph neighbours, and LEAST_LOSS.
+
+    Of the losses when the refresh began, where the pool has them as `standing_loss` (`looking.py`).
+    """
+    name = STANDING_LOSS if STANDING_LOSS in pool.features else "loss"
+    return np.maximum(_around(pool, _signal(pool, name)), 0.0) + LEAST_LOSS
 
 
 def uniform(pool: Pool) -> Array:
@@ -116,8 +133,6 @@ IMPORTANCES: dict[str, Importance] = {
     "ifd": Importance(("loss", "unconditional_loss"), ifd),
     "loss": Importance(("loss",), loss),
     "neighbour_consistency": Importance(("loss",), neighbour_consistency),
-    "disagreement": Importance(("gradient",), disagreement),  # the refresh makes agreement of gradients
-    "noise": Importance(("gradient", "loss"), noise),
     "uniform": Importance((), uniform),
 }
 
