@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ from coretune.refresh import UNIT, AnchorRefresh
 from coretune.schedule import CoresetConfig
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
+from coretune.select.importance import MISMATCHED
 from coretune.state import State
 from coretune.twins import Twins
 from coretune.types import Array, Coreset, Pool, Rows, Selector
@@ -112,7 +114,7 @@ class Truth:
         everyone = np.arange(pool.n)
         for number in range(len(looks.signals)):
             pool = everything.absorb(pool, everyone, looks.at(number, everyone), number)
-            pools.append(pool)
+            pools.append(replace(pool, references={MISMATCHED: looks.mismatched[number]}))
         return cls(pools, [choices(pool) for pool in pools])
 
 
@@ -133,7 +135,9 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
         def measured(rows: Rows, number: int = number) -> Mapping[str, Array]:
             return looks.at(number, rows)
 
-        meter, ledger = Meter(twins.sharing(measured), lambda rows: 0.0, twins=twins), Ledger()
+        compared = {MISMATCHED: looks.mismatched[number]}
+        meter = Meter(twins.sharing(measured), lambda rows: 0.0, partial(dict, compared), twins=twins)
+        ledger = Ledger()
         state = State(number, number - 1, number, pool, nothing)
         began = time.process_time()
         pool = look_around(config, state, meter, ledger).pool

@@ -19,6 +19,8 @@ from trl import SFTConfig
 
 from coretune import CoresetSFTTrainer, coreset, run
 from coretune.corpus import Corpus
+from coretune.select.grace import Grace
+from coretune.select.importance import MISMATCHED
 from coretune.select.random import Random
 from coretune.twins import Twins
 from coretune.types import Array, Budget, Coreset, Pool, Rows
@@ -34,6 +36,7 @@ class Recorder:
     folder: str
 
     name = "recorder"
+    mismatched = Grace().mismatched
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -46,7 +49,8 @@ class Recorder:
         path = Path(self.folder) / f"{looks}.npz"
         beside = path.with_suffix(".part")
         with beside.open("wb") as file:
-            np.savez(file, cost=pool.cost, **{name: pool.feature(name) for name in SIGNALS})
+            compared = {MISMATCHED: pool.references[MISMATCHED]}
+            np.savez(file, cost=pool.cost, **compared, **{name: pool.feature(name) for name in SIGNALS})
         os.replace(beside, path)
         return Random().select(pool, budget, rng)
 
@@ -55,12 +59,14 @@ class Recorder:
 class Looks:
     """All rows at every refresh of one training.
 
-    signals  a look each: name -> (n, ...)
-    cost     (n,) int64  tokens of a row
-    first    (n,) int64  the lowest row that is equal to each
+    signals     a look each: name -> (n, ...)
+    mismatched  a look each: (m,) losses of rows with other rows' responses
+    cost        (n,) int64  tokens of a row
+    first       (n,) int64  the lowest row that is equal to each
     """
 
     signals: list[dict[str, Array]]
+    mismatched: list[Array]
     cost: Array
     first: Rows
 
@@ -77,12 +83,13 @@ def recorded(asked: argparse.Namespace, seed: int) -> Looks:
         with tempfile.TemporaryDirectory(dir=asked.out) as home:
             record(asked, seed, Path(home))
             (Path(home) / "looks").rename(folder)
-    signals = []
+    signals, mismatched = [], []
     for number in range(asked.looks):
         with np.load(folder / f"{number}.npz") as file:
             signals.append({name: np.asarray(file[name]) for name in SIGNALS})
+            mismatched.append(np.asarray(file[MISMATCHED]))
             cost = np.asarray(file["cost"])
-    return Looks(signals, cost, np.load(folder / "first.npy"))
+    return Looks(signals, mismatched, cost, np.load(folder / "first.npy"))
 
 
 def record(asked: argparse.Namespace, seed: int, home: Path) -> None:

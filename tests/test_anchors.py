@@ -22,6 +22,7 @@ def pool_of(seed: int, copies: int) -> Pool:
     place = (place / np.linalg.norm(place, axis=1, keepdims=True)).astype(np.float32)
     loss = rng.uniform(1, 2, 120).astype(np.float32)
     loss[1 : copies + 1] = loss[0]
+    loss[copies + 1 : copies + 4] = loss[0] + np.float32([0.1, 0.2, 0.3])
     empty = Pool({}, np.ones(120, np.int64), np.full(120, -1, np.int32), np.ones(120, bool))
     fresh = {"prompt_embedding": place, "loss": loss}
     return AnchorRefresh(k=9).absorb(empty, np.arange(120), fresh, 0)
