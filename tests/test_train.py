@@ -253,7 +253,11 @@ def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path:
         ({}, {"k": 48}, "k = 48 neighbours, but the pool has 48 rows: set k to at most 47"),
         ({}, {"budget": "49"}, "budget of 49 rows, but only 48 are usable"),
         ({}, {"budget": "5M tokens"}, "budget of 5000000 tokens, but the usable rows hold"),
-        ({"measuring": MeasureSettings(last_blocks=3)}, {}, "last_blocks is 3 but the model has 2 blocks"),
+        (
+            {"measuring": MeasureSettings(last_blocks=3)},
+            {"method": "less"},
+            "last_blocks is 3 but the model has 2 blocks",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(
@@ -483,7 +487,7 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
 
         def measured(rows: Any) -> Any:
             found = {name: np.array(value) for name, value in measure(rows).items()}
-            found["gradient"][np.isin(rows, range(broken))] = np.nan
+            found["loss"][np.isin(rows, range(broken))] = np.nan
             return found
 
         return measured
