@@ -9,7 +9,7 @@ The model is trained on random rows, right and wrong ones. At some steps all row
                     the prompt's last token, and by the mean of its states (`prompt_embedding`)
     right, wrong    nats a token, medians; `mismatched` are rows with other rows' responses
     ratio alone     right rows (without copies) and wrong ones above 1.65 times their neighbours' median
-    both            those that are a third of the way to the mismatched, too: `importance.contradicted`
+    both            those that are a third of the way to the mismatched, too: GRACE's rule
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED, contradicted
+from coretune.select.importance import MISMATCHED, clues
 from coretune.types import Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
@@ -100,9 +100,9 @@ def look(model: Any, known: Known, decoys: Mismatched, tokenizer: Any) -> list[f
     graph, loss = build(found["prompt_embedding"], 10, seed=0), found["loss"]
     n = len(loss)
     pool = Pool({"loss": loss}, np.ones(n), np.zeros(n), np.ones(n, bool), graph, {MISMATCHED: mismatched})
-    grace = Grace()
-    alone = contradicted(pool, grace.loss_above, -np.inf)
-    both = contradicted(pool, grace.loss_above, grace.mismatch_above)
+    grace, found = Grace(), clues(pool)
+    alone = found.contradicted(grace.loss_above, -np.inf)
+    both = found.contradicted(grace.loss_above, grace.mismatch_above)
     return [
         _of_a_skill(known, build(last_states(model, known), 10, seed=0).neighbors),
         _of_a_skill(known, graph.neighbors),

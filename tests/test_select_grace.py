@@ -184,6 +184,7 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
     coreset = selected(plain(mismatched=32), pool, budget)
     assert set(USABLE) - set(coreset.indices.tolist()) == {wrong}
     assert coreset.reasons["suspicion"][[hard, wrong]] == pytest.approx([0.12, 0.34])
+    assert not coreset.reasons["suspicion"][~POOL.usable].any()
     strict = selected(plain(mismatched=32, mismatch_above=0.3), pool, Budget(len(USABLE) - 2))
     assert set(USABLE) - set(strict.indices.tolist()) == {harder, wrong}
 

@@ -11,14 +11,7 @@ from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
-from coretune.select.importance import (
-    contradicted,
-    cut_off,
-    importance,
-    regional_loss,
-    scaled,
-    suspicion,
-)
+from coretune.select.importance import Clues, clues, cut_off, importance, regional_loss, scaled
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
@@ -49,7 +42,7 @@ class Grace:
     mismatched       pairs of a prompt and another row's response whose loss every refresh measures, to know
                      what a wrong response costs; 0 = nobody is suspected
     loss_above,
-    mismatch_above   [choice] rows that their neighbourhood contradicts (`importance.contradicted`) may not be
+    mismatch_above   [choice] rows that their neighbourhood contradicts (`importance.Clues`) may not be
                      chosen: whose loss is so many times their neighbours' median, and further than that part
                      of the way from there to what a mismatched response costs
     cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
@@ -64,7 +57,7 @@ class Grace:
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
-                     max_{j∈S} sim; suspicion = `importance.suspicion`; candidate = 1 for a row that could be
+                     max_{j∈S} sim; suspicion as in `importance.Clues`; candidate = 1 for a row that could be
                      chosen; held_back = why another could not (`held_back.py`), 0 for a candidate
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
@@ -119,7 +112,8 @@ class Grace:
         products: MakeProducts = products_here,
     ) -> Coreset:
         """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
-        held_back = self._held_back(pool, budget)
+        found = clues(pool) if self.mismatched else None
+        held_back = self._held_back(pool, budget, found)
         candidates = pool.usable & (held_back == 0)
         objective = self._objective(pool, budget, products)
         picks = greedy(objective, budget, pool.cost, candidates)
@@ -127,7 +121,7 @@ class Grace:
             "importance": objective.modular,
             "coverage": coverage_worth(objective, picks, pool.usable),
             "covered": picks.best,
-            "suspicion": suspicion(pool) if self.mismatched else np.zeros(pool.n),
+            "suspicion": found.suspicion if found else np.zeros(pool.n),
             "candidate": candidates.astype(np.float32),
             "held_back": held_back.astype(np.float32),
         }
@@ -157,13 +151,13 @@ class Grace:
             demand /= demand[pool.usable].mean()
         return demand
 
-    def _held_back(self, pool: Pool, budget: Budget) -> Array:
+    def _held_back(self, pool: Pool, budget: Budget, found: Clues | None) -> Array:
         """(n,) why a row may not be chosen; 0 = it may."""
         noise = self._noise(pool)
         why: Array = np.zeros(pool.n, np.int8)
         kept = pool.usable
-        if self.mismatched:
-            trusted = ~contradicted(pool, self.loss_above, self.mismatch_above)
+        if found is not None:
+            trusted = ~found.contradicted(self.loss_above, self.mismatch_above)
             kept = _without(kept, trusted, why, CONTRADICTED)
         if self.copies <= 1:
             kept = _without(kept, best_of_copies(pool, noise, self.copies, "response_embedding"), why, COPY)

@@ -72,43 +72,48 @@ def neighbour_consistency(pool: Pool) -> Array:
     return np.where(pool.usable, _around(pool, own) - own, 0.0)
 
 
-def suspicion(pool: Pool) -> Array:
-    """(n,) float64 s_i: how far each loss is on the way from what its neighbours cost to what a response to
-    another prompt costs.
+@dataclass(frozen=True)
+class Clues:
+    """Of a wrong response, by each row's loss ℓ_i.
 
-        s_i = (ℓ_i − m_i) / (D − m_i),   m_i = median loss of i's graph neighbours,
-                                          D  = median of `references["mismatched_loss"]`
+        ratio      ℓ_i / m_i,                  m_i = median loss of i's graph neighbours
+        suspicion  (ℓ_i − m_i) / (D − m_i),    D = median of `references["mismatched_loss"]`
 
-    [choice] A right row that is hard costs more than its neighbours, but far less than a response that has
-    nothing to do with its prompt; a wrong one costs as much (LOG.md). Where neighbours cost as much as D,
-    what they cost is no way to judge by: `LEAST_LOSS` is the least denominator. 0 where a pool has no
-    mismatched pair, for all its responses are the same. ValueError without that reference.
+    ratio      (n,) float64; both losses have LEAST_LOSS added, below which it means nothing
+    suspicion  (n,) float64: how far the loss is on the way from what its neighbours cost to what a response
+               to another prompt costs. Where neighbours cost as much as that, the way is LEAST_LOSS long
+
+    [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
+    right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
+    right row that is hard costs far less than a response that has nothing to do with its prompt (LOG.md).
+    """
+
+    ratio: Array
+    suspicion: Array
+
+    def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
+        """(n,) bool: rows against which both stand."""
+        return (self.ratio > loss_above) & (self.suspicion > mismatch_above)
+
+
+def clues(pool: Pool) -> Clues:
+    """Of every row. Suspicion is 0 of unusable rows, and where a pool has no mismatched pair, since all its
+    responses are the same.
+
+    ValueError where nobody knows what those pairs cost.
     """
     if MISMATCHED not in pool.references:
         raise ValueError(
             f'the pool has no references["{MISMATCHED}"], the loss of rows answered with other rows\' '
             "responses: measure it, or set mismatched to 0, so that nobody is suspected"
         )
-    mismatched = pool.references[MISMATCHED]
-    if not len(mismatched):
-        return np.zeros(pool.n)
-    own = _signal(pool, "loss")
+    mismatched, own = pool.references[MISMATCHED], _signal(pool, "loss")
     around = _around(pool, own)
-    return (own - around) / np.maximum(np.median(mismatched) - around, LEAST_LOSS)
-
-
-def contradicted(pool: Pool, loss_above: float, mismatch_above: float) -> Array:
-    """(n,) bool: rows that are probably answered wrongly.
-
-        ℓ_i > loss_above · m_i   and   s_i > mismatch_above
-
-    [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
-    right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; the
-    second clue lets them be. The losses of the ratio have `LEAST_LOSS` added, below which it means nothing.
-    """
-    own = _signal(pool, "loss")
-    ratio = (own + LEAST_LOSS) / (_around(pool, own) + LEAST_LOSS)
-    return pool.usable & (ratio > loss_above) & (suspicion(pool) > mismatch_above)
+    ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
+    if not len(mismatched):
+        return Clues(ratio, np.zeros(pool.n))
+    way = np.maximum(np.median(mismatched) - around, LEAST_LOSS)
+    return Clues(ratio, np.where(pool.usable, (own - around) / way, 0.0))
 
 
 def regional_loss(pool: Pool) -> Array:
