@@ -7,6 +7,7 @@ topics in 64 groups, 32 directions in d = 256, noise on top.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 10_000)
 WHAT = f"graph, {WIDTH} dimensions, k {K}"
 REFRESH = AnchorRefresh(anchors="priority")
 JUDGED = 300  # rows searched exactly to see what the lists hold
+MISMATCHED = {"mismatched_loss": np.linspace(1, 3, 32, dtype=np.float32)}
 
 
 def prompts(n: int, seed: int = 0) -> Array:
@@ -126,7 +128,7 @@ def mending(quick: bool) -> list[Line]:
 def refreshing(quick: bool) -> list[Line]:
     """Plan, absorb 5 % anchors (priority), choose 5 % by GRACE; measuring is not in it.
 
-    Signals: prompt and response embedding and projected gradient, 256 numbers each, and the loss. Anchors
+    Signals: prompt and response embedding, 256 numbers each, and the loss. Anchors
     come back turned by about 14°, every fifth by twice that, so that 1 % of the pool drifted.
     """
     compiled()
@@ -148,8 +150,9 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
     """A pool that was measured once, the rows to look at again, and what that look shows."""
     rng = np.random.default_rng(0)
     fresh = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
-    fresh |= {"gradient": rng.standard_normal((n, WIDTH), np.float32), "loss": rng.random(n, np.float32)}
+    fresh["loss"] = rng.random(n, np.float32)
     pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    pool = replace(pool, references=MISMATCHED)
     anchors = REFRESH.plan(pool, 1, rng)
     news = {name: values[anchors] for name, values in fresh.items()}
     for name in ("prompt_embedding", "response_embedding"):
@@ -187,13 +190,13 @@ def _write_signals(folder: Path, n: int) -> None:
     np.save(folder / "prompt_embedding.npy", prompts(n))
     np.save(folder / "response_embedding.npy", prompts(n, 1))
     rng = np.random.default_rng(0)
-    np.save(folder / "gradient.npy", rng.standard_normal((n, WIDTH), np.float32))
     np.save(folder / "loss.npy", rng.random(n, np.float32))
 
 
 def _select_given(folder: Path, n: int) -> str:
     fresh = {path.stem: np.load(path, mmap_mode="c") for path in sorted(folder.glob("*.npy"))}
     pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    pool = replace(pool, references=MISMATCHED)
     chosen = Grace().select(pool, Budget(n // 20, "rows"), np.random.default_rng(0))
     return f"{len(chosen.indices):,} rows chosen"
 

@@ -1,8 +1,8 @@
 """The case of bench/scale.py that is the whole command: `coretune select` of pools whose signals are given.
 
 Corpus, store, graph, greedy, audit, coreset.jsonl and report are the command's own. Only the model does not
-look: what it would have seen of a block of rows is read from files, 256 numbers for an embedding or gradient
-and one for a loss.
+look: what it would have seen of a block of rows is read from files, 256 numbers for an embedding and one for
+a loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from scale_files import write_rows
-from scale_graph import WIDTH, compiled, prompts
+from scale_graph import compiled, prompts
 from scale_row import Case, Line, measured, resident
 
 from coretune import run
@@ -60,9 +60,8 @@ def _config(folder: Path) -> RunConfig:
 @contextmanager
 def _given(folder: Path, n: int) -> Iterator[None]:
     """Within the block the first look at a pool of up to n rows reads what lies in the folder."""
-    rng = np.random.default_rng(0)
     drawn = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
-    drawn |= {"gradient": rng.standard_normal((n, WIDTH), np.float32), "loss": rng.random(n, np.float32)}
+    drawn["loss"] = np.random.default_rng(0).random(n, np.float32)
     for name in list(drawn):
         np.save(folder / f"{name}.npy", drawn.pop(name))
 
