@@ -209,7 +209,10 @@ def test_batch_composition_does_not_matter(seed, n, batch_tokens):
     one = measure(model, rows, SIGNALS, rows, asked=order, batch_tokens=1, reference_rows=4)
     many = measure(model, rows, SIGNALS, rows, asked=order, batch_tokens=batch_tokens, reference_rows=4)
     for name in SIGNALS:
-        assert_close(many[name], one[name], 2e-4)
+        if name in ("alignment", "target_cosine"):  # an inner product may be nearly 0
+            np.testing.assert_allclose(many[name], one[name], rtol=2e-4, atol=2e-4 * np.abs(one[name]).max())
+        else:
+            assert_close(many[name], one[name], 2e-4)
     assert_close(one["loss"], stacked(oracle(model, rows, 1), "loss")[order])
 
 
