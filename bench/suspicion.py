@@ -95,9 +95,9 @@ def look(model: Any, known: Known, decoys: Mismatched, tokenizer: Any) -> list[f
     ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     settings = MeasureSettings()
     signals = ["loss", "prompt_embedding"]
-    found = measurer(model, known.rows, signals, settings, **ends)(np.arange(len(known.rows)))
+    seen = measurer(model, known.rows, signals, settings, **ends)(np.arange(len(known.rows)))
     mismatched = measurer(model, decoys, ["loss"], settings, **ends)(np.arange(len(decoys)))["loss"]
-    graph, loss = build(found["prompt_embedding"], 10, seed=0), found["loss"]
+    graph, loss = build(seen["prompt_embedding"], 10, seed=0), seen["loss"]
     n = len(loss)
     pool = Pool({"loss": loss}, np.ones(n), np.zeros(n), np.ones(n, bool), graph, {MISMATCHED: mismatched})
     grace, found = Grace(), clues(pool)

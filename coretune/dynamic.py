@@ -20,6 +20,7 @@ from coretune.ledger import Ledger, Round, overlap
 from coretune.looking import Looked, Meter, look, look_around, meter_of, select
 from coretune.order import round_order
 from coretune.schedule import Clock, CoresetConfig
+from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.state import State
 from coretune.types import Array, Coreset, Pool, Rows, Valued
 
@@ -151,15 +152,14 @@ def _settled(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> boo
 
 
 def _graph_figures(config: CoresetConfig, state: State, pool: Pool) -> dict[str, float]:
-    """Of a graph that was made anew, else {}: near_copies, the share of rows that have one by the graph's
-    cosine, where there are any; graph_recall, the share of true neighbours listed, where they were not all
-    searched exactly."""
+    """Of a graph that was made anew, else {}: near_copies, the share of rows that have one, where there are
+    any; graph_recall, the share of true neighbours listed, where they were not all searched exactly."""
     made = pool.graph
     if made is None or made is state.pool.graph or made.reserve is None:
         return {}
     if made.built_from.dtype == np.float16:  # mended: most lists are from before
         return {}
-    group = graph.near_copies(made)
+    group = copy_groups(pool, COPY_COSINE, copies_by(pool, config.refresh.embedding))
     rows = np.bincount(group, minlength=made.n)[group] > 1
     figures = {"near_copies": float(rows.mean())} if rows.any() else {}
     if len(made.reserve.centroids) > 1:

@@ -23,7 +23,7 @@ from scipy.sparse.linalg import svds
 from coretune import audit
 from coretune.rounds import PoolRows
 from coretune.run_files import MAP_FACTS, POOL, SELECTION
-from coretune.select.copies import copy_groups
+from coretune.select.copies import COPY_COSINE, RESPONSES, copies_by, copy_groups
 from coretune.state import State
 from coretune.types import Array, Pool
 
@@ -32,8 +32,6 @@ HEAD = 60  # … of which so many from its beginning, where it is longer, and th
 BLOCK = 1000  # rows decoded at once
 PLANE_ROWS = 2000  # rows the map's two directions are taken from
 MAP_WIDTH = 16_384  # numbers of a vector above which its plane would take too long
-COPY_COSINE = 0.999
-RESPONSES = "response_embedding"
 
 SCHEMA = pa.schema(
     [
@@ -100,7 +98,7 @@ def describe_pool(pool: Pool, rows: PoolRows, decode: Decode, embedding: str, se
         columns |= {"x": places[:, 0], "y": places[:, 1]}
     columns["copies"] = pa.nulls(pool.n, pa.int32())
     if pool.graph is not None:
-        facts["copies_by"] = RESPONSES if RESPONSES in pool.features else embedding
+        facts["copies_by"] = copies_by(pool, embedding)
         columns["copies"] = copy_groups(pool, COPY_COSINE, str(facts["copies_by"]))
     return pa.table(columns, schema=SCHEMA.with_metadata({MAP_FACTS: json.dumps(facts)}))
 

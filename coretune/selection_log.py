@@ -74,7 +74,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
     if "graph_recall" in found:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
-        parts.append(f"{found['near_copies']:.1%} of the pool have a neighbour of cosine 0.999")
+        parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
         for name, value in found.items()

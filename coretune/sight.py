@@ -62,6 +62,7 @@ class Sight:
         self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
         self.harvest: RunHarvest | None = None
         self.lesson = self._lesson()
+        self.decoys = self._mismatched()
         self.cost = self._cost()
         self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS))
 
@@ -126,7 +127,6 @@ class Sight:
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
         kept = Kept(lambda: int(self.trainer.state.global_step))
-        self.decoys = self._mismatched()
         later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
         twins = Twins.of(self.trainer.pool_rows.tokens, self.trainer.pool_rows.prompt_length)

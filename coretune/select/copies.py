@@ -10,6 +10,9 @@ from coretune.graph import near_copies
 from coretune.near_lists import edge_products
 from coretune.types import Array, Pool
 
+COPY_COSINE = 0.999
+RESPONSES = "response_embedding"
+
 
 def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -> Array:
     """(n,) bool: of each group of usable copies the row of least noise, the lowest row among equals.
@@ -24,6 +27,14 @@ def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -
     best = np.zeros(pool.n, bool)
     best[order[first]] = True
     return best & pool.usable
+
+
+def copies_by(pool: Pool, embedding: str) -> str:
+    """The signal by which rows are told to be copies: responses where they were measured, else `embedding`.
+
+    By prompts alone rows that ask for the same kind of thing pass for copies of each other.
+    """
+    return RESPONSES if RESPONSES in pool.features else embedding
 
 
 def copy_groups(pool: Pool, threshold: float, embedding: str) -> Array:
