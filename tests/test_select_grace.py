@@ -185,6 +185,9 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
     assert set(USABLE) - set(coreset.indices.tolist()) == {wrong}
     assert coreset.reasons["suspicion"][[hard, wrong]] == pytest.approx([0.12, 0.34])
     assert not coreset.reasons["suspicion"][~POOL.usable].any()
+    low = dataclasses.replace(pool, references={"mismatched_loss": np.float32([0.5])})  # below the neighbours
+    shown = selected(plain(mismatched=32), low, budget).reasons["suspicion"]
+    assert (shown.min(), shown.max()) == (0, 1)
     strict = selected(plain(mismatched=32, mismatch_above=0.3), pool, Budget(len(USABLE) - 2))
     assert set(USABLE) - set(strict.indices.tolist()) == {harder, wrong}
 
@@ -227,6 +230,7 @@ def test_needs_names_what_its_settings_read() -> None:
     [
         ({"lambda_": 1.5}, "lambda 1.5 .*0 <= lambda <= 1"),
         ({"mismatched": -1}, "mismatched -1 .*0 or more"),
+        ({"mismatch_above": 1.0}, "mismatch_above 1.0 .*0 to below 1"),
         ({"importance": "charm"}, "'charm'; there are gradient_norm"),
         ({"importance_term": "median"}, "'median' is unknown; there are sum, mean"),
         ({"similarity": "hamming"}, "'hamming'; there are graph, dense"),

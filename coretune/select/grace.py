@@ -86,6 +86,8 @@ class Grace:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
         if self.mismatched < 0:
             raise ValueError(f"mismatched {self.mismatched} is no number of pairs: give 0 or more")
+        if not 0.0 <= self.mismatch_above < 1.0:
+            raise ValueError(f"mismatch_above {self.mismatch_above} is no part of a way: give 0 to below 1")
         if self.rest < 0:
             raise ValueError(f"rest {self.rest} is no number of coresets: give 0 or more")
         if self.demand not in ("loss", "equal"):

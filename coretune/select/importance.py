@@ -80,8 +80,9 @@ class Clues:
         suspicion  (ℓ_i − m_i) / (D − m_i),    D = median of `references["mismatched_loss"]`
 
     ratio      (n,) float64; both losses have LEAST_LOSS added, below which it means nothing
-    suspicion  (n,) float64: how far the loss is on the way from what its neighbours cost to what a response
-               to another prompt costs. Where neighbours cost as much as that, the way is LEAST_LOSS long
+    suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
+               response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
+               way is LEAST_LOSS long
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
@@ -113,7 +114,7 @@ def clues(pool: Pool) -> Clues:
     if not len(mismatched):
         return Clues(ratio, np.zeros(pool.n))
     way = np.maximum(np.median(mismatched) - around, LEAST_LOSS)
-    return Clues(ratio, np.where(pool.usable, (own - around) / way, 0.0))
+    return Clues(ratio, np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0))
 
 
 def regional_loss(pool: Pool) -> Array:
