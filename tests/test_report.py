@@ -148,6 +148,18 @@ def test_what_was_predicted_stands_beside_what_it_cost(
     assert shown in page
 
 
+def test_the_audit_shows_what_was_compared_and_nothing_else(tmp_path: Path) -> None:
+    run = RunFiles.of(make_run(tmp_path))
+    first, second, *_ = run.ledger["rounds"]
+    for entry in run.ledger["rounds"]:
+        entry["approximation"] = {}
+    first["approximation"] = {"near_copies": 0.5}
+    assert facts.gather(run)["approximation"] == []
+    second["approximation"] = {"rows_harvested": 3, "score": 0.9}
+    (shown,) = facts.gather(run)["approximation"]
+    assert shown == {"round": second["round"], "step": run.step_of(second["round"]), "score": 0.9}
+
+
 # ------------------------------------------------------------------------------------------- the page
 
 

@@ -17,6 +17,7 @@ from coretune.held_back import HELD_BACK
 from coretune.ledger import PHASES
 from coretune.report.details import Details, details
 from coretune.run_files import RunFiles
+from coretune.selection_log import OWN
 from coretune.types import Array
 
 SOURCES = 16  # named in the mix; the rest is one group
@@ -204,11 +205,12 @@ def _overlap(rows: list[Array]) -> list[list[float]]:
 
 def _approximation(run: RunFiles) -> list[dict[str, Any]]:
     """Figures of the refreshes where an audit was asked for."""
-    return [
-        {"round": entry["round"], "step": run.step_of(entry["round"]), **entry["approximation"]}
-        for entry in run.ledger.get("rounds", [])
-        if entry["approximation"]
-    ]
+    found = []
+    for entry in run.ledger.get("rounds", []):
+        compared = {name: value for name, value in entry["approximation"].items() if name not in OWN}
+        if compared:
+            found.append({"round": entry["round"], "step": run.step_of(entry["round"]), **compared})
+    return found
 
 
 def _said(run: RunFiles, found: Details) -> list[dict[str, Any]]:
