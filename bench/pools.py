@@ -11,6 +11,7 @@ import yaml
 
 MADE = "made:"  # a pool of the playground's kind, and how
 DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
+SHORT = ";characters="  # after a pool's folder: its rows of at most that length
 WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of
 
 
@@ -55,13 +56,23 @@ def pool_and_model(
     if pool is None:
         pool = f"{folder}/playground"
         make_pool(seed=0).write(pool)
-    elif pool.startswith(DIRTY):
-        pool = str(spoilt(Path(pool.removeprefix(DIRTY)), out / "data"))
-    elif pool.startswith(MADE):
-        settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
-        pool = str(out / "data" / pool.replace(MADE, "made-").replace(";", ","))
-        make_pool(**{"seed": 0, "rows": 4000, **settings}).write(pool)
-    return pool, model or str(BASE_MODEL)
+    return str(_folder(pool, out / "data")), model or str(BASE_MODEL)
+
+
+def _folder(pool: str, data: Path) -> Path:
+    """Where the pool lies, made in `data` if need be."""
+    from coretune.playground import make_pool
+
+    if pool.startswith(DIRTY):
+        return spoilt(_folder(pool.removeprefix(DIRTY), data), data)
+    if SHORT in pool:
+        return short_rows(*pool.split(SHORT), data)
+    if not pool.startswith(MADE):
+        return Path(pool)
+    settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
+    made = data / pool.replace(MADE, "made-").replace(";", ",")
+    make_pool(**{"seed": 0, "rows": 4000, **settings}).write(made)
+    return made
 
 
 def spoilt(clean: Path, data: Path) -> Path:
@@ -86,6 +97,18 @@ def spoilt(clean: Path, data: Path) -> Path:
     _lines(folder / "pool.jsonl", [json.dumps(row) for row in pool])
     _lines(folder / "labels.jsonl", [json.dumps(label) for label in labels])
     _lines(folder / "eval.jsonl", _read(clean / "eval.jsonl"))
+    return folder
+
+
+def short_rows(pool: str, characters: str, data: Path) -> Path:
+    """A folder with a pool's rows, and those to score, of at most so many characters, prompt and response."""
+    whole, folder = Path(pool), data / f"{Path(pool).name}-{characters}-characters"
+    for name in ("pool.jsonl", "eval.jsonl"):
+        rows = [json.loads(line) for line in _read(whole / name)]
+        found = [row for row in rows if len(row["prompt"] + row["completion"]) <= int(characters)]
+        _lines(folder / name, [json.dumps(row) for row in found])
+    if (whole / "labels.jsonl").exists():
+        _lines(folder / "labels.jsonl", _read(whole / "labels.jsonl"))
     return folder
 
 
