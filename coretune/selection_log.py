@@ -75,6 +75,8 @@ def line(logs: Mapping[str, float], step: int) -> str:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
         parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
+    if "contradicted" in found:
+        parts.append(_contradicted(found))
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
         for name, value in found.items()
@@ -83,6 +85,15 @@ def line(logs: Mapping[str, float], step: int) -> str:
     if audited:
         parts.append(f"against a full measurement: {', '.join(audited)}")
     return "; ".join(parts)
+
+
+def _contradicted(found: Mapping[str, float]) -> str:
+    """How many, and by what they were told (`Clues`)."""
+    many = f"contradicted {found['contradicted']:,.0f}"
+    if "mismatched_loss" not in found:
+        return many
+    costs = f"{found['typical_loss']:.2f} nats, with another row's response {found['mismatched_loss']:.2f}"
+    return f"{many} (a row costs {costs})"
 
 
 def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:

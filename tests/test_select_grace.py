@@ -185,6 +185,7 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
     assert set(USABLE) - set(coreset.indices.tolist()) == {wrong}
     assert coreset.reasons["suspicion"][[hard, wrong]] == pytest.approx([0.12, 0.34])
     assert not coreset.reasons["suspicion"][~POOL.usable].any()
+    assert coreset.figures == {"contradicted": 1, "typical_loss": 1.0, "mismatched_loss": 6.0}
     low = dataclasses.replace(pool, references={"mismatched_loss": np.float32([0.5])})  # below the neighbours
     shown = selected(plain(mismatched=32), low, budget).reasons["suspicion"]
     assert (shown.min(), shown.max()) == (0, 1)
@@ -197,6 +198,9 @@ def test_nobody_is_suspected_where_no_response_could_be_anothers() -> None:
     coreset = selected(plain(mismatched=32), pool, Budget(len(USABLE)))
     assert set(coreset.indices.tolist()) == set(USABLE)
     assert not coreset.reasons["suspicion"].any()
+    assert coreset.figures["contradicted"] == 0
+    assert "mismatched_loss" not in coreset.figures
+    assert selected(plain(mismatched=0), pool, Budget(5)).figures == {}
 
 
 def test_what_a_mismatched_response_costs_has_to_be_known() -> None:

@@ -59,6 +59,8 @@ class Grace:
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
                      max_{j∈S} sim; suspicion as in `importance.Clues`; candidate = 1 for a row that could be
                      chosen; held_back = why another could not (`held_back.py`), 0 for a candidate
+    figures          contradicted = how many rows were held back as such; typical_loss, mismatched_loss = the
+                     medians by which they were told: where the two are close, nobody can be
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
     and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
@@ -127,7 +129,8 @@ class Grace:
             "candidate": candidates.astype(np.float32),
             "held_back": held_back.astype(np.float32),
         }
-        return coreset(picks.indices, picks.gains, reasons)
+        figures = _told(found, held_back) if found else {}
+        return coreset(picks.indices, picks.gains, reasons, figures=figures)
 
     def value(self, pool: Pool, chosen: Coreset) -> float:
         """F of a coreset under this pool."""
@@ -188,6 +191,15 @@ class Grace:
         if budget.unit == "rows":
             return float(budget.amount)
         return max(1.0, budget.amount / float(pool.cost[pool.usable].mean()))
+
+
+def _told(found: Clues, held_back: Array) -> dict[str, float]:
+    """By what rows were suspected, and how many may not be chosen for it."""
+    told: dict[str, float] = {"contradicted": int((held_back == CONTRADICTED).sum())}
+    told["typical_loss"] = round(found.typical, 4)
+    if found.mismatched is not None:
+        told["mismatched_loss"] = round(found.mismatched, 4)
+    return told
 
 
 def _without(kept: Array, allowed: Array, why: Array, code: int) -> Array:

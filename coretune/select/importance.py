@@ -83,6 +83,9 @@ class Clues:
     suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
                response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
                way is LEAST_LOSS long
+    typical    median of ℓ over the usable rows
+    mismatched D, None where there is no such pair. Where it is hardly above `typical` the model does not
+               hear from a prompt which response belongs to it, and wrong rows cannot be told from right ones
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
@@ -91,6 +94,8 @@ class Clues:
 
     ratio: Array
     suspicion: Array
+    typical: float
+    mismatched: float | None
 
     def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
         """(n,) bool: rows against which both stand."""
@@ -111,10 +116,13 @@ def clues(pool: Pool) -> Clues:
     mismatched, own = pool.references[MISMATCHED], _signal(pool, "loss")
     around = _around(pool, own)
     ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
+    typical = float(np.median(own[pool.usable]))
     if not len(mismatched):
-        return Clues(ratio, np.zeros(pool.n))
-    way = np.maximum(np.median(mismatched) - around, LEAST_LOSS)
-    return Clues(ratio, np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0))
+        return Clues(ratio, np.zeros(pool.n), typical, None)
+    costs = float(np.median(mismatched))
+    way = np.maximum(costs - around, LEAST_LOSS)
+    suspicion = np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0)
+    return Clues(ratio, suspicion, typical, costs)
 
 
 def regional_loss(pool: Pool) -> Array:
