@@ -89,7 +89,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
 
 def _contradicted(found: Mapping[str, float]) -> str:
     """How many, and by what they were told (`Clues`)."""
-    many = f"contradicted {found['contradicted']:,.0f}"
+    many = f"contradicted: {found['contradicted']:,.0f}"
     if "mismatched_loss" not in found:
         return many
     costs = f"{found['typical_loss']:.2f} nats, with another row's response {found['mismatched_loss']:.2f}"

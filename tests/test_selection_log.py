@@ -30,6 +30,6 @@ def test_the_line_says_by_what_rows_were_contradicted() -> None:
     state = State(2, 2, 1, pool, Coreset(np.array([2, 0]), np.ones(2), np.zeros(2)))
     said = {"contradicted": 1, "typical_loss": 0.25, "mismatched_loss": 4.5}
     logs = figures(Round(2, 3, 2, 0.5, None, {}, said), state)
-    assert "contradicted 1 (a row costs 0.25 nats, with another row's response 4.50)" in line(logs, 40)
+    assert "contradicted: 1 (a row costs 0.25 nats, with another row's response 4.50)" in line(logs, 40)
     nobody = figures(Round(2, 3, 2, 0.5, None, {}, {"contradicted": 0, "typical_loss": 0.25}), state)
-    assert line(nobody, 40).endswith("; contradicted 0")
+    assert line(nobody, 40).endswith("; contradicted: 0")
