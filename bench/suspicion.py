@@ -1,4 +1,4 @@
-"""Who is taken for wrong? Neighbourhoods, and the two clues of GRACE's suspicion, while a model is trained.
+"""Who is taken for wrong? Neighbourhoods, and the clues of GRACE's suspicion, while a model is trained.
 
     python bench/suspicion.py --quick
     python bench/suspicion.py --pool FOLDER --model FOLDER --check
@@ -10,6 +10,11 @@ The model is trained on random rows, right and wrong ones. At some steps all row
     right, wrong    nats a token, medians; `mismatched` are rows with other rows' responses
     ratio alone     right rows (without copies) and wrong ones above 1.65 times their neighbours' median
     both            those that are a third of the way to the mismatched, too: GRACE's rule
+    AUC             how often a wrong row has more of it than a right one: the loss, the loss over the
+                    neighbours' median, and the contrast: the loss over that of the same response after
+                    another row's prompt, one that is answered otherwise
+    contrast        right and wrong rows whose own prompt makes the response less than CONTRAST nats a token
+                    likelier than the other one. Not a clue of GRACE's
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from pools import labels_of, pool_and_model
+from scipy.stats import rankdata
 from transformers import AutoModelForCausalLM
 
 from coretune import run
@@ -35,13 +41,14 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED, clues
+from coretune.select.importance import MISMATCHED, clues, neighbour_consistency
 from coretune.types import Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
-RATE, BATCH = 1e-3, 16
+BATCH = 16
 HEADER = ("step", "of a skill: last", "mean", "right", "wrong", "mismatched", "ratio alone: right", "wrong")
-HEADER += ("both: right", "wrong")
+HEADER += ("both: right", "wrong", "AUC: loss", "over neighbours", "contrast", "contrast: right", "wrong")
+CONTRAST, DRAWN = 0.1, 4  # nats a token; other rows tried until one is answered otherwise
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,30 @@ def last_states(model: Any, known: Known) -> Array:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def look(model: Any, known: Known, decoys: Mismatched, tokenizer: Any) -> list[float]:
+def answered_otherwise(known: Known, seed: int) -> Mismatched:
+    """Each row's response after another row's prompt, drawn anew where that one has the same response."""
+    rng, n = np.random.default_rng(seed), len(known.rows)
+    said = [
+        np.asarray(ids)[start:].tobytes()
+        for ids, start in zip(known.rows.tokens(np.arange(n)), known.rows.prompt_length, strict=True)
+    ]
+    prompts = rng.permutation(n)
+    for _ in range(DRAWN):
+        same = [row for row in range(n) if said[prompts[row]] == said[row]]
+        prompts[same] = rng.integers(n, size=len(same))
+    return Mismatched(known.rows, prompts, np.arange(n), int(known.rows.length.max()))
+
+
+def auc(score: Array, known: Known) -> float:
+    """Of wrong rows against right ones, copies left out."""
+    wrong, right = score[known.wrong], score[known.right]
+    if not len(wrong):
+        return float("nan")
+    ranks = rankdata(np.concatenate([wrong, right]))[: len(wrong)]
+    return float((ranks.mean() - (len(wrong) + 1) / 2) / len(right))
+
+
+def look(model: Any, known: Known, decoys: Mismatched, others: Mismatched, tokenizer: Any) -> list[float]:
     model.eval()
     ends = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     settings = MeasureSettings()
@@ -101,6 +131,8 @@ def look(model: Any, known: Known, decoys: Mismatched, tokenizer: Any) -> list[f
     n = len(loss)
     pool = Pool({"loss": loss}, np.ones(n), np.zeros(n), np.ones(n, bool), graph, {MISMATCHED: mismatched})
     grace, found = Grace(), clues(pool)
+    contrast = loss - measurer(model, others, ["loss"], settings, **ends)(np.arange(n))["loss"]
+    over = -neighbour_consistency(pool)
     alone = found.contradicted(grace.loss_above, -np.inf)
     both = found.contradicted(grace.loss_above, grace.mismatch_above)
     return [
@@ -110,6 +142,8 @@ def look(model: Any, known: Known, decoys: Mismatched, tokenizer: Any) -> list[f
         float(np.median(loss[known.wrong])) if known.wrong.any() else float("nan"),
         float(np.median(mismatched)),
         *(_share(who, of) for who in (alone, both) for of in (known.right, known.wrong)),
+        *(auc(score, known) for score in (loss, over, contrast)),
+        *(_share(contrast > -CONTRAST, of) for of in (known.right, known.wrong)),
     ]
 
 
@@ -122,23 +156,24 @@ def _share(who: Array, of: Array) -> float:
     return float(who[of].mean()) if of.any() else float("nan")
 
 
-def looks_of(pool: str, name: str, steps: list[int], seed: int) -> list[list[float]]:
+def looks_of(pool: str, name: str, steps: list[int], seed: int, rate: float) -> list[list[float]]:
     torch.manual_seed(seed)
     tokenizer = run.load_tokenizer(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     known = Known.of(Path(pool), tokenizer)
     decoys = Mismatched.of(known.rows, known.rows.length, Grace().mismatched, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    others = answered_otherwise(known, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     rng = np.random.default_rng(seed)
     lines = []
     for before, step in zip([0, *steps], steps, strict=False):
         trained(model, known, step - before, rng, optimizer)
-        lines.append([step, *look(model, known, decoys, tokenizer)])
+        lines.append([step, *look(model, known, decoys, others, tokenizer)])
     return lines
 
 
 def missed(last: list[float]) -> list[str]:
-    _, _, of_a_skill, _, _, _, _, _, right, wrong = last
+    of_a_skill, right, wrong = last[2], last[8], last[9]
     said = []
     if of_a_skill < OF_A_SKILL:
         said.append(f"{of_a_skill:.2f} of a row's neighbours are of its skill, not {OF_A_SKILL}")
@@ -157,6 +192,7 @@ def main() -> int:
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--steps", default="25,50,100,200,350")
     parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--quick", action="store_true", help="1,000 rows, two looks: under a minute")
     parser.add_argument("--check", action="store_true", help="exit 1 unless the last look meets the targets")
     args = parser.parse_args()
@@ -167,8 +203,10 @@ def main() -> int:
         args.pool, args.steps = "made:rows=1000", "25,150"
     with tempfile.TemporaryDirectory() as folder:
         pool, model = pool_and_model(args.pool, args.model, folder, Path(folder))
-        lines = looks_of(pool, model, [int(step) for step in args.steps.split(",")], args.seed)
-        print_table(lines, f"{Path(pool).name}, {Path(model).name}, seed {args.seed}")
+        steps = [int(step) for step in args.steps.split(",")]
+        lines = looks_of(pool, model, steps, args.seed, args.learning_rate)
+        about = f"{Path(pool).name}, {Path(model).name}, seed {args.seed}"
+        print_table(lines, f"{about}: {BATCH} random rows a step at {args.learning_rate:g}")
     misses = missed(lines[-1]) if args.check else []
     for miss in misses:
         print(f"missed: {miss}")
@@ -180,13 +218,14 @@ def print_table(lines: list[list[float]], about: str) -> None:
     from rich.table import Table
 
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    table = Table(title=f"{about}: {BATCH} random rows a step at {RATE:g}; {machine}")
+    table = Table(title=f"{about}; {machine}")
     for name in HEADER:
         table.add_column(name, justify="right")
     for step, *figures in lines:
-        shown = [f"{x:.2f}" for x in figures[:5]] + [f"{x:.1%}" for x in figures[5:]]
+        shares = {*range(5, 9), 12, 13}
+        shown = [f"{x:.1%}" if place in shares else f"{x:.2f}" for place, x in enumerate(figures)]
         table.add_row(f"{step:g}", *("-" if x in ("nan", "nan%") else x for x in shown))
-    Console(width=140).print(table)
+    Console(width=190).print(table)
 
 
 if __name__ == "__main__":
