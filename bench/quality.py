@@ -124,12 +124,9 @@ def run_all(
     for job, result in outcomes(jobs, out, workers, run):
         named = {**result["job"], "arm": job.arm}  # two arms may be the same job in other words
         results[job.arm, job.seed] = {**result, "job": named}
-        print(
-            f"[{len(results)}/{len(jobs)}] {job.arm} seed {job.seed}: loss {result['loss']:.3f}, "
-            f"exact match {result.get('exact_match', float('nan')):.3f}",
-            file=sys.stderr,
-            flush=True,
-        )
+        matched = f", exact match {result['exact_match']:.3f}" if "exact_match" in result else ""
+        told = f"{job.arm} seed {job.seed}: loss {result['loss']:.3f}{matched}"
+        print(f"[{len(results)}/{len(jobs)}] {told}", file=sys.stderr, flush=True)
     return [results[job.arm, job.seed] for job in jobs]
 
 
