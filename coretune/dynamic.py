@@ -24,8 +24,9 @@ from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.state import State
 from coretune.types import Array, Coreset, Pool, Rows, Valued
 
-# (n,) int32 feature kept here: number of the coreset that last trained on a row; 0 = warm-up, -1 = none
-TRAINED_AT = "trained_at"
+# (n,) int32 features kept here: number of the coreset that last trained on a row (0 = warm-up, -1 = none),
+# and how often it was trained on
+TRAINED_AT, TRAINED_TIMES = "trained_at", "trained_times"
 NO_SELECTION = -1
 
 
@@ -33,7 +34,7 @@ def empty_pool(cost: Array) -> Pool:
     """A pool of which nothing is known but what a row costs. cost: (n,) tokens."""
     n = len(cost)
     return Pool(
-        features={TRAINED_AT: np.full(n, -1, np.int32)},
+        features={TRAINED_AT: np.full(n, -1, np.int32), TRAINED_TIMES: np.zeros(n, np.int32)},
         cost=np.asarray(cost, np.int64),
         measured_at=np.full(n, -1, np.int32),
         usable=np.ones(n, bool),
@@ -109,9 +110,10 @@ def _nothing() -> Coreset:
 
 def _trained(state: State, rows: Rows) -> State:
     """The state after training on the next `rows` of the passes."""
-    stamped = state.pool.feature(TRAINED_AT).copy()
+    stamped, times = state.pool.feature(TRAINED_AT).copy(), state.pool.feature(TRAINED_TIMES).copy()
     stamped[rows] = state.selections
-    features = {**state.pool.features, TRAINED_AT: stamped}
+    np.add.at(times, rows, 1)
+    features = {**state.pool.features, TRAINED_AT: stamped, TRAINED_TIMES: times}
     return replace(state, pool=replace(state.pool, features=features), cursor=state.cursor + len(rows))
 
 

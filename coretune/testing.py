@@ -13,7 +13,7 @@ from coretune.audit import FIXED
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
 #: What the engine keeps of its own accord, whatever a selector needs.
-KEPT = ("previous_loss", "trained_at")
+KEPT = ("previous_loss", "trained_at", "trained_times")
 
 
 def synthetic_pool(
@@ -191,6 +191,7 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
         "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
+        "trained_times": other.integers(0, 3, size=n).astype(np.float32),
         "if_gradient": other.gamma(2.0, 0.5, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
     }
 

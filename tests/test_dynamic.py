@@ -16,7 +16,7 @@ from taught import Pupil
 
 from coretune import cells, graph
 from coretune.budget import parse_budget
-from coretune.dynamic import TRAINED_AT, advance, empty_pool, lasting, row_weights, start
+from coretune.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, lasting, row_weights, start
 from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.looking import Meter
@@ -179,14 +179,16 @@ def test_the_warmup_meets_distinct_random_rows_once_each() -> None:
     assert set(other.rows()) != set(met[:8])
 
 
-def test_rows_are_stamped_with_the_coreset_that_trained_on_them() -> None:
+def test_rows_are_stamped_with_the_coreset_that_trained_on_them_and_counted() -> None:
     run = Run(config(warmup=0.1, refresh_every=2))
     assert run.state.pool.feature(TRAINED_AT).tolist() == [-1] * N
-    expected = np.full(N, -1)
+    expected, met = np.full(N, -1), []
     for _ in range(6):
         expected[run.rows()] = run.state.selections
+        met += list(run.rows())
         run.go(1)
         np.testing.assert_array_equal(run.state.pool.feature(TRAINED_AT), expected)
+        np.testing.assert_array_equal(run.state.pool.feature(TRAINED_TIMES), np.bincount(met, minlength=N))
     assert set(expected) >= {2, 3}
 
 

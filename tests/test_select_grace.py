@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from coretune.held_back import RESTING
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.select.importance import scaled
 from coretune.testing import synthetic_pool
-from coretune.types import Budget, Coreset, Pool
+from coretune.types import Array, Budget, Coreset, Pool
 
 OBJECTIVE_ALONE = {
     "mismatched": 0,
@@ -163,7 +164,7 @@ def test_of_copies_only_the_least_noisy_is_chosen() -> None:
 def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_first() -> None:
     trained_at = np.full(POOL.n, -1, np.int32)
     trained_at[USABLE[:20]], trained_at[USABLE[20:40]] = 5, 4
-    pool = dataclasses.replace(POOL, features={**POOL.features, "trained_at": trained_at})
+    pool = with_training(trained_at, np.zeros(POOL.n, np.int32))
     rested = set(USABLE[40:].tolist())
     assert set(selected(plain(rest=2), pool).indices.tolist()) <= rested
     assert set(selected(plain(rest=1), pool, Budget(20)).indices.tolist()) <= rested | set(
@@ -171,6 +172,31 @@ def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_f
     )
     more = selected(plain(rest=2), pool, Budget(len(rested) + 5)).indices
     assert not np.isin(more, USABLE[:20]).any()
+
+
+def test_rows_are_trained_on_as_often_as_their_region_is_worth() -> None:
+    """All once, twenty of them twice: more than their share, unless their region is worth more."""
+    trained_at, times = np.zeros(POOL.n, np.int32), np.ones(POOL.n, np.int32)
+    trained_at[USABLE[-1]] = 9  # long ago for all others
+    often = USABLE[:20]
+    times[often] = 2
+    alike = selected(plain(rest=1, demand="equal"), with_training(trained_at, times), Budget(20))
+    assert not np.isin(alike.indices, often).any()
+    assert (alike.reasons["held_back"][often] == RESTING).all()
+    more = selected(plain(rest=1, demand="equal"), with_training(trained_at, times), Budget(len(USABLE) - 1))
+    assert np.isin(often, more.indices).all()
+    loss = np.full(POOL.n, 0.1, np.float32)
+    near = POOL.graph.neighbors[often[0]]
+    loss[near[near >= 0]] = 10  # the region of one of them
+    wanted = with_training(trained_at, times, loss=loss)
+    chosen = selected(plain(rest=1, demand="loss"), wanted, Budget(20))
+    assert chosen.reasons["held_back"][often[0]] != RESTING
+    assert (chosen.reasons["held_back"][often] == RESTING).sum() > 10
+
+
+def with_training(trained_at: Array, times: Array, **more: Array) -> Pool:
+    known = {"trained_at": trained_at, "trained_times": times, **more}
+    return dataclasses.replace(POOL, features={**POOL.features, **known})
 
 
 def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:

@@ -53,7 +53,8 @@ class Grace:
                      are what the model learns first, and would fill a coreset of trusted rows; above 1 = off
     rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
                      coreset changes although the scores hardly do: other rows are worth more than the best
-                     ones again
+                     ones again. Nor may those that were trained on more often than is their share, d_i times
+                     as often as the rows that may be chosen were on average. 0 = neither
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
@@ -63,7 +64,8 @@ class Grace:
                      medians by which they were told: where the two are close, nobody can be
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
-    and those whose training is longest ago, stay candidates. Raises ValueError for a setting out of range.
+    and those whose training is longest ago or least of their share, stay candidates. Raises ValueError for
+    a setting out of range.
     """
 
     lambda_: float = 0.0
@@ -168,15 +170,21 @@ class Grace:
             kept = _without(kept, best_of_copies(pool, noise, self.copies, "response_embedding"), why, COPY)
         kept = _without(kept, cut_off(noise, kept, self.cutoff), why, OUTLIER)
         kept = kept | _enough(pool, budget, np.lexsort((noise, ~kept)))
-        trained_at = pool.features.get("trained_at")
-        if self.rest and trained_at is not None:
-            last = trained_at[pool.usable].max()
-            longest_ago = np.lexsort((noise, np.where(kept, trained_at, np.inf)))
-            rested = (trained_at < 0) | (trained_at <= last - self.rest)
-            rested |= _enough(pool, budget, longest_ago)
-            kept = _without(kept, rested, why, RESTING)
+        if self.rest and "trained_at" in pool.features:
+            kept = _without(kept, self._rested(pool, budget, kept, noise), why, RESTING)
         why[kept] = 0
         return why
+
+    def _rested(self, pool: Pool, budget: Budget, kept: Array, noise: Array) -> Array:
+        """(n,) bool: rows of `kept` that are due again, and as many of the others as the budget needs."""
+        trained_at, times = pool.feature("trained_at"), pool.feature("trained_times")
+        longest_ago = np.where(kept, trained_at, np.inf)
+        rested = (trained_at < 0) | (trained_at <= trained_at[pool.usable].max() - self.rest)
+        rested |= _enough(pool, budget, np.lexsort((noise, longest_ago)))
+        demand = self._demand(pool) + ~pool.usable  # not 0, to divide by it
+        share = demand * times[kept].sum() / demand[kept].sum()
+        least_of_it = np.where(kept & rested, times / demand, np.inf)
+        return rested & ((times <= share) | _enough(pool, budget, np.lexsort((noise, least_of_it))))
 
     def _noise(self, pool: Pool) -> Array:
         """(n,) what the rows left out are high in, and of rows alike the one that is kept is not."""
