@@ -15,7 +15,7 @@ from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import CoresetConfig
-from coretune.select.importance import STANDING_LOSS
+from coretune.select.importance import MISMATCHED, STANDING_LOSS, tells
 from coretune.state import State
 from coretune.twins import Twins
 from coretune.types import Array, Coreset, Measure, Pool, Rows
@@ -80,19 +80,29 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     tells, choose again, until the last look at all that is chosen is good or LOOKS rounds of it are over. So
     what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
     these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
+
+    Where a model cannot tell wrong rows from right ones (`importance.Clues.tells`) that buys nothing: then
+    [choice] only some rows drawn at random are looked at, and only when the last look at anybody is no longer
+    good, to see whether it can by now.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = meter_of(meter, state.pool)
-    state = replace(state, pool=_with_references(state.pool, meter, ledger))
     rows, fresh = _harvest(config, state, meter, ledger)
-    harvested = len(rows)
+    harvested, blind = len(rows), _blind(config, state.pool)
+    if blind and _looked_lately(config, state):
+        pool = _absorb(config, state, rows, fresh, ledger)
+        return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
+    state = replace(state, pool=_with_references(state.pool, meter, ledger))
     if config.refresh.anchors != "candidates" or not state.selections:
         more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
         rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, pool, rows, len(meter.distinct(rows[harvested:])), harvested)
+    if blind:
+        some = np.setdiff1d(config.refresh.some(state.pool, rng), rows)
+        rows, fresh = _with_look(meter, state.pool, some, (rows, fresh), ledger)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for turn in range(LOOKS):
+    for turn in range(0 if _blind(config, pool) else LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
         asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
@@ -138,6 +148,18 @@ def _placed(pool: Pool, before: Pool) -> Pool:
     if "loss" in before.features:
         places[STANDING_LOSS] = before.features["loss"]
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
+
+
+def _blind(config: CoresetConfig, pool: Pool) -> bool:
+    """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
+    looking = config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
+    return looking and MISMATCHED in pool.references and not tells(pool)
+
+
+def _looked_lately(config: CoresetConfig, state: State) -> bool:
+    """Whether the last look at anybody is still good."""
+    usable = np.flatnonzero(state.pool.usable)
+    return len(config.refresh.unsure(state.pool, usable, state.round)) < len(usable)
 
 
 def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:

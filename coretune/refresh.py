@@ -44,7 +44,8 @@ class AnchorRefresh:
                     old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
                     refresh looks at all it may choose
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random"); with
-                    "candidates" the most of those held back as contradicted that are looked at again
+                    "candidates" the most of those held back as contradicted that are looked at again, and
+                    those drawn at random while nobody can be told to be wrong (`looking.py`)
     propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "fit": what they tell
                     of every row by what rows are like (`drift.py`); "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
@@ -114,15 +115,23 @@ class AnchorRefresh:
             return _just_trained(pool)
         if self.anchors == "candidates":
             raise ValueError("anchors is candidates: the selector says whom to measure, not the refresh")
-        count = min(len(usable), math.ceil(self.anchor_share * len(usable)))
         if self.anchors == "random":
-            return np.sort(rng.choice(usable, count, replace=False))
+            return self.some(pool, rng)
         edges = _edges(pool)
+        count = self._count(usable)
         alpha = propagation_weights(edges, np.arange(pool.n), pool.usable)
         score = pool.feature(self.priority_score)
         worth = priority(score, round - pool.measured_at, alpha, pool.usable, self.beta)
         worth *= rows_alike(edges, score, pool.usable)
         return pick_spread_anchors(worth, edges, usable, count)
+
+    def some(self, pool: Pool, rng: np.random.Generator) -> Rows:
+        """`anchor_share` of the usable rows, drawn at random, rising."""
+        usable = np.flatnonzero(pool.usable).astype(np.int64)
+        return np.sort(rng.choice(usable, self._count(usable), replace=False))
+
+    def _count(self, usable: Rows) -> int:
+        return min(len(usable), math.ceil(self.anchor_share * len(usable)))
 
     def unsure(self, pool: Pool, candidates: Rows, round: int) -> Rows:
         """Candidates that are to be looked at before they may be trained on: see `look_again`."""

@@ -296,6 +296,33 @@ def test_looks_that_stay_good_are_fewer_looks() -> None:
     assert looks(look_again=3.0, **checking) == looks(look_again=1.0, **checking)
 
 
+def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twice_as_old() -> None:
+    """Meanwhile nobody is looked at; once it can tell, candidates are, in the same refresh."""
+    model = FakeModel(N, drift=0.0)
+    model.mismatched = 0.1
+    settings = {"anchors": "candidates", "anchor_share": 0.1}
+    run = Run(config(Grace(mismatched=8, rest=0), **settings), model).go(8)
+    assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
+    assert len({tuple(rows) for rows in model.looks}) == 5
+    assert all(state.coreset.figures["contradicted"] == 0 for state in run.states)
+    model.mismatched = 4.0
+    run.go(7)
+    assert [entry.rows_measured for entry in run.ledger.rounds[9:]] == [0] * 7
+    run.go(1)
+    assert run.ledger.rounds[16].rows_measured > 4
+    assert set(run.state.coreset.indices) <= set(np.flatnonzero(run.state.pool.measured_at == 16))
+
+
+def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
+    class Unasked(FakeModel):
+        def meter(self, *names: str) -> Meter:
+            return dataclasses.replace(super().meter(*names), references=dict)
+
+    run = Run(config(Grace(mismatched=0), anchors="candidates"), Unasked(N)).go(3)
+    assert all(entry.rows_measured > 0 for entry in run.ledger.rounds[:3])
+
+
 def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
     """All rows stand where they stood when the refresh began, however far the looks moved some of them."""
     settings = {"anchors": "candidates", "look_again": 1.0, "budget": parse_budget("25%")}

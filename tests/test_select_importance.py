@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from coretune.select.importance import IMPORTANCES, cut_off, importance, neighbour_consistency, scaled
+from coretune.select.importance import (
+    IMPORTANCES,
+    clues,
+    cut_off,
+    importance,
+    neighbour_consistency,
+    scaled,
+    tells,
+)
 from coretune.testing import KEPT, synthetic_pool
 from coretune.types import Array, Pool
 
@@ -151,3 +159,20 @@ def test_neighbour_consistency_without_a_graph_is_an_error() -> None:
 def test_an_unknown_importance_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"'charm'.*gradient_norm, alignment"):
         importance("charm")
+
+
+@pytest.mark.parametrize(("mismatched", "told"), [([1.19, 1.19], False), ([1.21], True), ([], False)])
+def test_wrong_rows_are_told_where_a_mismatched_response_costs_more_than_a_row_does(
+    mismatched: list[float], told: bool
+) -> None:
+    """1.2 times the median of the rows looked at last: here of ones, beside dear rows of before."""
+    pool = synthetic_pool(40, 4, 0, unusable=0.1)
+    loss, measured_at = np.ones(40, np.float32), np.full(40, 3)
+    loss[:25], measured_at[:25] = 9.0, 2
+    loss[39] = 3.0
+    features = {**pool.features, "loss": np.where(pool.usable, loss, np.nan)}
+    references = {"mismatched_loss": np.float32(mismatched)}
+    pool = dataclasses.replace(pool, features=features, measured_at=measured_at, references=references)
+    found = clues(pool)
+    assert (tells(pool), found.tells, found.typical) == (told, told, 1.0)
+    assert found.contradicted(-np.inf, -np.inf).any() == told

@@ -16,6 +16,7 @@ from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
+TELLS = 1.2  # times what a row costs is what a mismatched response has to cost [choice]
 MISMATCHED = "mismatched_loss"  # of `Pool.references`
 STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
@@ -83,9 +84,10 @@ class Clues:
     suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
                response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
                way is LEAST_LOSS long
-    typical    median of ℓ over the usable rows
-    mismatched D, None where there is no such pair. Where it is hardly above `typical` the model does not
-               hear from a prompt which response belongs to it, and wrong rows cannot be told from right ones
+    typical    median of ℓ over the usable rows looked at last
+    mismatched D, None where there is no such pair
+    tells      D > TELLS · typical. Where it is not, the model does not hear from a prompt which response
+               belongs to it, wrong rows cannot be told from right ones, and nobody is contradicted
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
@@ -96,10 +98,11 @@ class Clues:
     suspicion: Array
     typical: float
     mismatched: float | None
+    tells: bool
 
     def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
         """(n,) bool: rows against which both stand."""
-        return (self.ratio > loss_above) & (self.suspicion > mismatch_above)
+        return self.tells & (self.ratio > loss_above) & (self.suspicion > mismatch_above)
 
 
 def clues(pool: Pool) -> Clues:
@@ -113,16 +116,30 @@ def clues(pool: Pool) -> Clues:
             f'the pool has no references["{MISMATCHED}"], the loss of rows answered with other rows\' '
             "responses: measure it, or set mismatched to 0, so that nobody is suspected"
         )
-    mismatched, own = pool.references[MISMATCHED], _signal(pool, "loss")
+    own, typical, costs = _signal(pool, "loss"), _typical(pool), _mismatched(pool)
     around = _around(pool, own)
     ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
-    typical = float(np.median(own[pool.usable]))
-    if not len(mismatched):
-        return Clues(ratio, np.zeros(pool.n), typical, None)
-    costs = float(np.median(mismatched))
+    if costs is None:
+        return Clues(ratio, np.zeros(pool.n), typical, None, False)
     way = np.maximum(costs - around, LEAST_LOSS)
     suspicion = np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0)
-    return Clues(ratio, suspicion, typical, costs)
+    return Clues(ratio, suspicion, typical, costs, tells(pool))
+
+
+def tells(pool: Pool) -> bool:
+    """`Clues.tells`; False where a pool has no mismatched pair. KeyError where nobody knows their cost."""
+    costs = _mismatched(pool)
+    return costs is not None and costs > TELLS * _typical(pool)
+
+
+def _typical(pool: Pool) -> float:
+    last = pool.usable & (pool.measured_at == pool.measured_at[pool.usable].max())
+    return float(np.median(_signal(pool, "loss")[last]))
+
+
+def _mismatched(pool: Pool) -> float | None:
+    found = pool.references[MISMATCHED]
+    return float(np.median(found)) if len(found) else None
 
 
 def regional_loss(pool: Pool) -> Array:
