@@ -9,7 +9,8 @@ The model is trained on random rows, right and wrong ones. At some steps all row
                     the prompt's last token, and by the mean of its states (`prompt_embedding`)
     right, wrong    nats a token, medians; `mismatched` are rows with other rows' responses
     ratio alone     right rows (without copies) and wrong ones above 1.65 times their neighbours' median
-    both            those that are a third of the way to the mismatched, too: GRACE's rule
+    both            those that are a third of the way to the mismatched, too: GRACE's rule, which suspects
+                    nobody where the mismatched cost little more than a row does
     AUC             how often a wrong row has more of it than a right one: the loss, the loss over the
                     neighbours' median, and the contrast: the loss over that of the same response after
                     another row's prompt, one that is answered otherwise
@@ -41,7 +42,7 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED, clues, neighbour_consistency
+from coretune.select.importance import MISMATCHED, clues, neighbour_consistency, tells
 from coretune.types import Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
@@ -134,7 +135,7 @@ def look(model: Any, known: Known, decoys: Mismatched, others: Mismatched, token
     contrast = loss - measurer(model, others, ["loss"], settings, **ends)(np.arange(n))["loss"]
     over = -neighbour_consistency(pool)
     alone = found.contradicted(grace.loss_above, -np.inf)
-    both = found.contradicted(grace.loss_above, grace.mismatch_above)
+    both = found.contradicted(grace.loss_above, grace.mismatch_above) & tells(pool, grace.tells_above)
     return [
         _of_a_skill(known, build(last_states(model, known), 10, seed=0).neighbors),
         _of_a_skill(known, graph.neighbors),

@@ -18,7 +18,7 @@ from coretune.schedule import CoresetConfig
 from coretune.select.importance import MISMATCHED, STANDING_LOSS, tells
 from coretune.state import State
 from coretune.twins import Twins
-from coretune.types import Array, Coreset, Measure, Pool, Rows
+from coretune.types import Array, Coreset, Measure, Pool, Rows, Suspicious
 
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
 
@@ -81,7 +81,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
     these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
 
-    Where a model cannot tell wrong rows from right ones (`importance.Clues.tells`) that buys nothing: then
+    Where a model cannot tell wrong rows from right ones (`importance.tells`) that buys nothing: then
     [choice] only some rows drawn at random are looked at, and only when the last look at anybody is no longer
     good, to see whether it can by now.
     """
@@ -152,8 +152,11 @@ def _placed(pool: Pool, before: Pool) -> Pool:
 
 def _blind(config: CoresetConfig, pool: Pool) -> bool:
     """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
-    looking = config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
-    return looking and MISMATCHED in pool.references and not tells(pool)
+    selector, looking = config.selector, config.refresh.anchors == "candidates"
+    if not (looking and isinstance(selector, Suspicious) and selector.mismatched):
+        return False
+    first = MISMATCHED not in pool.references
+    return config.refresh_every != "adaptive" and not first and not tells(pool, selector.tells_above)
 
 
 def _looked_lately(config: CoresetConfig, state: State) -> bool:

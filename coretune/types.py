@@ -200,11 +200,15 @@ class Suspicious(Protocol):
     """A selector that holds a row's loss against what a response to another prompt costs the model, which it
     finds in `Pool.references["mismatched_loss"]`.
 
-    mismatched  how many such pairs are measured before a selection; 0 = none
+    mismatched   how many such pairs are measured before a selection; 0 = none
+    tells_above  times what a row costs is what such a pair has to cost, for a look to tell who is wrong
     """
 
     @property
     def mismatched(self) -> int: ...
+
+    @property
+    def tells_above(self) -> float: ...
 
 
 @runtime_checkable

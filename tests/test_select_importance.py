@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
+from coretune.select.grace import Grace
 from coretune.select.importance import (
     IMPORTANCES,
     clues,
@@ -18,7 +19,7 @@ from coretune.select.importance import (
     tells,
 )
 from coretune.testing import KEPT, synthetic_pool
-from coretune.types import Array, Pool
+from coretune.types import Array, Budget, Pool
 
 FEW = settings(deadline=None, max_examples=80)
 
@@ -173,6 +174,6 @@ def test_wrong_rows_are_told_where_a_mismatched_response_costs_more_than_a_row_d
     features = {**pool.features, "loss": np.where(pool.usable, loss, np.nan)}
     references = {"mismatched_loss": np.float32(mismatched)}
     pool = dataclasses.replace(pool, features=features, measured_at=measured_at, references=references)
-    found = clues(pool)
-    assert (tells(pool), found.tells, found.typical) == (told, told, 1.0)
-    assert found.contradicted(-np.inf, -np.inf).any() == told
+    assert (tells(pool, 1.2), clues(pool).typical) == (told, 1.0)
+    chosen = Grace(rest=0, copies=2).select(pool, Budget(5), np.random.default_rng(0))
+    assert (chosen.figures["contradicted"] > 0) == told

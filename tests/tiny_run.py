@@ -79,11 +79,15 @@ def corpus(n: int = 48, seed: int = 0) -> Corpus:
 
 
 def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
-    """A quarter of the pool, a new coreset every 2 steps, no warm-up; refresh settings beside the others."""
+    """A quarter of the pool, a new coreset every 2 steps, no warm-up; refresh settings beside the others.
+
+    GRACE looks at its candidates, although these models tell nothing.
+    """
     refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
     budget = parse_budget(settings.pop("budget", "25%"))
     settings = {"refresh_every": 2, "warmup": 0.0, **settings}
-    return CoresetConfig(SELECTORS[method](), AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
+    selector = SELECTORS[method](**({"tells_above": 0.0} if method == "grace" else {}))
+    return CoresetConfig(selector, AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
 
 
 def arguments(folder: Path, **training: Any) -> SFTConfig:

@@ -11,7 +11,7 @@ from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
-from coretune.select.importance import Clues, clues, cut_off, importance, regional_loss, scaled
+from coretune.select.importance import Clues, clues, cut_off, importance, regional_loss, scaled, tells
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
@@ -45,6 +45,8 @@ class Grace:
     mismatch_above   [choice] rows that their neighbourhood contradicts (`importance.Clues`) may not be
                      chosen: whose loss is so many times their neighbours' median, and further than that part
                      of the way from there to what a mismatched response costs
+    tells_above      [choice] nobody is contradicted, and nobody looked at for it (`looking.py`), unless a
+                     mismatched response costs more than so many times what a row does
     cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
                      chosen either
     cutoff_by        a name of `importance.IMPORTANCES`: what an outlier, or a wrong response, is high in
@@ -75,6 +77,7 @@ class Grace:
     mismatched: int = 32
     loss_above: float = 1.65
     mismatch_above: float = 0.33
+    tells_above: float = 1.2
     cutoff: float = 0.0
     cutoff_by: str = "loss"
     copies: float = 0.999
@@ -90,6 +93,8 @@ class Grace:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
         if self.mismatched < 0:
             raise ValueError(f"mismatched {self.mismatched} is no number of pairs: give 0 or more")
+        if not self.tells_above >= 0:
+            raise ValueError(f"tells_above {self.tells_above} is no factor: give 0 or more; 0 = always")
         if not 0.0 <= self.mismatch_above < 1.0:
             raise ValueError(f"mismatch_above {self.mismatch_above} is no part of a way: give 0 to below 1")
         if self.rest < 0:
@@ -163,7 +168,7 @@ class Grace:
         noise = self._noise(pool)
         why: Array = np.zeros(pool.n, np.int8)
         kept = pool.usable
-        if found is not None:
+        if found is not None and tells(pool, self.tells_above):
             trusted = ~found.contradicted(self.loss_above, self.mismatch_above)
             kept = _without(kept, trusted, why, CONTRADICTED)
         if self.copies <= 1:

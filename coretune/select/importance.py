@@ -16,7 +16,6 @@ from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
-TELLS = 1.2  # times what a row costs is what a mismatched response has to cost [choice]
 MISMATCHED = "mismatched_loss"  # of `Pool.references`
 STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
@@ -86,8 +85,6 @@ class Clues:
                way is LEAST_LOSS long
     typical    median of ℓ over the usable rows looked at last
     mismatched D, None where there is no such pair
-    tells      D > TELLS · typical. Where it is not, the model does not hear from a prompt which response
-               belongs to it, wrong rows cannot be told from right ones, and nobody is contradicted
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
@@ -98,11 +95,10 @@ class Clues:
     suspicion: Array
     typical: float
     mismatched: float | None
-    tells: bool
 
     def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
         """(n,) bool: rows against which both stand."""
-        return self.tells & (self.ratio > loss_above) & (self.suspicion > mismatch_above)
+        return (self.ratio > loss_above) & (self.suspicion > mismatch_above)
 
 
 def clues(pool: Pool) -> Clues:
@@ -120,16 +116,20 @@ def clues(pool: Pool) -> Clues:
     around = _around(pool, own)
     ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
     if costs is None:
-        return Clues(ratio, np.zeros(pool.n), typical, None, False)
+        return Clues(ratio, np.zeros(pool.n), typical, None)
     way = np.maximum(costs - around, LEAST_LOSS)
     suspicion = np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0)
-    return Clues(ratio, suspicion, typical, costs, tells(pool))
+    return Clues(ratio, suspicion, typical, costs)
 
 
-def tells(pool: Pool) -> bool:
-    """`Clues.tells`; False where a pool has no mismatched pair. KeyError where nobody knows their cost."""
+def tells(pool: Pool, above: float) -> bool:
+    """Whether wrong rows can be told from right ones: D > above · typical, as in `Clues`.
+
+    Where a response to another prompt costs what a row costs, the model does not hear from a prompt which
+    response belongs to it. False where a pool has no mismatched pair. KeyError where nobody knows their cost.
+    """
     costs = _mismatched(pool)
-    return costs is not None and costs > TELLS * _typical(pool)
+    return costs is not None and costs > above * _typical(pool)
 
 
 def _typical(pool: Pool) -> float:
