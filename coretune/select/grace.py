@@ -77,7 +77,7 @@ class Grace:
     mismatched: int = 32
     loss_above: float = 1.65
     mismatch_above: float = 0.33
-    tells_above: float = 1.2
+    tells_above: float = 1.5
     cutoff: float = 0.0
     cutoff_by: str = "loss"
     copies: float = 0.999
