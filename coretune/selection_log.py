@@ -75,7 +75,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
         parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
-    if "contradicted" in found:
+    if "contradicted" in found or "mismatched_loss" in found:
         parts.append(_contradicted(found))
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
@@ -89,7 +89,9 @@ def line(logs: Mapping[str, float], step: int) -> str:
 
 def _contradicted(found: Mapping[str, float]) -> str:
     """How many, and by what they were told (`Clues`)."""
-    many = f"contradicted: {found['contradicted']:,.0f}"
+    many = "nobody can be suspected"
+    if "contradicted" in found:
+        many = f"contradicted: {found['contradicted']:,.0f}"
     if "mismatched_loss" not in found:
         return many
     costs = f"{found['typical_loss']:.2f} nats, with another row's response {found['mismatched_loss']:.2f}"

@@ -33,3 +33,8 @@ def test_the_line_says_by_what_rows_were_contradicted() -> None:
     assert "contradicted: 1 (a row costs 0.25 nats, with another row's response 4.50)" in line(logs, 40)
     nobody = figures(Round(2, 3, 2, 0.5, None, {}, {"contradicted": 0, "typical_loss": 0.25}), state)
     assert line(nobody, 40).endswith("; contradicted: 0")
+    blind = figures(Round(2, 3, 2, 0.5, None, {}, {"typical_loss": 2.5, "mismatched_loss": 2.25}), state)
+    told = "; nobody can be suspected (a row costs 2.50 nats, with another row's response 2.25)"
+    assert line(blind, 40).endswith(told)
+    unasked = figures(Round(2, 3, 2, 0.5, None, {}, {"typical_loss": 2.5}), state)
+    assert "suspected" not in line(unasked, 40)

@@ -62,8 +62,8 @@ class Grace:
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
                      max_{j∈S} sim; suspicion as in `importance.Clues`; candidate = 1 for a row that could be
                      chosen; held_back = why another could not (`held_back.py`), 0 for a candidate
-    figures          contradicted = how many rows were held back as such; typical_loss, mismatched_loss = the
-                     medians by which they were told: where the two are close, nobody can be
+    figures          contradicted = how many rows were held back as such, left out where nobody was suspected;
+                     typical_loss, mismatched_loss = the medians by which they are told (`importance.Clues`)
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
     and those whose training is longest ago or least of their share, stay candidates. Raises ValueError for
@@ -124,7 +124,8 @@ class Grace:
     ) -> Coreset:
         """`select` by another engine (`two_rounds.py`), or with products elsewhere (`torch_greedy.py`)."""
         found = clues(pool) if self.mismatched else None
-        held_back = self._held_back(pool, budget, found)
+        suspecting = found is not None and tells(pool, self.tells_above)
+        held_back = self._held_back(pool, budget, found if suspecting else None)
         candidates = pool.usable & (held_back == 0)
         objective = self._objective(pool, budget, products)
         picks = greedy(objective, budget, pool.cost, candidates)
@@ -136,7 +137,9 @@ class Grace:
             "candidate": candidates.astype(np.float32),
             "held_back": held_back.astype(np.float32),
         }
-        figures = _told(found, held_back) if found else {}
+        figures = _costs(found) if found else {}
+        if suspecting:
+            figures["contradicted"] = int((held_back == CONTRADICTED).sum())
         return coreset(picks.indices, picks.gains, reasons, figures=figures)
 
     def value(self, pool: Pool, chosen: Coreset) -> float:
@@ -168,7 +171,7 @@ class Grace:
         noise = self._noise(pool)
         why: Array = np.zeros(pool.n, np.int8)
         kept = pool.usable
-        if found is not None and tells(pool, self.tells_above):
+        if found is not None:
             trusted = ~found.contradicted(self.loss_above, self.mismatch_above)
             kept = _without(kept, trusted, why, CONTRADICTED)
         if self.copies <= 1:
@@ -206,13 +209,10 @@ class Grace:
         return max(1.0, budget.amount / float(pool.cost[pool.usable].mean()))
 
 
-def _told(found: Clues, held_back: Array) -> dict[str, float]:
-    """By what rows were suspected, and how many may not be chosen for it."""
-    told: dict[str, float] = {"contradicted": int((held_back == CONTRADICTED).sum())}
-    told["typical_loss"] = round(found.typical, 4)
-    if found.mismatched is not None:
-        told["mismatched_loss"] = round(found.mismatched, 4)
-    return told
+def _costs(found: Clues) -> dict[str, float]:
+    """By what rows are suspected."""
+    costs = {"typical_loss": round(found.typical, 4)}
+    return costs if found.mismatched is None else {**costs, "mismatched_loss": round(found.mismatched, 4)}
 
 
 def _without(kept: Array, allowed: Array, why: Array, code: int) -> Array:
