@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from coretune.held_back import RESTING
+from coretune.select.copies import copy_groups
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.select.importance import scaled
@@ -159,6 +160,21 @@ def test_of_copies_only_the_least_noisy_is_chosen() -> None:
     assert len(np.unique(answers[coreset.indices], axis=0)) == 20
     both = selected(plain(lambda_=1.0), pool, Budget(20))
     assert len(np.unique(answers[both.indices], axis=0)) < 20
+
+
+def test_rows_that_point_the_same_way_as_all_are_no_copies() -> None:
+    """Hidden states with a common part a hundred times as long as what tells them apart."""
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    answers = pool.features["response_embedding"]
+    common = np.eye(6, dtype=np.float32)[0] * 100 + answers
+    alike = common / np.linalg.norm(common, axis=1, keepdims=True)
+    assert (alike @ alike.T).min() > 0.999
+    bent = dataclasses.replace(pool, features={**pool.features, "response_embedding": alike})
+    copies = [copy_groups(each, 0.999, "response_embedding") for each in (pool, bent)]
+    assert copies[0].tolist() == copies[1].tolist()
+    assert 30 <= len(np.unique(copies[0])) < 60
+    same = dataclasses.replace(pool, features={"response_embedding": np.tile(alike[:1], (60, 1))})
+    assert len(np.unique(copy_groups(same, 0.999, "response_embedding"))) < 30  # each with its neighbours
 
 
 def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_first() -> None:

@@ -162,14 +162,16 @@ def test_an_unknown_importance_names_those_there_are() -> None:
         importance("charm")
 
 
+@pytest.mark.parametrize("lately", [True, False])
 @pytest.mark.parametrize(("mismatched", "told"), [([1.19, 1.19], False), ([1.21], True), ([], False)])
 def test_wrong_rows_are_told_where_a_mismatched_response_costs_more_than_a_row_does(
-    mismatched: list[float], told: bool
+    mismatched: list[float], told: bool, lately: bool
 ) -> None:
-    """1.2 times the median of the rows looked at last: here of ones, beside dear rows of before."""
+    """1.2 times the median, of all rows or of those looked at last: here either is of ones."""
     pool = synthetic_pool(40, 4, 0, unusable=0.1)
     loss, measured_at = np.ones(40, np.float32), np.full(40, 3)
-    loss[:25], measured_at[:25] = 9.0, 2
+    loss[: 25 if lately else 15], measured_at[25 if lately else 15 :] = 9.0, 3 if lately else 2
+    measured_at[: 25 if lately else 15] = 2 if lately else 3
     loss[39] = 3.0
     features = {**pool.features, "loss": np.where(pool.usable, loss, np.nan)}
     references = {"mismatched_loss": np.float32(mismatched)}

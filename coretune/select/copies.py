@@ -12,14 +12,15 @@ from coretune.types import Array, Pool
 
 COPY_COSINE = 0.999
 RESPONSES = "response_embedding"
+BLOCK = 8192  # rows
 
 
 def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -> Array:
     """(n,) bool: of each group of usable copies the row of least noise, the lowest row among equals.
 
-    Copies are neighbours in the graph whose unit `embedding` has a cosine of at least `threshold`. The graph
-    says which pairs to look at, the embedding whether they are copies: two rows that ask the same and answer
-    differently are neighbours in a graph of prompts and no copies by their responses.
+    Copies are neighbours in the graph whose `embedding` has, about its mean, a cosine of at least
+    `threshold`. The graph says which pairs to look at, the embedding whether they are copies: two rows that
+    ask the same and answer differently are neighbours in a graph of prompts and no copies by their responses.
     """
     group = copy_groups(pool, threshold, embedding)
     order = np.argsort(np.where(pool.usable, noise, np.inf), kind="stable")
@@ -43,5 +44,23 @@ def copy_groups(pool: Pool, threshold: float, embedding: str) -> Array:
         raise ValueError(
             "copies are found along the k-NN graph, but the pool has none: build the graph first"
         )
-    similarity = edge_products(pool.feature(embedding), pool.graph.neighbors)
-    return near_copies(replace(pool.graph, similarity=similarity), threshold)
+    return near_copies(replace(pool.graph, similarity=_cosines(pool, embedding)), threshold)
+
+
+def _cosines(pool: Pool, embedding: str) -> Array:
+    """(n, k) float32: cosines of a row and its neighbours about the mean of the usable rows; 0 beside a -1.
+
+    [choice] All hidden states of a small or young model point the same way: about the origin, rows that have
+    nothing in common pass for copies. Equal rows have a cosine of 1 wherever it is taken from.
+    """
+    assert pool.graph is not None
+    vectors, neighbors = pool.feature(embedding), pool.graph.neighbors
+    myself = np.arange(pool.n, dtype=neighbors.dtype)[:, None]
+    centre = np.asarray(np.mean(vectors, axis=0, dtype=np.float64, where=pool.usable[:, None]))
+    blocks = [vectors[at : at + BLOCK].astype(np.float64) @ centre for at in range(0, pool.n, BLOCK)]
+    beyond = np.sum(centre * centre) - 2 * np.where(pool.usable, np.concatenate(blocks), 0.0)
+    away = np.sqrt(np.maximum(edge_products(vectors, myself)[:, 0] + beyond, 0))
+    together = edge_products(vectors, neighbors) + (beyond[:, None] + beyond[neighbors]) / 2
+    both, either = away[:, None] * away[neighbors], away[:, None] + away[neighbors]
+    cosine = np.where(both > 0, together / np.where(both > 0, both, 1), either == 0)
+    return np.where(neighbors >= 0, cosine, 0.0).astype(np.float32)

@@ -83,7 +83,8 @@ class Clues:
     suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
                response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
                way is LEAST_LOSS long
-    typical    median of ℓ over the usable rows looked at last
+    typical    median of ℓ, the lower of two: over all usable rows, of which many were looked at long ago, and
+               over those looked at last, which may be the dear ones
     mismatched D, None where there is no such pair
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
@@ -133,8 +134,9 @@ def tells(pool: Pool, above: float) -> bool:
 
 
 def _typical(pool: Pool) -> float:
-    last = pool.usable & (pool.measured_at == pool.measured_at[pool.usable].max())
-    return float(np.median(_signal(pool, "loss")[last]))
+    own, last = _signal(pool, "loss"), pool.measured_at[pool.usable].max()
+    lately = pool.usable & (pool.measured_at == last)
+    return float(min(np.median(own[pool.usable]), np.median(own[lately])))
 
 
 def _mismatched(pool: Pool) -> float | None:
