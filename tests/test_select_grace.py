@@ -191,11 +191,11 @@ def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_f
 
 
 def test_rows_are_trained_on_as_often_as_their_region_is_worth() -> None:
-    """All once, twenty of them twice: more than their share, unless their region is worth more."""
+    """All once, twenty of them nine times: more than twice their share, unless their region is worth more."""
     trained_at, times = np.zeros(POOL.n, np.int32), np.ones(POOL.n, np.int32)
     trained_at[USABLE[-1]] = 9  # long ago for all others
     often = USABLE[:20]
-    times[often] = 2
+    times[often] = 9
     alike = selected(plain(rest=1, demand="equal"), with_training(trained_at, times), Budget(20))
     assert not np.isin(alike.indices, often).any()
     assert (alike.reasons["held_back"][often] == RESTING).all()

@@ -17,6 +17,8 @@ from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
+SHARES = 2.0  # times its share that a row is trained on before it rests [choice]
+
 
 @dataclass(frozen=True)
 class Grace:
@@ -55,8 +57,8 @@ class Grace:
                      are what the model learns first, and would fill a coreset of trusted rows; above 1 = off
     rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
                      coreset changes although the scores hardly do: other rows are worth more than the best
-                     ones again. Nor may those that were trained on more often than is their share, d_i times
-                     as often as the rows that may be chosen were on average. 0 = neither
+                     ones again. Nor may those that were trained on more than twice their share, which is d_i
+                     times as often as the rows that may be chosen were on average. 0 = neither
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
@@ -190,7 +192,7 @@ class Grace:
         rested = (trained_at < 0) | (trained_at <= trained_at[pool.usable].max() - self.rest)
         rested |= _enough(pool, budget, np.lexsort((noise, longest_ago)))
         demand = self._demand(pool) + ~pool.usable  # not 0, to divide by it
-        share = demand * times[kept].sum() / demand[kept].sum()
+        share = SHARES * demand * times[kept].sum() / demand[kept].sum()
         least_of_it = np.where(kept & rested, times / demand, np.inf)
         return rested & ((times <= share) | _enough(pool, budget, np.lexsort((noise, least_of_it))))
 
