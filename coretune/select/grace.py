@@ -52,9 +52,10 @@ class Grace:
     cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
                      chosen either
     cutoff_by        a name of `importance.IMPORTANCES`: what an outlier, or a wrong response, is high in
-    copies           [choice] of rows whose responses have at least this cosine and that are neighbours in the
-                     graph, only the one of least loss may be chosen: copies look trustworthy, since they
-                     are what the model learns first, and would fill a coreset of trusted rows; above 1 = off
+    copies           [choice] of rows whose responses have at least this cosine, about the mean of all, and
+                     that are neighbours in the graph, only the one of least loss may be chosen: copies look
+                     trustworthy, since they are what the model learns first, and would fill a coreset of
+                     trusted rows; above 1 = off
     rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
                      coreset changes although the scores hardly do: other rows are worth more than the best
                      ones again. Nor may those that were trained on more than twice their share, which is d_i
