@@ -9,5 +9,5 @@ HELD_BACK: Mapping[int, str] = {
     CONTRADICTED: "its neighbourhood contradicts it",
     COPY: "a copy of a less noisy row",
     OUTLIER: "cut off as an outlier",
-    RESTING: "resting, trained on not long ago or far more than its share",
+    RESTING: "resting, trained on not long ago or more than its share",
 }

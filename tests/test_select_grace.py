@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from coretune.held_back import RESTING
+from coretune.held_back import CONTRADICTED, RESTING
 from coretune.select.copies import copy_groups
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
@@ -191,7 +191,7 @@ def test_rows_that_rest_are_not_chosen_and_those_trained_longest_ago_come_back_f
 
 
 def test_rows_are_trained_on_as_often_as_their_region_is_worth() -> None:
-    """All once, twenty of them nine times: more than twice their share, unless their region is worth more."""
+    """All once, twenty of them nine times: more than their share, unless their region is worth more."""
     trained_at, times = np.zeros(POOL.n, np.int32), np.ones(POOL.n, np.int32)
     trained_at[USABLE[-1]] = 9  # long ago for all others
     often = USABLE[:20]
@@ -208,6 +208,25 @@ def test_rows_are_trained_on_as_often_as_their_region_is_worth() -> None:
     chosen = selected(plain(rest=1, demand="loss"), wanted, Budget(20))
     assert chosen.reasons["held_back"][often[0]] != RESTING
     assert (chosen.reasons["held_back"][often] == RESTING).sum() > 10
+
+
+def test_rows_may_come_more_often_the_more_of_the_others_are_contradicted() -> None:
+    """A fifth are: a share is divided by 0.8², and three times are enough for a mean of two."""
+    loss, times = np.ones(POOL.n, np.float32), np.full(POOL.n, 2, np.int32)
+    trained_at = np.zeros(POOL.n, np.int32)
+    wrong, often = USABLE[::5], USABLE[1::5]
+    times[often], times[wrong], trained_at[USABLE[0]] = 3, 0, 9
+    references = {"mismatched_loss": np.float32([9, 9])}
+    clean = dataclasses.replace(with_training(trained_at, times, loss=loss.copy()), references=references)
+    loss[wrong] = 8.0
+    for around in POOL.graph.neighbors[wrong]:
+        assert np.isin(around, wrong).mean() < 0.5  # their neighbourhoods are of ones
+    dirty = dataclasses.replace(with_training(trained_at, times, loss=loss), references=references)
+    settings = {"rest": 1, "mismatched": 32, "demand": "equal"}
+    kept_out = selected(plain(**settings), dirty, Budget(5)).reasons["held_back"]
+    assert (kept_out[wrong] == CONTRADICTED).all()
+    assert not (kept_out[often] == RESTING).any()
+    assert (selected(plain(**settings), clean, Budget(5)).reasons["held_back"][often] == RESTING).all()
 
 
 def with_training(trained_at: Array, times: Array, **more: Array) -> Pool:

@@ -17,8 +17,6 @@ from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
-SHARES = 2.0  # times its share that a row is trained on before it rests [choice]
-
 
 @dataclass(frozen=True)
 class Grace:
@@ -58,8 +56,10 @@ class Grace:
                      trusted rows; above 1 = off
     rest             [choice] rows that one of so many last coresets trained on may not be chosen, so that the
                      coreset changes although the scores hardly do: other rows are worth more than the best
-                     ones again. Nor may those that were trained on more than twice their share, which is d_i
-                     times as often as the rows that may be chosen were on average. 0 = neither
+                     ones again. Nor may those that were trained on more often than is their share, which is
+                     d_i times as often as the rows that may be chosen were on average, divided by the square
+                     of the share of rows that nobody contradicts: the more are contradicted, the more of the
+                     others are wrong too, and the better is a row that has stood. 0 = neither
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
@@ -182,18 +182,19 @@ class Grace:
         kept = _without(kept, cut_off(noise, kept, self.cutoff), why, OUTLIER)
         kept = kept | _enough(pool, budget, np.lexsort((noise, ~kept)))
         if self.rest and "trained_at" in pool.features:
-            kept = _without(kept, self._rested(pool, budget, kept, noise), why, RESTING)
+            standing = 1 - (why == CONTRADICTED).sum() / pool.usable.sum()
+            kept = _without(kept, self._rested(pool, budget, kept, noise, standing), why, RESTING)
         why[kept] = 0
         return why
 
-    def _rested(self, pool: Pool, budget: Budget, kept: Array, noise: Array) -> Array:
+    def _rested(self, pool: Pool, budget: Budget, kept: Array, noise: Array, standing: float) -> Array:
         """(n,) bool: rows of `kept` that are due again, and as many of the others as the budget needs."""
         trained_at, times = pool.feature("trained_at"), pool.feature("trained_times")
         longest_ago = np.where(kept, trained_at, np.inf)
         rested = (trained_at < 0) | (trained_at <= trained_at[pool.usable].max() - self.rest)
         rested |= _enough(pool, budget, np.lexsort((noise, longest_ago)))
         demand = self._demand(pool) + ~pool.usable  # not 0, to divide by it
-        share = SHARES * demand * times[kept].sum() / demand[kept].sum()
+        share = demand * times[kept].sum() / demand[kept].sum() / standing**2
         least_of_it = np.where(kept & rested, times / demand, np.inf)
         return rested & ((times <= share) | _enough(pool, budget, np.lexsort((noise, least_of_it))))
 
