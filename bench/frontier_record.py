@@ -36,7 +36,7 @@ class Recorder:
     folder: str
 
     name = "recorder"
-    mismatched = Grace().mismatched
+    mismatched, tells_above = Grace().mismatched, 0.0
 
     @property
     def needs(self) -> tuple[str, ...]:
