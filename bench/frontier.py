@@ -44,7 +44,6 @@ from coretune.refresh import UNIT, AnchorRefresh
 from coretune.schedule import CoresetConfig
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED
 from coretune.state import State
 from coretune.twins import Twins
 from coretune.types import Array, Coreset, Pool, Rows, Selector
@@ -114,7 +113,7 @@ class Truth:
         everyone = np.arange(pool.n)
         for number in range(len(looks.signals)):
             pool = everything.absorb(pool, everyone, looks.at(number, everyone), number)
-            pools.append(replace(pool, references={MISMATCHED: looks.mismatched[number]}))
+            pools.append(replace(pool, references=looks.compared[number]))
         return cls(pools, [choices(pool) for pool in pools])
 
 
@@ -135,8 +134,9 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
         def measured(rows: Rows, number: int = number) -> Mapping[str, Array]:
             return looks.at(number, rows)
 
-        compared = {MISMATCHED: looks.mismatched[number]}
-        meter = Meter(twins.sharing(measured), lambda rows: 0.0, partial(dict, compared), twins=twins)
+        meter = Meter(
+            twins.sharing(measured), lambda rows: 0.0, partial(dict, looks.compared[number]), twins=twins
+        )
         ledger = Ledger()
         state = State(number, number - 1, number, pool, nothing)
         began = time.process_time()

@@ -20,11 +20,12 @@ from trl import SFTConfig
 from coretune import CoresetSFTTrainer, coreset, run
 from coretune.corpus import Corpus
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED
+from coretune.select.importance import MATCHED, MISMATCHED
 from coretune.select.random import Random
 from coretune.twins import Twins
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
+COMPARED = (MISMATCHED, MATCHED)
 SIGNALS = ("prompt_embedding", "response_embedding", "loss", "gradient", "gradient_norm")
 EVERY = 25  # steps between looks, and before the first
 
@@ -49,7 +50,7 @@ class Recorder:
         path = Path(self.folder) / f"{looks}.npz"
         beside = path.with_suffix(".part")
         with beside.open("wb") as file:
-            compared = {MISMATCHED: pool.references[MISMATCHED]}
+            compared = {name: pool.references[name] for name in COMPARED}
             np.savez(file, cost=pool.cost, **compared, **{name: pool.feature(name) for name in SIGNALS})
         os.replace(beside, path)
         return Random().select(pool, budget, rng)
@@ -59,14 +60,14 @@ class Recorder:
 class Looks:
     """All rows at every refresh of one training.
 
-    signals     a look each: name -> (n, ...)
-    mismatched  a look each: (m,) losses of rows with other rows' responses
-    cost        (n,) int64  tokens of a row
-    first       (n,) int64  the lowest row that is equal to each
+    signals   a look each: name -> (n, ...)
+    compared  a look each: `Pool.references`
+    cost      (n,) int64  tokens of a row
+    first     (n,) int64  the lowest row that is equal to each
     """
 
     signals: list[dict[str, Array]]
-    mismatched: list[Array]
+    compared: list[dict[str, Array]]
     cost: Array
     first: Rows
 
@@ -83,13 +84,13 @@ def recorded(asked: argparse.Namespace, seed: int) -> Looks:
         with tempfile.TemporaryDirectory(dir=asked.out) as home:
             record(asked, seed, Path(home))
             (Path(home) / "looks").rename(folder)
-    signals, mismatched = [], []
+    signals, compared = [], []
     for number in range(asked.looks):
         with np.load(folder / f"{number}.npz") as file:
             signals.append({name: np.asarray(file[name]) for name in SIGNALS})
-            mismatched.append(np.asarray(file[MISMATCHED]))
+            compared.append({name: np.asarray(file[name]) for name in COMPARED})
             cost = np.asarray(file["cost"])
-    return Looks(signals, mismatched, cost, np.load(folder / "first.npy"))
+    return Looks(signals, compared, cost, np.load(folder / "first.npy"))
 
 
 def record(asked: argparse.Namespace, seed: int, home: Path) -> None:

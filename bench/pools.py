@@ -13,6 +13,7 @@ MADE = "made:"  # a pool of the playground's kind, and how
 DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
 SHORT = ";characters="  # after a pool's folder: its rows of at most that length
 WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of
+HELD_OUT = 0.2  # share of the rows that are scored, of a pool that comes without rows for it
 
 
 def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Path) -> Path | None:
@@ -66,9 +67,11 @@ def _folder(pool: str, data: Path) -> Path:
     if pool.startswith(DIRTY):
         return spoilt(_folder(pool.removeprefix(DIRTY), data), data)
     if SHORT in pool:
-        return short_rows(*pool.split(SHORT), data)
+        whole, characters = pool.split(SHORT)
+        return short_rows(_folder(whole, data), characters, data)
     if not pool.startswith(MADE):
-        return Path(pool)
+        found = Path(pool)
+        return found if _read(found / "eval.jsonl") else held_out(found, data)
     settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
     made = data / pool.replace(MADE, "made-").replace(";", ",")
     make_pool(**{"seed": 0, "rows": 4000, **settings}).write(made)
@@ -100,9 +103,19 @@ def spoilt(clean: Path, data: Path) -> Path:
     return folder
 
 
-def short_rows(pool: str, characters: str, data: Path) -> Path:
+def held_out(pool: Path, data: Path) -> Path:
+    """A folder of the pool's rows but for a fifth, drawn at random, which are the ones to score."""
+    rows, folder = _read(pool / "pool.jsonl"), data / f"{pool.name}-held-out"
+    order = np.random.default_rng(0).permutation(len(rows))
+    scored = set(order[: round(HELD_OUT * len(rows))].tolist())
+    _lines(folder / "pool.jsonl", [row for i, row in enumerate(rows) if i not in scored])
+    _lines(folder / "eval.jsonl", [row for i, row in enumerate(rows) if i in scored])
+    return folder
+
+
+def short_rows(whole: Path, characters: str, data: Path) -> Path:
     """A folder with a pool's rows, and those to score, of at most so many characters, prompt and response."""
-    whole, folder = Path(pool), data / f"{Path(pool).name}-{characters}-characters"
+    folder = data / f"{whole.name}-{characters}-characters"
     for name in ("pool.jsonl", "eval.jsonl"):
         rows = [json.loads(line) for line in _read(whole / name)]
         found = [row for row in rows if len(row["prompt"] + row["completion"]) <= int(characters)]

@@ -14,7 +14,8 @@ the pool itself, and gtp:target=all the whole of target.jsonl.
 A pool folder holds pool.jsonl and eval.jsonl; `--pool "made:wrong=0.4;copies=0;seed=1"` makes one of the
 playground's kind, with those arguments of `make_pool`, and `--pool "dirty:FOLDER"` spoils a clean one: half
 of its rows stay, 20 % have another row's response, 30 % are copies of 60 rows. `;characters=200` after either
-folder leaves the rows of at most that length, prompt and response together. Finished runs are kept under
+folder leaves the rows of at most that length, prompt and response together. Of a pool without rows to score a
+fifth of its own is held out. Finished runs are kept under
 --out and never repeated; nothing else of a run is.
 """
 

@@ -27,7 +27,10 @@ SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000, 10_000)
 WHAT = f"graph, {WIDTH} dimensions, k {K}"
 REFRESH = AnchorRefresh(anchors="priority")
 JUDGED = 300  # rows searched exactly to see what the lists hold
-MISMATCHED = {"mismatched_loss": np.linspace(1, 3, 32, dtype=np.float32)}
+COMPARED = {
+    "mismatched_loss": np.linspace(1, 3, 32, dtype=np.float32),
+    "matched_loss": np.zeros(1, np.float32),
+}
 
 
 def prompts(n: int, seed: int = 0) -> Array:
@@ -152,7 +155,7 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
     fresh = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
     fresh["loss"] = rng.random(n, np.float32)
     pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
-    pool = replace(pool, references=MISMATCHED)
+    pool = replace(pool, references=COMPARED)
     anchors = REFRESH.plan(pool, 1, rng)
     news = {name: values[anchors] for name, values in fresh.items()}
     for name in ("prompt_embedding", "response_embedding"):
@@ -196,7 +199,7 @@ def _write_signals(folder: Path, n: int) -> None:
 def _select_given(folder: Path, n: int) -> str:
     fresh = {path.stem: np.load(path, mmap_mode="c") for path in sorted(folder.glob("*.npy"))}
     pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
-    pool = replace(pool, references=MISMATCHED)
+    pool = replace(pool, references=COMPARED)
     chosen = Grace().select(pool, Budget(n // 20, "rows"), np.random.default_rng(0))
     return f"{len(chosen.indices):,} rows chosen"
 

@@ -42,7 +42,7 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.select.grace import Grace
-from coretune.select.importance import MISMATCHED, clues, neighbour_consistency, tells
+from coretune.select.importance import MATCHED, MISMATCHED, clues, neighbour_consistency, tells
 from coretune.types import Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
@@ -130,7 +130,8 @@ def look(model: Any, known: Known, decoys: Mismatched, others: Mismatched, token
     mismatched = measurer(model, decoys, ["loss"], settings, **ends)(np.arange(len(decoys)))["loss"]
     graph, loss = build(seen["prompt_embedding"], 10, seed=0), seen["loss"]
     n = len(loss)
-    pool = Pool({"loss": loss}, np.ones(n), np.zeros(n), np.ones(n, bool), graph, {MISMATCHED: mismatched})
+    compared = {MISMATCHED: mismatched, MATCHED: loss[decoys.responses]}
+    pool = Pool({"loss": loss}, np.ones(n), np.zeros(n), np.ones(n, bool), graph, compared)
     grace, found = Grace(), clues(pool)
     contrast = loss - measurer(model, others, ["loss"], settings, **ends)(np.arange(n))["loss"]
     over = -neighbour_consistency(pool)

@@ -19,8 +19,9 @@ import torch
 
 from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
+from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Kept, Once, anew
-from coretune.measure.mismatched import MISMATCHED, Mismatched
+from coretune.measure.mismatched import MATCHED, MISMATCHED, Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
@@ -57,7 +58,8 @@ class Look:
     snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
     targets    trusted rows, with shares of the budget; several of them for trajectories only
     once       when references are measured (see `signals.measurer`)
-    decoys     pairs of a prompt and another row's response, whose loss is among the references
+    decoys     pairs of a prompt and another row's response: their loss is among the references, and that of
+               the same responses after their own prompts
 
     It holds no projections between looks, which may be larger than an adapter.
     """
@@ -92,7 +94,10 @@ class Look:
 
     def references(self) -> Mapping[str, Array]:
         """For `Pool.references`: what losses are compared with, and trajectories where there are targets."""
-        found = {} if self.decoys is None else {MISMATCHED: self._mismatched(self.decoys)}
+        found = {}
+        if self.decoys is not None:
+            found[MISMATCHED] = self._losses(self.decoys, np.arange(len(self.decoys)))
+            found[MATCHED] = self._losses(self.rows, self.decoys.responses)
         if TRAJECTORY not in self.signals or not self.targets:
             return found
         targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
@@ -108,17 +113,17 @@ class Look:
         )
         return {**found, **pursued}
 
-    def _mismatched(self, decoys: Mismatched) -> Array:
-        """(m,) float32 under the weights of that moment; a pair whose loss is not finite is left out."""
+    def _losses(self, rows: TokenRows, which: Rows) -> Array:
+        """(m,) float32 under the weights of that moment; a row whose loss is not finite is left out."""
         measure = measurer(
             self.model,
-            decoys,
+            rows,
             ["loss"],
             self.settings,
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self._first_token(),
         )
-        loss = measure(np.arange(len(decoys)))["loss"]
+        loss = measure(which)["loss"]
         return loss[np.isfinite(loss)]
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:

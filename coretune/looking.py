@@ -15,7 +15,7 @@ from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import CoresetConfig
-from coretune.select.importance import MISMATCHED, STANDING_LOSS, tells
+from coretune.select.importance import MATCHED, STANDING_LOSS, tells
 from coretune.state import State
 from coretune.twins import Twins
 from coretune.types import Array, Coreset, Measure, Pool, Rows, Suspicious
@@ -155,7 +155,7 @@ def _blind(config: CoresetConfig, pool: Pool) -> bool:
     selector, looking = config.selector, config.refresh.anchors == "candidates"
     if not (looking and isinstance(selector, Suspicious) and selector.mismatched):
         return False
-    first = MISMATCHED not in pool.references
+    first = MATCHED not in pool.references
     return config.refresh_every != "adaptive" and not first and not tells(pool, selector.tells_above)
 
 

@@ -75,7 +75,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
         parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
-    if "contradicted" in found or "mismatched_loss" in found:
+    if "mismatched_loss" in found:
         parts.append(_contradicted(found))
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
@@ -92,10 +92,8 @@ def _contradicted(found: Mapping[str, float]) -> str:
     many = "nobody can be suspected"
     if "contradicted" in found:
         many = f"contradicted: {found['contradicted']:,.0f}"
-    if "mismatched_loss" not in found:
-        return many
-    costs = f"{found['typical_loss']:.2f} nats, with another row's response {found['mismatched_loss']:.2f}"
-    return f"{many} (a row costs {costs})"
+    costs = f"{found['matched_loss']:.2f} nats, after another row's prompt {found['mismatched_loss']:.2f}"
+    return f"{many} (a response costs {costs})"
 
 
 def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:

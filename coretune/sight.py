@@ -163,7 +163,7 @@ class Sight:
         return Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
 
     def _decoy_flops(self) -> float:
-        return 0.0 if self.decoys is None else self.cost.losses(len(self.decoys))
+        return 0.0 if self.decoys is None else self.cost.losses(2 * len(self.decoys))
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""

@@ -19,7 +19,7 @@ KEPT = ("previous_loss", "trained_at", "trained_times")
 def synthetic_pool(
     n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
 ) -> Pool:
-    """A pool with every signal, clustered embeddings, an exact k-NN graph and the losses of mismatched pairs.
+    """A pool with every signal, clustered embeddings, an exact k-NN graph and losses to compare with.
 
     It compares all pairs: n small.
 
@@ -43,7 +43,10 @@ def synthetic_pool(
         measured_at=np.zeros(n, dtype=np.int32),
         usable=usable,
         graph=_exact_graph(features["response_embedding"], usable, neighbors),
-        references={"mismatched_loss": np.linspace(2, 6, 9, dtype=np.float32)},
+        references={
+            "mismatched_loss": np.linspace(2, 6, 9, dtype=np.float32),
+            "matched_loss": np.linspace(0, 2, 9, dtype=np.float32),
+        },
     )
 
 

@@ -197,11 +197,12 @@ class Taught(Protocol):
 
 @runtime_checkable
 class Suspicious(Protocol):
-    """A selector that holds a row's loss against what a response to another prompt costs the model, which it
-    finds in `Pool.references["mismatched_loss"]`.
+    """A selector that holds a row's loss against what a response costs the model after another row's prompt,
+    which it finds in `Pool.references["mismatched_loss"]`, and after its own, in ["matched_loss"].
 
     mismatched   how many such pairs are measured before a selection; 0 = none
-    tells_above  times what a row costs is what such a pair has to cost, for a look to tell who is wrong
+    tells_above  how many times what it costs after its own prompt a response has to cost after another, for
+                 a look to tell who is wrong
     """
 
     @property

@@ -21,7 +21,7 @@ class FakeModel:
 
     def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:
         self.n, self.seed, self.drift, self.age = n, seed, drift, 0
-        self.mismatched = 4.0  # what a response to another prompt costs
+        self.mismatched = 4.0  # what a response costs after another prompt; after its own 1
         self.broken: set[int] = set()
         self.looks: list[Rows] = []
 
@@ -42,6 +42,7 @@ class FakeModel:
             return {name: self.signal(name)[rows] for name in names}
 
         def references() -> Mapping[str, Array]:
-            return {"mismatched_loss": np.full(8, self.mismatched, np.float32)}
+            costs = {"mismatched_loss": self.mismatched, "matched_loss": 1.0}
+            return {name: np.full(8, value, np.float32) for name, value in costs.items()}
 
         return Meter(measure, lambda rows: 10.0 * len(rows), references)

@@ -24,7 +24,7 @@ from coretune.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows
 
 N = 40
-REFERENCES = {"mismatched_loss": np.full(8, 3.0, np.float32)}
+REFERENCES = {"mismatched_loss": np.full(8, 3.0, np.float32), "matched_loss": np.ones(8, np.float32)}
 
 
 def signals(seed: int) -> dict[str, Array]:

@@ -162,15 +162,21 @@ def test_decoys_are_measured_under_the_weights_of_the_moment(model: Any) -> None
     rows = corpus()
     decoys = Mismatched.of(rows, rows.length, 8, seed=0)
     look = dataclasses.replace(a_look(model, ("loss",)), decoys=decoys)
-    before = look.references()["mismatched_loss"]
-    assert before.shape == (8,)
+    before = look.references()
+    assert before["mismatched_loss"].shape == (8,)
+    own = look(decoys.responses)["loss"]
+    np.testing.assert_allclose(
+        before["matched_loss"], own, rtol=1e-4
+    )  # the same responses, after their own prompts
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(1.5)
-    after = look.references()["mismatched_loss"]
+    after = look.references()
     with torch.no_grad():
         model.get_output_embeddings().weight.div_(1.5)
-    assert not np.allclose(before, after)
-    np.testing.assert_allclose(look.references()["mismatched_loss"], before, rtol=1e-4)
+    again = look.references()
+    for name in ("mismatched_loss", "matched_loss"):
+        assert not np.allclose(before[name], after[name])
+        np.testing.assert_allclose(again[name], before[name], rtol=1e-4)
 
 
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:

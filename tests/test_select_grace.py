@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -216,7 +217,7 @@ def test_rows_may_come_more_often_the_more_of_the_others_are_contradicted() -> N
     trained_at = np.zeros(POOL.n, np.int32)
     wrong, often = USABLE[::5], USABLE[1::5]
     times[often], times[wrong], trained_at[USABLE[0]] = 3, 0, 9
-    references = {"mismatched_loss": np.float32([9, 9])}
+    references = compared(9, 9)
     clean = dataclasses.replace(with_training(trained_at, times, loss=loss.copy()), references=references)
     loss[wrong] = 8.0
     for around in POOL.graph.neighbors[wrong]:
@@ -229,6 +230,11 @@ def test_rows_may_come_more_often_the_more_of_the_others_are_contradicted() -> N
     assert (selected(plain(**settings), clean, Budget(5)).reasons["held_back"][often] == RESTING).all()
 
 
+def compared(*mismatched: float, own: Sequence[float] = (1.0,)) -> dict[str, Array]:
+    """References: losses of responses after other rows' prompts, and after their own."""
+    return {"mismatched_loss": np.float32(mismatched), "matched_loss": np.float32(own)}
+
+
 def with_training(trained_at: Array, times: Array, **more: Array) -> Pool:
     known = {"trained_at": trained_at, "trained_times": times, **more}
     return dataclasses.replace(POOL, features={**POOL.features, **known})
@@ -239,15 +245,15 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
     loss = np.ones(POOL.n, np.float32)
     hard, harder, wrong = USABLE[3], USABLE[8], USABLE[15]
     loss[[hard, harder, wrong]] = 1.6, 2.6, 2.7
-    references = {"mismatched_loss": np.float32([2, 6, 40])}
+    references = compared(2, 6, 40)
     pool = dataclasses.replace(POOL, features={**POOL.features, "loss": loss}, references=references)
     budget = Budget(len(USABLE) - 1)
     coreset = selected(plain(mismatched=32), pool, budget)
     assert set(USABLE) - set(coreset.indices.tolist()) == {wrong}
     assert coreset.reasons["suspicion"][[hard, wrong]] == pytest.approx([0.12, 0.34])
     assert not coreset.reasons["suspicion"][~POOL.usable].any()
-    assert coreset.figures == {"contradicted": 1, "typical_loss": 1.0, "mismatched_loss": 6.0}
-    low = dataclasses.replace(pool, references={"mismatched_loss": np.float32([0.5])})  # below the neighbours
+    assert coreset.figures == {"contradicted": 1, "matched_loss": 1.0, "mismatched_loss": 6.0}
+    low = dataclasses.replace(pool, references=compared(0.5))  # below the neighbours
     shown = selected(plain(mismatched=32), low, budget).reasons["suspicion"]
     assert (shown.min(), shown.max()) == (0, 1)
     strict = selected(plain(mismatched=32, mismatch_above=0.3), pool, Budget(len(USABLE) - 2))
@@ -255,11 +261,11 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
 
 
 def test_nobody_is_suspected_where_no_response_could_be_anothers() -> None:
-    pool = dataclasses.replace(POOL, references={"mismatched_loss": np.zeros(0, np.float32)})
+    pool = dataclasses.replace(POOL, references=compared(own=()))
     coreset = selected(plain(mismatched=32), pool, Budget(len(USABLE)))
     assert set(coreset.indices.tolist()) == set(USABLE)
     assert not coreset.reasons["suspicion"].any()
-    assert set(coreset.figures) == {"typical_loss"}
+    assert coreset.figures == {}
     assert selected(plain(mismatched=0), pool, Budget(5)).figures == {}
 
 

@@ -11,7 +11,6 @@ from scipy.stats import rankdata
 from coretune.select.grace import Grace
 from coretune.select.importance import (
     IMPORTANCES,
-    clues,
     cut_off,
     importance,
     neighbour_consistency,
@@ -162,20 +161,20 @@ def test_an_unknown_importance_names_those_there_are() -> None:
         importance("charm")
 
 
-@pytest.mark.parametrize("lately", [True, False])
-@pytest.mark.parametrize(("mismatched", "told"), [([1.19, 1.19], False), ([1.21], True), ([], False)])
-def test_wrong_rows_are_told_where_a_mismatched_response_costs_more_than_a_row_does(
-    mismatched: list[float], told: bool, lately: bool
+@pytest.mark.parametrize(
+    ("mismatched", "matched", "told"),
+    [([1.19] * 2, [1, 1, 9], False), ([1.21], [1, 1, 9], True), ([5], [], False), ([], [1], False)],
+)
+def test_wrong_rows_are_told_where_a_response_costs_more_after_another_prompt_than_after_its_own(
+    mismatched: list[float], matched: list[float], told: bool
 ) -> None:
-    """1.2 times the median, of all rows or of those looked at last: here either is of ones."""
+    """1.2 times the median of its own, whatever the pool's losses are."""
     pool = synthetic_pool(40, 4, 0, unusable=0.1)
-    loss, measured_at = np.ones(40, np.float32), np.full(40, 3)
-    loss[: 25 if lately else 15], measured_at[25 if lately else 15 :] = 9.0, 3 if lately else 2
-    measured_at[: 25 if lately else 15] = 2 if lately else 3
+    loss = np.ones(40, np.float32)
     loss[39] = 3.0
     features = {**pool.features, "loss": np.where(pool.usable, loss, np.nan)}
-    references = {"mismatched_loss": np.float32(mismatched)}
-    pool = dataclasses.replace(pool, features=features, measured_at=measured_at, references=references)
-    assert (tells(pool, 1.2), clues(pool).typical) == (told, 1.0)
+    references = {"mismatched_loss": np.float32(mismatched), "matched_loss": np.float32(matched)}
+    pool = dataclasses.replace(pool, features=features, references=references)
+    assert tells(pool, 1.2) == told
     chosen = Grace(rest=0, copies=2, tells_above=1.2).select(pool, Budget(5), np.random.default_rng(0))
     assert (chosen.figures.get("contradicted", 0) > 0) == told

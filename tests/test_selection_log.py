@@ -28,13 +28,11 @@ def test_numbers_a_method_says_of_its_selection_are_logged_and_its_texts_and_cur
 def test_the_line_says_by_what_rows_were_contradicted() -> None:
     pool = empty_pool(np.array([5, 7, 11]))
     state = State(2, 2, 1, pool, Coreset(np.array([2, 0]), np.ones(2), np.zeros(2)))
-    said = {"contradicted": 1, "typical_loss": 0.25, "mismatched_loss": 4.5}
+    said = {"contradicted": 1, "matched_loss": 0.25, "mismatched_loss": 4.5}
     logs = figures(Round(2, 3, 2, 0.5, None, {}, said), state)
-    assert "contradicted: 1 (a row costs 0.25 nats, with another row's response 4.50)" in line(logs, 40)
-    nobody = figures(Round(2, 3, 2, 0.5, None, {}, {"contradicted": 0, "typical_loss": 0.25}), state)
-    assert line(nobody, 40).endswith("; contradicted: 0")
-    blind = figures(Round(2, 3, 2, 0.5, None, {}, {"typical_loss": 2.5, "mismatched_loss": 2.25}), state)
-    told = "; nobody can be suspected (a row costs 2.50 nats, with another row's response 2.25)"
+    assert "contradicted: 1 (a response costs 0.25 nats, after another row's prompt 4.50)" in line(logs, 40)
+    blind = figures(Round(2, 3, 2, 0.5, None, {}, {"matched_loss": 2.5, "mismatched_loss": 2.25}), state)
+    told = "; nobody can be suspected (a response costs 2.50 nats, after another row's prompt 2.25)"
     assert line(blind, 40).endswith(told)
-    unasked = figures(Round(2, 3, 2, 0.5, None, {}, {"typical_loss": 2.5}), state)
+    unasked = figures(Round(2, 3, 2, 0.5, None, {}, {}), state)
     assert "suspected" not in line(unasked, 40)

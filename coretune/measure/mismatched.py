@@ -2,7 +2,8 @@
 
 [choice] A wrong response and a right one that the model has not learnt yet both cost it much. How much a
 response costs that has nothing to do with its prompt can be measured, on pairs made for it: what costs far
-less is not such a one. (After the decoys of target-decoy searches, Elias and Gygi, Nature Methods 2007.)
+less is not such a one. (After the decoys of target-decoy searches, Elias and Gygi, Nature Methods 2007.) What
+the same responses cost after their own prompts says whether the model tells the two apart at all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from coretune.measure.batches import TokenRows
 from coretune.types import Array, Rows
 
 MISMATCHED = "mismatched_loss"  # in `Pool.references`: (m,) float32, each pair's loss
+MATCHED = "matched_loss"  # the same responses after their own prompts: (m,) float32
 DRAWN = 4  # pairs drawn for one that is wanted: a pair whose responses are equal is none
 
 

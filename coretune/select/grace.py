@@ -40,13 +40,14 @@ class Grace:
                      "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
                      / mean tokens of a row)
     mismatched       pairs of a prompt and another row's response whose loss every refresh measures, to know
-                     what a wrong response costs; 0 = nobody is suspected
+                     what a wrong response costs, and that of the same responses after their own prompts;
+                     0 = nobody is suspected
     loss_above,
     mismatch_above   [choice] rows that their neighbourhood contradicts (`importance.Clues`) may not be
                      chosen: whose loss is so many times their neighbours' median, and further than that part
                      of the way from there to what a mismatched response costs
     tells_above      [choice] nobody is contradicted, and nobody looked at for it (`looking.py`), unless a
-                     mismatched response costs more than so many times what a row does
+                     mismatched response costs more than so many times what it does after its own prompt
     cutoff           share of the rest, copies not counted, that `cutoff_by` puts highest and that may not be
                      chosen either
     cutoff_by        a name of `importance.IMPORTANCES`: what an outlier, or a wrong response, is high in
@@ -66,7 +67,7 @@ class Grace:
                      max_{j∈S} sim; suspicion as in `importance.Clues`; candidate = 1 for a row that could be
                      chosen; held_back = why another could not (`held_back.py`), 0 for a candidate
     figures          contradicted = how many rows were held back as such, left out where nobody was suspected;
-                     typical_loss, mismatched_loss = the medians by which they are told (`importance.Clues`)
+                     matched_loss, mismatched_loss = the medians by which they are told (`importance.Clues`)
 
     Neither copies, cut-off nor rest leaves fewer rows than the budget asks for: those cut of least loss,
     and those whose training is longest ago or least of their share, stay candidates. Raises ValueError for
@@ -215,8 +216,9 @@ class Grace:
 
 def _costs(found: Clues) -> dict[str, float]:
     """By what rows are suspected."""
-    costs = {"typical_loss": round(found.typical, 4)}
-    return costs if found.mismatched is None else {**costs, "mismatched_loss": round(found.mismatched, 4)}
+    if found.mismatched is None or found.matched is None:
+        return {}
+    return {"matched_loss": round(found.matched, 4), "mismatched_loss": round(found.mismatched, 4)}
 
 
 def _without(kept: Array, allowed: Array, why: Array, code: int) -> Array:

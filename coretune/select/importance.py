@@ -16,7 +16,7 @@ from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
-MISMATCHED = "mismatched_loss"  # of `Pool.references`
+MISMATCHED, MATCHED = "mismatched_loss", "matched_loss"  # of `Pool.references`
 STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
 
@@ -83,9 +83,8 @@ class Clues:
     suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
                response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
                way is LEAST_LOSS long
-    typical    median of ℓ, the lower of two: over all usable rows, of which many were looked at long ago, and
-               over those looked at last, which may be the dear ones
-    mismatched D, None where there is no such pair
+    mismatched D; None where there is no such pair
+    matched    median of `references["matched_loss"]`, the same responses after their own prompts; None as D
 
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
@@ -94,8 +93,8 @@ class Clues:
 
     ratio: Array
     suspicion: Array
-    typical: float
     mismatched: float | None
+    matched: float | None
 
     def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
         """(n,) bool: rows against which both stand."""
@@ -108,39 +107,34 @@ def clues(pool: Pool) -> Clues:
 
     ValueError where nobody knows what those pairs cost.
     """
-    if MISMATCHED not in pool.references:
+    if not {MISMATCHED, MATCHED} <= pool.references.keys():
         raise ValueError(
-            f'the pool has no references["{MISMATCHED}"], the loss of rows answered with other rows\' '
-            "responses: measure it, or set mismatched to 0, so that nobody is suspected"
+            f'the pool has no references["{MISMATCHED}"] and ["{MATCHED}"], the losses of responses after '
+            "other rows' prompts and after their own: measure them, or set mismatched to 0"
         )
-    own, typical, costs = _signal(pool, "loss"), _typical(pool), _mismatched(pool)
+    own, costs, matched = _signal(pool, "loss"), _median(pool, MISMATCHED), _median(pool, MATCHED)
     around = _around(pool, own)
     ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
     if costs is None:
-        return Clues(ratio, np.zeros(pool.n), typical, None)
+        return Clues(ratio, np.zeros(pool.n), None, None)
     way = np.maximum(costs - around, LEAST_LOSS)
     suspicion = np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0)
-    return Clues(ratio, suspicion, typical, costs)
+    return Clues(ratio, suspicion, costs, matched)
 
 
 def tells(pool: Pool, above: float) -> bool:
-    """Whether wrong rows can be told from right ones: D > above · typical, as in `Clues`.
+    """Whether wrong rows can be told from right ones: mismatched > above · matched, as in `Clues`.
 
-    Where a response to another prompt costs what a row costs, the model does not hear from a prompt which
-    response belongs to it. False where a pool has no mismatched pair. KeyError where nobody knows their cost.
+    Where a response costs as much after another prompt as after its own, the model does not hear from a
+    prompt which response belongs to it. False where a pool has no mismatched pair. KeyError where nobody
+    knows their cost.
     """
-    costs = _mismatched(pool)
-    return costs is not None and costs > above * _typical(pool)
+    costs, matched = _median(pool, MISMATCHED), _median(pool, MATCHED)
+    return costs is not None and matched is not None and costs > above * matched
 
 
-def _typical(pool: Pool) -> float:
-    own, last = _signal(pool, "loss"), pool.measured_at[pool.usable].max()
-    lately = pool.usable & (pool.measured_at == last)
-    return float(min(np.median(own[pool.usable]), np.median(own[lately])))
-
-
-def _mismatched(pool: Pool) -> float | None:
-    found = pool.references[MISMATCHED]
+def _median(pool: Pool, name: str) -> float | None:
+    found = pool.references[name]
     return float(np.median(found)) if len(found) else None
 
 
