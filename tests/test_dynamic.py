@@ -1,71 +1,28 @@
-"""Rounds: their clock, their rows, when they measure and choose; a saved round goes on as it would have."""
+"""Rounds: their clock, their rows, when they measure and choose."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_model import FakeModel
+from fake_run import COST, N, Run, assert_same, clock_of, config, pupil
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taught import Pupil
 
 from coretune import cells, graph
 from coretune.budget import parse_budget
-from coretune.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, lasting, row_weights, start
-from coretune.held_back import CONTRADICTED
+from coretune.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, row_weights, start
 from coretune.ledger import Ledger
-from coretune.looking import Meter
 from coretune.order import round_rows
-from coretune.refresh import AnchorRefresh
-from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
-from coretune.select.facility_location import FacilityLocation
+from coretune.schedule import Clock, coreset_rows, make_clock
 from coretune.select.grace import Grace
 from coretune.select.random import Random
-from coretune.state import State, load, save
-from coretune.twins import Twins
-from coretune.types import Array, Budget, Coreset, Pool
-
-N = 40
-COST = np.arange(5, 5 + N)
-
-
-def config(selector: Any = None, **settings: Any) -> CoresetConfig:
-    refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
-    settings = {"budget": parse_budget("20%"), "refresh_every": 1, "warmup": 0.0, **settings}
-    return CoresetConfig(selector or FacilityLocation(), AnchorRefresh(**{"k": 4, **refresh}), **settings)
-
-
-def clock_of(config: CoresetConfig, batch: int = 4) -> Clock:
-    return make_clock(config, N, coreset_rows(config, empty_pool(COST)), batch)
-
-
-class Run:
-    """A run of rounds on a fake model, which ages between them."""
-
-    def __init__(self, config: CoresetConfig, model: FakeModel | None = None, batch: int = 4) -> None:
-        self.config, self.model, self.ledger = config, model or FakeModel(N), Ledger()
-        self.clock = clock_of(config, batch)
-        self.meter = self.model.meter(*config.needs) if config.needs else None
-        self.states = [start(config, empty_pool(COST), self.clock, self.meter, self.ledger)]
-
-    @property
-    def state(self) -> State:
-        return self.states[-1]
-
-    def go(self, rounds: int, ageing: int = 1) -> Run:
-        for _ in range(rounds):
-            self.model.age += ageing
-            self.states.append(advance(self.config, self.state, self.clock, self.meter, self.ledger))
-        return self
-
-    def rows(self, state: State | None = None) -> list[int]:
-        return round_rows(state or self.state, self.clock, self.config.seed).tolist()
-
+from coretune.state import State
+from coretune.types import Coreset
 
 # ---------------------------------------------------------------------------------------------- the clock
 
@@ -258,165 +215,6 @@ def test_all_anchors_are_a_full_measurement_made_anew() -> None:
     np.testing.assert_array_equal(run.state.coreset.indices, chosen.indices)
 
 
-@pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
-def test_few_anchors_are_few_looks(anchors: str) -> None:
-    run = Run(config(anchors=anchors, anchor_share=0.1)).go(2)
-    first, *later = (entry.rows_measured for entry in run.ledger.rounds)
-    assert first == N
-    assert all(0 < rows < N for rows in later)
-    cost = run.ledger.by_phase()["measurement"]
-    assert cost.rows == sum(len(rows) for rows in run.model.looks) == first + sum(later)
-    assert cost.flops == 10.0 * cost.rows
-    assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
-
-
-@pytest.mark.parametrize("look_again", [1.0, 1.5, 2.0, 3.0])
-def test_candidates_are_looked_at_before_they_are_trained_on(look_again: float) -> None:
-    """Once the run is so many times as old as at the last look; with 1 at each refresh."""
-    run = Run(config(anchors="candidates", look_again=look_again), FakeModel(N, drift=0.02))
-    for _ in range(7):
-        before = run.go(1).states[-2].pool.measured_at
-        state = run.state
-        looked_at = state.pool.measured_at
-        good = looked_at[state.coreset.indices] * look_again > state.round
-        assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
-        again = np.flatnonzero(looked_at == state.round)
-        assert (before[again] * look_again <= state.round).all()  # no look at what was known well enough
-    looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
-    assert len(looked) < 7 * N
-
-
-def test_looks_that_stay_good_are_fewer_looks() -> None:
-    def looks(**settings: Any) -> int:
-        return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
-
-    assert looks(look_again=3.0) < looks(look_again=1.5) < looks(look_again=1.0)
-    # what the adaptive test reads is what has changed since, so it looks at every candidate at every check
-    checking = {"refresh_every": "adaptive", "check_every": 1, "threshold": 0.0}
-    assert looks(look_again=3.0, **checking) == looks(look_again=1.0, **checking)
-
-
-def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twice_as_old() -> None:
-    """Meanwhile nobody is looked at; once it can tell, candidates are, in the same refresh."""
-    model = FakeModel(N, drift=0.0)
-    model.mismatched = 0.1
-    settings = {"anchors": "candidates", "anchor_share": 0.1}
-    run = Run(config(Grace(mismatched=8, rest=0), **settings), model).go(8)
-    assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
-    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
-    assert len({tuple(rows) for rows in model.looks}) == 5
-    assert not any("contradicted" in state.coreset.figures for state in run.states)
-    model.mismatched = 4.0
-    run.go(7)
-    assert [entry.rows_measured for entry in run.ledger.rounds[9:]] == [0] * 7
-    run.go(1)
-    assert run.ledger.rounds[16].rows_measured > 4
-    assert set(run.state.coreset.indices) <= set(np.flatnonzero(run.state.pool.measured_at == 16))
-
-
-def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
-    class Unasked(FakeModel):
-        def meter(self, *names: str) -> Meter:
-            return dataclasses.replace(super().meter(*names), references=dict)
-
-    run = Run(config(Grace(mismatched=0), anchors="candidates"), Unasked(N)).go(3)
-    assert all(entry.rows_measured > 0 for entry in run.ledger.rounds[:3])
-
-
-def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
-    """All rows stand where they stood when the refresh began, however far the looks moved some of them."""
-    settings = {"anchors": "candidates", "look_again": 1.0, "budget": parse_budget("25%")}
-    run = Run(config(**settings), FakeModel(N, drift=2.0)).go(3)
-    assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to look at
-    for before, state in zip(run.states, run.states[1:], strict=False):
-        in_place = FacilityLocation().select(before.pool, run.config.budget.resolve(before.pool), None)
-        assert set(state.coreset.indices) == set(in_place.indices)  # type: ignore[union-attr]
-        moved = state.pool.feature(run.config.refresh.embedding)[state.coreset.indices]
-        assert (
-            np.abs(moved - before.pool.feature(run.config.refresh.embedding)[state.coreset.indices]).max()
-            > 0.1
-        )
-
-
-def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
-    """Every choice of a refresh sees the losses with which it began beside those that its looks found."""
-    seen: list[tuple[Array, Array]] = []
-
-    class Weighing:
-        needs = (*FacilityLocation().needs, "loss")
-
-        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-            if "standing_loss" in pool.features:
-                seen.append((pool.feature("standing_loss"), pool.feature("loss")))
-            return FacilityLocation().select(pool, budget, rng)
-
-    run = Run(config(Weighing(), anchors="candidates", propagate="none"), FakeModel(N, drift=2.0)).go(1)
-    (before, now), (still, last) = seen[0], seen[-1]
-    np.testing.assert_array_equal(before, run.states[0].pool.feature("loss"))
-    np.testing.assert_array_equal(before, still)
-    np.testing.assert_array_equal(before, now)
-    assert (last != before).any()
-    assert "standing_loss" not in run.state.pool.features
-
-
-def test_rows_held_back_as_contradicted_are_heard_again() -> None:
-    """Some at a refresh, those of the oldest looks: a row that is no longer contradicted competes again."""
-
-    class Sceptic:
-        """Holds back whatever its last look found above 0.5."""
-
-        needs = (*FacilityLocation().needs, "loss")
-
-        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-            out = pool.feature("loss") > 0.5
-            chosen = FacilityLocation().select(
-                dataclasses.replace(pool, usable=pool.usable & ~out), budget, rng
-            )
-            return dataclasses.replace(chosen, reasons={"held_back": np.where(out, CONTRADICTED, 0.0)})
-
-    class Learning(FakeModel):
-        """Every loss is high until the model is five rounds old."""
-
-        def signal(self, name: str) -> Array:
-            if name != "loss":
-                return super().signal(name)
-            return np.full(N, 0.1 if self.age >= 5 else 0.9) * (np.arange(N) < 20) + 0.1
-
-    settings = {"anchors": "candidates", "look_again": 1.0, "anchor_share": 0.2, "propagate": "none"}
-    run = Run(config(Sceptic(), **settings), Learning(N, drift=0.0)).go(10)
-    assert all(len(np.intersect1d(rows, np.arange(20))) <= 8 for rows in run.model.looks[1:5])
-    early, late = run.states[4].pool.feature("loss"), run.state.pool.feature("loss")
-    assert (early[:20] > 0.5).all()
-    assert (late[:20] < 0.5).all()
-
-
-def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
-    class Copied(FakeModel):
-        """Rows 20 to 39 are rows 0 to 19 again."""
-
-        def signal(self, name: str) -> Array:
-            return _twice(super().signal(name))
-
-        def meter(self, *names: str) -> Meter:
-            plain, twins = super().meter(*names), Twins(np.arange(N) % (N // 2))
-            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), twins=twins)
-
-    run = Run(config(anchors="random", anchor_share=0.1), Copied(N)).go(3)
-    assert len(run.model.looks[0]) == N // 2
-    spent = run.ledger.by_phase()["measurement"]
-    assert spent.rows == sum(map(len, run.model.looks)) == sum(r.rows_measured for r in run.ledger.rounds)
-    measured = run.state.pool.measured_at
-    np.testing.assert_array_equal(measured[: N // 2], measured[N // 2 :])
-    known = np.flatnonzero(measured == run.state.round)
-    assert len(known) > len(run.model.looks[-1])
-    name = run.config.refresh.embedding
-    np.testing.assert_array_equal(run.state.pool.feature(name)[known], run.model.signal(name)[known])
-
-
-def _twice(values: Array) -> Array:
-    return np.concatenate([values[: N // 2], values[: N // 2]])
-
-
 def test_a_row_whose_signal_breaks_is_left_out_and_the_run_goes_on() -> None:
     run = Run(config(anchors="all"))
     victim = int(run.state.coreset.indices[0])
@@ -528,72 +326,7 @@ def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.Monkey
     assert all("graph_recall" in entry.approximation for entry in rebuilt.ledger.rounds)
 
 
-# ------------------------------------------------------------------------------------------ save and load
-
-
-def assert_same(one: State, other: State) -> None:
-    """Equal in every number, NaN being equal to NaN, and of the same types."""
-    assert (one.round, one.selected_in, one.selections) == (other.round, other.selected_in, other.selections)
-    mine, theirs = arrays(one), arrays(other)
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert value.dtype == theirs[name].dtype, name
-        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
-
-
-def arrays(state: State) -> dict[str, Any]:
-    parts: list[Pool | Coreset | Any] = [state.pool, state.coreset]
-    if state.pool.graph is not None:
-        parts += [state.pool.graph, state.pool.graph.reserve]
-        assert state.pool.graph.reserve is not None
-    found = {}
-    for part in parts:
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
-            if isinstance(value, np.ndarray):
-                found[f"{type(part).__name__}.{field.name}"] = value
-            elif field.name in ("features", "reasons"):
-                found |= {f"{field.name}.{name}": entry for name, entry in value.items()}
-    return found
-
-
-@pytest.mark.parametrize("rounds", [0, 1, 4])
-def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: int) -> None:
-    run = Run(config(Grace(), warmup=0.1, anchors="random"))
-    run.model.broken = {7}
-    run.go(rounds)
-    save(run.state, tmp_path)
-    resumed = load(tmp_path)
-    assert_same(resumed, run.state)
-    kept = dataclasses.replace(resumed)
-    run.go(1)
-    assert_same(advance(run.config, kept, run.clock, run.meter, Ledger()), run.state)
-
-
-def test_a_folder_without_a_state_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"holds no coreset_state\.json, so it is no checkpoint of a run"
-    ):
-        load(tmp_path)
-
-
-def test_an_unreadable_state_is_not_half_read(tmp_path: Path) -> None:
-    save(Run(config()).state, tmp_path)
-    whole = (tmp_path / "coreset_state.npz").read_bytes()
-    (tmp_path / "coreset_state.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(Exception, match="zip"):
-        load(tmp_path)
-
-
 # ------------------------------------------------------------------------------------- through a teacher
-
-
-ALONE = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.1}
-
-
-def pupil(**settings: Any) -> CoresetConfig:
-    selector = Pupil(**{key: settings.pop(key) for key in ("teacher", "signal") if key in settings})
-    return config(selector, **{**ALONE, **settings})
 
 
 def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone() -> None:
@@ -643,23 +376,3 @@ def test_what_cannot_go_with_a_teacher_is_refused(settings: dict[str, Any], mess
 def test_a_teacher_of_the_users_needs_no_warmup() -> None:
     assert pupil(teacher="runs/before", warmup=0.0).taught
     assert not pupil(teacher="runs/before").teaching
-
-
-@pytest.mark.parametrize("settings", [{"refresh_every": "never"}, {"refresh_every": 1}])
-def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: dict[str, Any]) -> None:
-    """And the run that goes on from it is the run."""
-    alone = {**ALONE, **settings}
-    whole = Run(pupil(**alone)).go(1)
-    slim = lasting(whole.config, whole.state)
-    assert {name for name, value in slim.pool.features.items() if value.ndim > 1} == set()
-    assert TRAINED_AT in slim.pool.features
-    other = Run(pupil(**alone)).go(1)
-    other.states[-1] = slim
-    after = [run.go(3).state for run in (whole, other)]
-    assert np.array_equal(after[0].coreset.indices, after[1].coreset.indices)
-    assert np.array_equal(after[0].coreset.weights, after[1].coreset.weights)
-
-
-def test_a_checkpoint_holds_what_propagation_reads_again() -> None:
-    run = Run(config(refresh_every=1)).go(1)
-    assert lasting(run.config, run.state) is run.state

@@ -1,0 +1,88 @@
+"""Rounds on a model made of numbers, for the tests of what a round does."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from fake_model import FakeModel
+from taught import Pupil
+
+from coretune.budget import parse_budget
+from coretune.dynamic import advance, empty_pool, start
+from coretune.ledger import Ledger
+from coretune.order import round_rows
+from coretune.refresh import AnchorRefresh
+from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.select.facility_location import FacilityLocation
+from coretune.state import State
+from coretune.types import Coreset, Pool
+
+N = 40
+COST = np.arange(5, 5 + N)
+ALONE = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.1}  # nothing follows the graph
+
+
+def config(selector: Any = None, **settings: Any) -> CoresetConfig:
+    refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
+    settings = {"budget": parse_budget("20%"), "refresh_every": 1, "warmup": 0.0, **settings}
+    return CoresetConfig(selector or FacilityLocation(), AnchorRefresh(**{"k": 4, **refresh}), **settings)
+
+
+def clock_of(config: CoresetConfig, batch: int = 4) -> Clock:
+    return make_clock(config, N, coreset_rows(config, empty_pool(COST)), batch)
+
+
+class Run:
+    """A run of rounds on a fake model, which ages between them."""
+
+    def __init__(self, config: CoresetConfig, model: FakeModel | None = None, batch: int = 4) -> None:
+        self.config, self.model, self.ledger = config, model or FakeModel(N), Ledger()
+        self.clock = clock_of(config, batch)
+        self.meter = self.model.meter(*config.needs) if config.needs else None
+        self.states = [start(config, empty_pool(COST), self.clock, self.meter, self.ledger)]
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    def go(self, rounds: int, ageing: int = 1) -> Run:
+        for _ in range(rounds):
+            self.model.age += ageing
+            self.states.append(advance(self.config, self.state, self.clock, self.meter, self.ledger))
+        return self
+
+    def rows(self, state: State | None = None) -> list[int]:
+        return round_rows(state or self.state, self.clock, self.config.seed).tolist()
+
+
+def pupil(**settings: Any) -> CoresetConfig:
+    selector = Pupil(**{key: settings.pop(key) for key in ("teacher", "signal") if key in settings})
+    return config(selector, **{**ALONE, **settings})
+
+
+def assert_same(one: State, other: State) -> None:
+    """Equal in every number, NaN being equal to NaN, and of the same types."""
+    assert (one.round, one.selected_in, one.selections) == (other.round, other.selected_in, other.selections)
+    mine, theirs = arrays(one), arrays(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype, name
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def arrays(state: State) -> dict[str, Any]:
+    parts: list[Pool | Coreset | Any] = [state.pool, state.coreset]
+    if state.pool.graph is not None:
+        parts += [state.pool.graph, state.pool.graph.reserve]
+        assert state.pool.graph.reserve is not None
+    found = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, np.ndarray):
+                found[f"{type(part).__name__}.{field.name}"] = value
+            elif field.name in ("features", "reasons"):
+                found |= {f"{field.name}.{name}": entry for name, entry in value.items()}
+    return found

@@ -1,0 +1,178 @@
+"""Whom a refresh looks at, and what is known when it is over."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from fake_run import COST, N, Run, config
+
+from coretune.budget import parse_budget
+from coretune.held_back import CONTRADICTED
+from coretune.looking import Meter
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
+from coretune.twins import Twins
+from coretune.types import Array, Budget, Coreset, Pool
+
+
+@pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
+def test_few_anchors_are_few_looks(anchors: str) -> None:
+    run = Run(config(anchors=anchors, anchor_share=0.1)).go(2)
+    first, *later = (entry.rows_measured for entry in run.ledger.rounds)
+    assert first == N
+    assert all(0 < rows < N for rows in later)
+    cost = run.ledger.by_phase()["measurement"]
+    assert cost.rows == sum(len(rows) for rows in run.model.looks) == first + sum(later)
+    assert cost.flops == 10.0 * cost.rows
+    assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
+
+
+@pytest.mark.parametrize("look_again", [1.0, 1.5, 2.0, 3.0])
+def test_candidates_are_looked_at_before_they_are_trained_on(look_again: float) -> None:
+    """Once the run is so many times as old as at the last look; with 1 at each refresh."""
+    run = Run(config(anchors="candidates", look_again=look_again), FakeModel(N, drift=0.02))
+    for _ in range(7):
+        before = run.go(1).states[-2].pool.measured_at
+        state = run.state
+        looked_at = state.pool.measured_at
+        good = looked_at[state.coreset.indices] * look_again > state.round
+        assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
+        again = np.flatnonzero(looked_at == state.round)
+        assert (before[again] * look_again <= state.round).all()  # no look at what was known well enough
+    looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
+    assert len(looked) < 7 * N
+
+
+def test_looks_that_stay_good_are_fewer_looks() -> None:
+    def looks(**settings: Any) -> int:
+        return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
+
+    assert looks(look_again=3.0) < looks(look_again=1.5) < looks(look_again=1.0)
+    # what the adaptive test reads is what has changed since, so it looks at every candidate at every check
+    checking = {"refresh_every": "adaptive", "check_every": 1, "threshold": 0.0}
+    assert looks(look_again=3.0, **checking) == looks(look_again=1.0, **checking)
+
+
+def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twice_as_old() -> None:
+    """Meanwhile nobody is looked at; once it can tell, candidates are, in the same refresh."""
+    model = FakeModel(N, drift=0.0)
+    model.mismatched = 0.1
+    settings = {"anchors": "candidates", "anchor_share": 0.1}
+    run = Run(config(Grace(mismatched=8, rest=0), **settings), model).go(8)
+    assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
+    assert len({tuple(rows) for rows in model.looks}) == 5
+    assert not any("contradicted" in state.coreset.figures for state in run.states)
+    model.mismatched = 4.0
+    run.go(7)
+    assert [entry.rows_measured for entry in run.ledger.rounds[9:]] == [0] * 7
+    run.go(1)
+    assert run.ledger.rounds[16].rows_measured > 4
+    assert set(run.state.coreset.indices) <= set(np.flatnonzero(run.state.pool.measured_at == 16))
+
+
+def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
+    class Unasked(FakeModel):
+        def meter(self, *names: str) -> Meter:
+            return dataclasses.replace(super().meter(*names), references=dict)
+
+    run = Run(config(Grace(mismatched=0), anchors="candidates"), Unasked(N)).go(3)
+    assert all(entry.rows_measured > 0 for entry in run.ledger.rounds[:3])
+
+
+def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
+    """All rows stand where they stood when the refresh began, however far the looks moved some of them."""
+    settings = {"anchors": "candidates", "look_again": 1.0, "budget": parse_budget("25%")}
+    run = Run(config(**settings), FakeModel(N, drift=2.0)).go(3)
+    assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to look at
+    for before, state in zip(run.states, run.states[1:], strict=False):
+        in_place = FacilityLocation().select(before.pool, run.config.budget.resolve(before.pool), None)
+        assert set(state.coreset.indices) == set(in_place.indices)  # type: ignore[union-attr]
+        moved = state.pool.feature(run.config.refresh.embedding)[state.coreset.indices]
+        assert (
+            np.abs(moved - before.pool.feature(run.config.refresh.embedding)[state.coreset.indices]).max()
+            > 0.1
+        )
+
+
+def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
+    """Every choice of a refresh sees the losses with which it began beside those that its looks found."""
+    seen: list[tuple[Array, Array]] = []
+
+    class Weighing:
+        needs = (*FacilityLocation().needs, "loss")
+
+        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+            if "standing_loss" in pool.features:
+                seen.append((pool.feature("standing_loss"), pool.feature("loss")))
+            return FacilityLocation().select(pool, budget, rng)
+
+    run = Run(config(Weighing(), anchors="candidates", propagate="none"), FakeModel(N, drift=2.0)).go(1)
+    (before, now), (still, last) = seen[0], seen[-1]
+    np.testing.assert_array_equal(before, run.states[0].pool.feature("loss"))
+    np.testing.assert_array_equal(before, still)
+    np.testing.assert_array_equal(before, now)
+    assert (last != before).any()
+    assert "standing_loss" not in run.state.pool.features
+
+
+def test_rows_held_back_as_contradicted_are_heard_again() -> None:
+    """Some at a refresh, those of the oldest looks: a row that is no longer contradicted competes again."""
+
+    class Sceptic:
+        """Holds back whatever its last look found above 0.5."""
+
+        needs = (*FacilityLocation().needs, "loss")
+
+        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+            out = pool.feature("loss") > 0.5
+            chosen = FacilityLocation().select(
+                dataclasses.replace(pool, usable=pool.usable & ~out), budget, rng
+            )
+            return dataclasses.replace(chosen, reasons={"held_back": np.where(out, CONTRADICTED, 0.0)})
+
+    class Learning(FakeModel):
+        """Every loss is high until the model is five rounds old."""
+
+        def signal(self, name: str) -> Array:
+            if name != "loss":
+                return super().signal(name)
+            return np.full(N, 0.1 if self.age >= 5 else 0.9) * (np.arange(N) < 20) + 0.1
+
+    settings = {"anchors": "candidates", "look_again": 1.0, "anchor_share": 0.2, "propagate": "none"}
+    run = Run(config(Sceptic(), **settings), Learning(N, drift=0.0)).go(10)
+    assert all(len(np.intersect1d(rows, np.arange(20))) <= 8 for rows in run.model.looks[1:5])
+    early, late = run.states[4].pool.feature("loss"), run.state.pool.feature("loss")
+    assert (early[:20] > 0.5).all()
+    assert (late[:20] < 0.5).all()
+
+
+def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
+    class Copied(FakeModel):
+        """Rows 20 to 39 are rows 0 to 19 again."""
+
+        def signal(self, name: str) -> Array:
+            return _twice(super().signal(name))
+
+        def meter(self, *names: str) -> Meter:
+            plain, twins = super().meter(*names), Twins(np.arange(N) % (N // 2))
+            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), twins=twins)
+
+    run = Run(config(anchors="random", anchor_share=0.1), Copied(N)).go(3)
+    assert len(run.model.looks[0]) == N // 2
+    spent = run.ledger.by_phase()["measurement"]
+    assert spent.rows == sum(map(len, run.model.looks)) == sum(r.rows_measured for r in run.ledger.rounds)
+    measured = run.state.pool.measured_at
+    np.testing.assert_array_equal(measured[: N // 2], measured[N // 2 :])
+    known = np.flatnonzero(measured == run.state.round)
+    assert len(known) > len(run.model.looks[-1])
+    name = run.config.refresh.embedding
+    np.testing.assert_array_equal(run.state.pool.feature(name)[known], run.model.signal(name)[known])
+
+
+def _twice(values: Array) -> Array:
+    return np.concatenate([values[: N // 2], values[: N // 2]])
