@@ -6,6 +6,7 @@ choose ─► look at those chosen that are unsure ─► absorb ─► choose  
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,9 @@ from coretune.twins import Twins
 from coretune.types import Array, Coreset, Measure, Pool, Rows, Suspicious
 
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
+#: Of a selection: the share of rows looked at and not held back before that turned out contradicted; so low
+#: that nobody is to be found [choice].
+FOUND, FEW = "found_contradicted", 0.03
 
 #: Rows, and name -> (m, ...) signals of them.
 Shown = tuple[Rows, Mapping[str, Array]]
@@ -81,15 +85,16 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
     these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
 
-    Where a model cannot tell wrong rows from right ones (`importance.tells`) that buys nothing: then
-    [choice] only some rows drawn at random are looked at, and only when the last look at anybody is no longer
-    good, to see whether it can by now.
+    Where a model cannot tell wrong rows from right ones (`importance.tells`) that buys nothing, nor where
+    hardly anybody turned out contradicted and training itself shows where the model errs (`harvest`): then
+    [choice] only some rows drawn at random are looked at, and some of those held back, each time the run is
+    `look_again` times as old, to see whether it is so still.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = meter_of(meter, state.pool)
     rows, fresh = _harvest(config, state, meter, ledger)
-    harvested, blind = len(rows), _blind(config, state.pool)
-    if blind and _looked_lately(config, state):
+    harvested, blind, calm = len(rows), _blind(config, state.pool), _calm(config, state)
+    if (blind or calm) and not _due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
     state = replace(state, pool=_with_references(state.pool, meter, ledger))
@@ -98,11 +103,12 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
         rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, pool, rows, len(meter.distinct(rows[harvested:])), harvested)
-    if blind:
-        some = np.setdiff1d(config.refresh.some(state.pool, rng), rows)
+    if blind or calm:
+        heard = _heard(config, state.pool, state.coreset, state.round, rng)
+        some = np.setdiff1d(np.union1d(config.refresh.some(state.pool, rng), heard), rows)
         rows, fresh = _with_look(meter, state.pool, some, (rows, fresh), ledger)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for turn in range(0 if _blind(config, pool) else LOOKS):
+    for turn in range(0 if calm or _blind(config, pool) else LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
         asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
@@ -159,10 +165,32 @@ def _blind(config: CoresetConfig, pool: Pool) -> bool:
     return config.refresh_every != "adaptive" and not first and not tells(pool, selector.tells_above)
 
 
-def _looked_lately(config: CoresetConfig, state: State) -> bool:
-    """Whether the last look at anybody is still good."""
-    usable = np.flatnonzero(state.pool.usable)
-    return len(config.refresh.unsure(state.pool, usable, state.round)) < len(usable)
+def _calm(config: CoresetConfig, state: State) -> bool:
+    """Whether candidates would be looked at, though hardly anybody was found that way."""
+    looking = config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
+    return looking and config.refresh.harvest and state.coreset.figures.get(FOUND, 1.0) < FEW
+
+
+def _due(look_again: float, round: int) -> bool:
+    """Whether the run became `look_again` times as old since the last round for which this held."""
+    if look_again == 1 or round < 2:
+        return True
+    return math.floor(math.log(round, look_again)) > math.floor(math.log(round - 1, look_again))
+
+
+def found(state: State, looked: Looked, chosen: Coreset) -> Coreset:
+    """With FOUND among its figures; that of the last selection where nobody new was looked at.
+
+    [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
+    """
+    if "contradicted" not in chosen.figures:
+        return chosen
+    rows, share = looked.rows, state.coreset.figures.get(FOUND, 1.0)
+    if "held_back" in state.coreset.reasons:
+        rows = rows[state.coreset.reasons["held_back"][rows] != CONTRADICTED]
+    if len(rows):
+        share = ((chosen.reasons["held_back"][rows] == CONTRADICTED).sum() + 1) / (len(rows) + 2)
+    return replace(chosen, figures={**chosen.figures, FOUND: round(float(share), 4)})
 
 
 def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows:

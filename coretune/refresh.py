@@ -57,7 +57,9 @@ class AnchorRefresh:
     priority_score  the signal whose discrepancy counts
     harvest         take the signals of rows that training passes through from the training step itself: at
                     the next refresh they count as measured, at the weights their step had and under its
-                    dropout, and only the other anchors are looked at. With anchors "trained" that is all
+                    dropout, and only the other anchors are looked at. With anchors "trained" that is all;
+                    with "candidates" those are looked at only as long as some are found contradicted
+                    (`looking.py`)
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured

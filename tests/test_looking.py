@@ -12,11 +12,11 @@ from fake_run import COST, N, Run, config
 
 from coretune.budget import parse_budget
 from coretune.held_back import CONTRADICTED
-from coretune.looking import Meter
+from coretune.looking import Meter, _calm, _due
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.twins import Twins
-from coretune.types import Array, Budget, Coreset, Pool
+from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
@@ -176,3 +176,51 @@ def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
 
 def _twice(values: Array) -> Array:
     return np.concatenate([values[: N // 2], values[: N // 2]])
+
+
+def test_a_run_is_asked_again_each_time_it_is_so_many_times_as_old() -> None:
+    assert [n for n in range(20) if _due(2.0, n)] == [0, 1, 2, 4, 8, 16]
+    assert [n for n in range(20) if _due(1.5, n)] == [0, 1, 2, 3, 4, 6, 8, 12, 18]
+    assert all(_due(1.0, n) for n in range(20))
+
+
+class Shown(FakeModel):
+    """Training shows all rows but the last 4; the first 5 cost `cost` nats, all others less than 1."""
+
+    cost = 0.5
+
+    def meter(self, *names: str) -> Meter:
+        def harvested() -> tuple[Rows, dict[str, Array]]:
+            rows = np.arange(N - 4)
+            seen = {name: self.signal(name)[rows] for name in names}
+            seen["loss"][:5] = self.cost
+            return rows, seen
+
+        return dataclasses.replace(super().meter(*names), harvested=harvested)
+
+
+def calm_run(**settings: Any) -> Run:
+    settings = {"anchors": "candidates", "anchor_share": 1.0, "harvest": True, **settings}
+    return Run(config(Grace(mismatched=8, rest=0, copies=2), **settings), Shown(N, drift=0.0))
+
+
+def test_candidates_are_not_looked_at_where_nobody_is_found_and_training_tells() -> None:
+    """But some at random, when the run is twice as old: here all that training has not shown."""
+    run = calm_run().go(8)
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
+    assert run.state.coreset.figures["found_contradicted"] == round(1 / (N + 2), 4)
+
+
+def test_candidates_are_looked_at_again_once_training_shows_contradicted_rows() -> None:
+    run = calm_run(anchor_share=0.1).go(4)
+    run.model.cost = 9.0
+    run.go(1)
+    assert run.ledger.rounds[5].rows_measured == 0
+    many = (run.state.coreset.reasons["held_back"][: N - 4] == CONTRADICTED).sum()
+    assert many >= 3
+    assert run.state.coreset.figures["found_contradicted"] == round((many + 1) / (N - 4 + 2), 4)
+    before, after = run.states[-2:]
+    assert _calm(run.config, before)
+    assert not _calm(run.config, after)
+    unseen = dataclasses.replace(run.config.refresh, harvest=False)
+    assert not _calm(dataclasses.replace(run.config, refresh=unseen), before)
