@@ -20,10 +20,9 @@ from trl import SFTConfig
 from coretune import CoresetSFTTrainer, coreset, run
 from coretune.corpus import Corpus
 from coretune.select.grace import Grace
-from coretune.select.importance import MATCHED, MISMATCHED
 from coretune.select.random import Random
 from coretune.twins import Twins
-from coretune.types import Array, Budget, Coreset, Pool, Rows
+from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
 
 COMPARED = (MISMATCHED, MATCHED)
 SIGNALS = ("prompt_embedding", "response_embedding", "loss", "gradient", "gradient_norm")

@@ -42,8 +42,8 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.select.grace import Grace
-from coretune.select.importance import MATCHED, MISMATCHED, clues, neighbour_consistency, tells
-from coretune.types import Array, Pool
+from coretune.select.importance import clues, neighbour_consistency, tells
+from coretune.types import MATCHED, MISMATCHED, Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
 BATCH = 16

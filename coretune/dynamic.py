@@ -17,7 +17,7 @@ import numpy as np
 from coretune import graph
 from coretune.approximation import compare
 from coretune.ledger import Ledger, Round, overlap
-from coretune.looking import Looked, Meter, found, look, look_around, meter_of, select
+from coretune.looking import Looked, Meter, look, look_around, meter_of, select, with_found
 from coretune.order import round_order
 from coretune.schedule import Clock, CoresetConfig
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
@@ -131,7 +131,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
             return replace(state, pool=pool)
         with ledger.phase("graph"):
             figures |= _graph_figures(config, state, pool)
-    coreset = found(state, looked, select(config, looked.choosing, state.round, ledger))
+    coreset = with_found(state, looked, select(config, looked.choosing, state.round, ledger))
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)

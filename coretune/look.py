@@ -21,7 +21,7 @@ from coretune.fingerprint import fingerprint_of_folder, store_folder
 from coretune.manifest import MANIFEST, Manifest, array_path
 from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Kept, Once, anew
-from coretune.measure.mismatched import MATCHED, MISMATCHED, Mismatched
+from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
@@ -29,7 +29,7 @@ from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taugh
 from coretune.progress import progress
 from coretune.rounds import PoolRows
 from coretune.store import BLOCK, Store, fill
-from coretune.types import Array, Measure, Rows
+from coretune.types import MATCHED, MISMATCHED, Array, Measure, Rows
 
 log = logging.getLogger("coretune")
 #: Signals that compare with a single target.

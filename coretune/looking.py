@@ -16,10 +16,10 @@ from coretune.held_back import CONTRADICTED
 from coretune.ledger import Ledger
 from coretune.refresh import UNIT
 from coretune.schedule import CoresetConfig
-from coretune.select.importance import MATCHED, STANDING_LOSS, tells
+from coretune.select.importance import STANDING_LOSS, tells
 from coretune.state import State
 from coretune.twins import Twins
-from coretune.types import Array, Coreset, Measure, Pool, Rows, Suspicious
+from coretune.types import MATCHED, Array, Coreset, Measure, Pool, Rows, Suspicious
 
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
 #: Of a selection: the share of rows looked at and not held back before that turned out contradicted; so low
@@ -158,17 +158,21 @@ def _placed(pool: Pool, before: Pool) -> Pool:
 
 def _blind(config: CoresetConfig, pool: Pool) -> bool:
     """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
-    selector, looking = config.selector, config.refresh.anchors == "candidates"
-    if not (looking and isinstance(selector, Suspicious) and selector.mismatched):
+    selector = config.selector
+    if not (_spares_looks(config) and isinstance(selector, Suspicious) and selector.mismatched):
         return False
-    first = MATCHED not in pool.references
-    return config.refresh_every != "adaptive" and not first and not tells(pool, selector.tells_above)
+    return MATCHED in pool.references and not tells(pool, selector.tells_above)
 
 
 def _calm(config: CoresetConfig, state: State) -> bool:
     """Whether candidates would be looked at, though hardly anybody was found that way."""
-    looking = config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
-    return looking and config.refresh.harvest and state.coreset.figures.get(FOUND, 1.0) < FEW
+    few = state.coreset.figures.get(FOUND, 1.0) < FEW
+    return _spares_looks(config) and config.refresh.harvest and few
+
+
+def _spares_looks(config: CoresetConfig) -> bool:
+    """Whether candidates are looked at for what is found; the adaptive test reads what has changed."""
+    return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
 
 
 def _due(look_again: float, round: int) -> bool:
@@ -178,7 +182,7 @@ def _due(look_again: float, round: int) -> bool:
     return math.floor(math.log(round, look_again)) > math.floor(math.log(round - 1, look_again))
 
 
-def found(state: State, looked: Looked, chosen: Coreset) -> Coreset:
+def with_found(state: State, looked: Looked, chosen: Coreset) -> Coreset:
     """With FOUND among its figures; that of the last selection where nobody new was looked at.
 
     [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.

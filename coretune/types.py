@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Rows = NDArray[np.int64]  # (m,) positions in the pool, distinct
 
+#: In `Pool.references`, (m,) float32: losses of responses after other rows' prompts, and after their own.
+MISMATCHED, MATCHED = "mismatched_loss", "matched_loss"
+
 #: The only door to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
 #: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
 Measure = Callable[[Rows], Mapping[str, Array]]

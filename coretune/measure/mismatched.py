@@ -16,8 +16,6 @@ import numpy as np
 from coretune.measure.batches import TokenRows
 from coretune.types import Array, Rows
 
-MISMATCHED = "mismatched_loss"  # in `Pool.references`: (m,) float32, each pair's loss
-MATCHED = "matched_loss"  # the same responses after their own prompts: (m,) float32
 DRAWN = 4  # pairs drawn for one that is wanted: a pair whose responses are equal is none
 
 

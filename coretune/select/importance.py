@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from coretune.select.ranking import usable_feature
-from coretune.types import Array, Pool
+from coretune.types import MATCHED, MISMATCHED, Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
-MISMATCHED, MATCHED = "mismatched_loss", "matched_loss"  # of `Pool.references`
 STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
 
