@@ -126,7 +126,8 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     if config.needs:
         looked = look_around(config, state, meter, ledger)
         pool = looked.pool
-        figures |= {"rows_harvested": float(looked.harvested)} if config.refresh.harvest else {}
+        if meter is not None and meter.harvested is not None:
+            figures["rows_harvested"] = float(looked.harvested)
         if config.refresh_every == "adaptive" and _settled(config, state, pool, looked.rows):
             return replace(state, pool=pool)
         with ledger.phase("graph"):

@@ -16,6 +16,7 @@ import numpy as np
 from coretune import dynamic
 from coretune.ledger import Ledger
 from coretune.looking import Meter
+from coretune.order import round_order
 from coretune.refresh import UNIT
 from coretune.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows
@@ -48,26 +49,35 @@ class Looks:
     looks: int
 
 
-def forecast(config: CoresetConfig, pool: Pool, moved: Moved, clock: Clock, ages: Array) -> list[Looks]:
+def forecast(
+    config: CoresetConfig, pool: Pool, moved: Moved, clock: Clock, ages: Array, harvests: bool = False
+) -> list[Looks]:
     """Of every refresh after the first selection, in turn.
 
     pool   the rows that moved
     clock  the run's, its rounds as long for the coreset of this pool as they are for the run's own
     ages   (rounds,) the model's age at the beginning of each of the run's rounds
+    harvests  whether training steps show their rows; here as they are when the refresh begins
 
     [choice] The way is the logarithm of the age: a model changes fast at first and slowly later, which is
     what `look_again` rests on as well. A run's first selection stands where the probe's stood.
     """
-    config = replace(config, audit_every=None, quota=None, refresh=replace(config.refresh, harvest=False))
+    config = replace(config, audit_every=None, quota=None)
     first, whole = ages[clock.warmup_rounds], np.log(moved.ages[1] / moved.ages[0])
     path = np.log(np.maximum(ages, first) / first) / whole if first > 0 else np.zeros(len(ages))
-    now, looks = 0.0, list[int]()
+    now, looks, trained = 0.0, list[int](), list[Rows]()
 
     def measure(rows: Rows) -> Mapping[str, Array]:
         looks.append(len(rows))
         return moved.at(rows, now)
 
-    meter = Meter(measure, lambda rows: 0.0, lambda: pool.references)
+    def harvested() -> tuple[Rows, Mapping[str, Array]]:
+        rows = np.unique(np.concatenate(trained))
+        trained.clear()
+        return rows, moved.at(rows, now)
+
+    shown = harvested if harvests else None
+    meter = Meter(measure, lambda rows: 0.0, lambda: pool.references, shown)
     ledger = Ledger()
     state = dynamic.start(config, dynamic.empty_pool(pool.cost), clock, meter, ledger)
     found: list[Looks] = []
@@ -75,6 +85,7 @@ def forecast(config: CoresetConfig, pool: Pool, moved: Moved, clock: Clock, ages
         now = float(path[round])
         if state.selections:
             looks.clear()
+            trained.append(round_order(state, clock, config.seed).trained)
         state = dynamic.advance(config, state, clock, meter, ledger)
         if ledger.rounds[1:] and ledger.rounds[-1].round == round:
             found.append(Looks(sum(looks) / ledger.rounds[-1].rows_chosen, len(looks)))

@@ -36,7 +36,7 @@ class Meter:
 
     references  what rows are compared with under the weights of that moment, for `Pool.references`; asked for
                 once a refresh, its FLOPs in those of a look but for `reference_flops`
-    harvested   rows that training has shown since the last refresh, and what of them (with `harvest`)
+    harvested   rows that training has shown since the last refresh, and what of them; None: it shows nothing
     twins       rows that `measure` looks at once, and knows all of them by it; None: it looks at each
     first       the look of the first selection where it is another: through a teacher's checkpoints, on disk
     reference_flops  FLOPs of `references` at every refresh, however many rows are looked at
@@ -92,8 +92,8 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = meter_of(meter, state.pool)
-    rows, fresh = _harvest(config, state, meter, ledger)
-    harvested, blind, calm = len(rows), _blind(config, state.pool), _calm(config, state)
+    rows, fresh = _harvest(state, meter, ledger)
+    harvested, blind, calm = len(rows), _blind(config, state.pool), _calm(config, state, meter)
     if (blind or calm) and not _due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
@@ -164,10 +164,10 @@ def _blind(config: CoresetConfig, pool: Pool) -> bool:
     return MATCHED in pool.references and not tells(pool, selector.tells_above)
 
 
-def _calm(config: CoresetConfig, state: State) -> bool:
+def _calm(config: CoresetConfig, state: State, meter: Meter) -> bool:
     """Whether candidates would be looked at, though hardly anybody was found that way."""
     few = state.coreset.figures.get(FOUND, 1.0) < FEW
-    return _spares_looks(config) and config.refresh.harvest and few
+    return _spares_looks(config) and meter.harvested is not None and few
 
 
 def _spares_looks(config: CoresetConfig) -> bool:
@@ -226,12 +226,10 @@ def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledge
     return np.concatenate([rows, more]), fresh
 
 
-def _harvest(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Shown:
+def _harvest(state: State, meter: Meter, ledger: Ledger) -> Shown:
     """Usable rows that training has shown since the last refresh; their FLOPs were those of training."""
-    if not config.refresh.harvest or not state.selections:
+    if meter.harvested is None or not state.selections:
         return np.zeros(0, np.int64), {}
-    if meter.harvested is None:
-        raise ValueError("harvest is on, and this trainer's meter has no harvest: set harvest to false")
     rows, signals = meter.harvested()
     good = state.pool.usable[rows]
     tokens = int(state.pool.cost[rows[good]].sum())

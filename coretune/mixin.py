@@ -107,6 +107,7 @@ class CoresetMixin(Trainer):
         self.clock, self.args.max_steps = clock_of(
             coreset, self.pool_rows.length, self.args, self._pack_tokens()
         )
+        self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
         self.sight = Sight(self, measuring, targets_of(target), signals_dir)
         self.cost, self.meter = self.sight.cost, self.sight.meter
         if self._rows_are_told:
@@ -121,6 +122,14 @@ class CoresetMixin(Trainer):
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         """ValueError for stock arguments that a coreset contradicts."""
         refuse_arguments(args, coreset.weighted, stock)
+        why = self.harvest_obstacle(args, stock.get("compute_loss_func"))
+        if coreset.refresh.harvest is True and why is not None:
+            raise ValueError(f"{why}; change that, or set harvest to auto or false")
+
+    @staticmethod
+    def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+        """Why training steps with these arguments do not show their rows' signals; None: they do."""
+        return "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer"
 
     def _weighted_loss(
         self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
@@ -244,7 +253,7 @@ class CoresetMixin(Trainer):
     @property
     def _rows_are_told(self) -> bool:
         """Whether a batch says which rows of the pool it holds."""
-        return self.coreset_config.weighted or self.coreset_config.refresh.harvest
+        return self.coreset_config.weighted or self.sight.harvest is not None
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with what it shows of its rows kept where the refresh asks for that."""

@@ -55,6 +55,7 @@ def make_plan(
         whole = run.build_trainer(elsewhere(config, folder, "whole"))
         work, rounds, ages = workload(whole, config), whole.clock, ages_of(whole.args)
         coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
+        harvests = whole.sight.harvest is not None
         sizes = _sizes(whole)
         about, notes = about_run(config), _notes(whole)
         small = small_config(whole, config, Path(folder))
@@ -72,6 +73,7 @@ def make_plan(
             found.moved,
             Clock(1, batch, rounds.warmup_rounds, rounds.every),
             ages[:: rounds.steps][: work.rounds],
+            harvests,
         )
         rehearsal = looking_at(rehearsal, looks, work.budget_rows, work.pool_rows)
     over(PARTS[2])

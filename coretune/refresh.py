@@ -7,7 +7,7 @@ absorb:  write ► previous_loss ► propagate (Eq. 21, changes, fit) ► mend t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -23,6 +23,10 @@ from coretune.types import Array, NeighborGraph, Pool, Rows
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
 Propagate = Literal["average", "delta", "fit", "none"]
 Repair = Literal["local", "rebuild", "none"]
+Harvest = Literal["auto", True, False]
+
+#: Signals that the forward pass of a training step shows, for nothing.
+PASSED = frozenset({"loss", "prompt_embedding", "response_embedding"})
 
 FINITE_BLOCK = 8192  # rows
 
@@ -59,7 +63,8 @@ class AnchorRefresh:
                     the next refresh they count as measured, at the weights their step had and under its
                     dropout, and only the other anchors are looked at. With anchors "trained" that is all;
                     with "candidates" those are looked at only as long as some are found contradicted
-                    (`looking.py`)
+                    (`looking.py`). "auto" [choice]: with these two anchors, where all signals are `PASSED`
+                    and the trainer's steps show them
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured
@@ -77,10 +82,10 @@ class AnchorRefresh:
     embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
-    harvest: bool = False
+    harvest: Harvest = "auto"
 
     def __post_init__(self) -> None:
-        words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair}
+        words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair, "harvest": Harvest}
         for name, known in words.items():
             if (value := vars(self)[name]) not in get_args(known):
                 raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
@@ -105,6 +110,10 @@ class AnchorRefresh:
         if not self.follows_graph:
             return ()
         return tuple(dict.fromkeys((self.embedding, *self.scores, self.priority_score)))
+
+    def may_harvest(self, signals: Iterable[str]) -> bool:
+        """Whether "auto" takes these signals from training steps that show them."""
+        return self.anchors in ("candidates", "trained") and PASSED.issuperset(signals)
 
     def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows:
         """The rows to measure, rising: all as long as none ever was, then the anchors, usable rows only."""

@@ -79,24 +79,21 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
         )
 
 
-def refuse_harvest(args: Any, stock: Mapping[str, Any]) -> None:
-    """ValueError for an SFTConfig whose training steps do not show the loss of each token of each row."""
-    if stock.get("compute_loss_func") is not None:
-        raise ValueError("harvest needs the stock loss; leave out compute_loss_func or set harvest: false")
+def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+    """Why training steps of this SFTConfig do not show the loss of each token of each row; None: they do."""
+    if own_loss is not None:
+        return "harvest needs the stock loss, and compute_loss_func is given"
     if args.loss_type not in ("nll", "chunked_nll") or args.label_smoothing_factor:
-        raise ValueError(
-            "harvest needs loss_type nll without label smoothing; change them or set harvest: false"
-        )
+        return "harvest needs loss_type nll without label smoothing"
     for name in ("packing", "padding_free"):
         if getattr(args, name):
-            raise ValueError(f"harvest tells rows apart by their padding; set {name} or harvest to false")
+            return f"harvest tells rows apart by their padding, and {name} is on"
     for name in ("use_liger_kernel", "torch_compile"):
         if getattr(args, name):
-            raise ValueError(f"harvest listens to layers, which {name} may bypass; set one of them to false")
+            return f"harvest listens to layers, which {name} may bypass"
     if not can_weigh(version("trl")):
-        raise ValueError(
-            f"harvest needs TRL 1.16 or later, here is {version('trl')}; upgrade or set harvest: false"
-        )
+        return f"harvest needs TRL 1.16 or later, here is {version('trl')}"
+    return None
 
 
 def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
@@ -105,11 +102,6 @@ def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str
         raise ValueError(
             f"{args.n_gpu} GPUs in one process make DataParallel, which joins rows anew; start one process a "
             "GPU with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
-        )
-    if coreset.refresh.harvest:
-        raise ValueError(
-            "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer, or set "
-            "harvest: false"
         )
     if coreset.needs and stock.get("processing_class") is None:
         raise ValueError(

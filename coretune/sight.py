@@ -7,6 +7,7 @@ disk; later ones through the model under training.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.model_cost import ModelCost
 from coretune.refusals import refuse_first_fsdp
+from coretune.rounds import EXAMPLE_ID
 from coretune.run_files import SIGNALS, TEACHER
 from coretune.run_harvest import RunHarvest
 from coretune.schedule import default_measuring
@@ -32,6 +34,8 @@ from coretune.store import BLOCK
 from coretune.teacher import Lesson, School, refuse_school, teach
 from coretune.twins import Twins
 from coretune.types import Measure, Rows, Suspicious, Taught
+
+log = logging.getLogger("coretune")
 
 
 class Sight:
@@ -167,11 +171,26 @@ class Sight:
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""
-        if not self.config.refresh.harvest:
+        if not self._harvests():
             return None
         trainer = self.trainer
         self.harvest = RunHarvest(trainer.model, self.config.needs, self.settings, trainer.processes)
         return self.harvest.taken
+
+    def _harvests(self) -> bool:
+        """Whether training steps are; where "auto" would and cannot, the log says why."""
+        refresh, trainer = self.config.refresh, self.trainer
+        if refresh.harvest != "auto":
+            return refresh.harvest
+        again = self.config.refresh_every not in ("never", "adaptive")
+        if not (again and refresh.may_harvest(self.config.needs)):
+            return False
+        why = trainer.harvest_obstacle(trainer.args, trainer.compute_loss_func)
+        if not trainer.tells_rows:
+            why = f"train_dataset has no column {EXAMPLE_ID} with each row's place among `rows`"
+        if why and trainer.is_world_process_zero():
+            log.warning("rows just trained on are looked at again: %s", why)
+        return why is None
 
     def _door(self, name: str, look: Measure) -> Measure:
         """The look with its rows dealt out to all processes."""

@@ -10,7 +10,7 @@ from trl import SFTTrainer
 
 from coretune.mixin import CoresetMixin
 from coretune.refusals import (
-    refuse_harvest,
+    harvest_obstacle,
     refuse_plain_arguments,
     refuse_plain_model,
     refuse_sft_arguments,
@@ -56,8 +56,10 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         super()._refuse(args, coreset, stock)
         refuse_sft_arguments(args, coreset.weighted)
-        if coreset.refresh.harvest:
-            refuse_harvest(args, stock)
+
+    @staticmethod
+    def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+        return harvest_obstacle(args, own_loss)
 
     def _pack_tokens(self) -> int:
         return int(self.args.max_length) if self.args.packing else 0

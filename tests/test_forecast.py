@@ -111,6 +111,15 @@ def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:
     assert sum(one.looks for one in found) == len(looks) - 1
 
 
+def test_what_training_shows_is_not_looked_at_again() -> None:
+    """With looks good for one round and no rest the same rows are chosen, trained on and known by that."""
+    still, clock = Moved(signals(0), signals(0), (1.0, 2.0)), Clock(1, 10, 1, 1)
+    config, ages = setting(look_again=1.0, rest=0), np.arange(1.0, 5.0)
+    assert [one.rows for one in forecast(config, known(), still, clock, ages)] == [1.0, 1.0]
+    shown = forecast(config, known(), still, clock, ages, harvests=True)
+    assert all(one.rows < 0.5 for one in shown)  # some of those held back, whom training does not show
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

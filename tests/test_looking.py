@@ -200,7 +200,7 @@ class Shown(FakeModel):
 
 
 def calm_run(**settings: Any) -> Run:
-    settings = {"anchors": "candidates", "anchor_share": 1.0, "harvest": True, **settings}
+    settings = {"anchors": "candidates", "anchor_share": 1.0, **settings}
     return Run(config(Grace(mismatched=8, rest=0, copies=2), **settings), Shown(N, drift=0.0))
 
 
@@ -220,7 +220,6 @@ def test_candidates_are_looked_at_again_once_training_shows_contradicted_rows() 
     assert many >= 3
     assert run.state.coreset.figures["found_contradicted"] == round((many + 1) / (N - 4 + 2), 4)
     before, after = run.states[-2:]
-    assert _calm(run.config, before)
-    assert not _calm(run.config, after)
-    unseen = dataclasses.replace(run.config.refresh, harvest=False)
-    assert not _calm(dataclasses.replace(run.config, refresh=unseen), before)
+    assert _calm(run.config, before, run.meter)
+    assert not _calm(run.config, after, run.meter)
+    assert not _calm(run.config, before, dataclasses.replace(run.meter, harvested=None))

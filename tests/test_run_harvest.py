@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import arguments, coreset_config, trainer
+from tiny_run import arguments, coreset_config, corpus, trainer
 
 from coretune.measure.seen import Seen, latest
 from coretune.refusals import can_weigh
-from coretune.train import CoresetTrainer
+from coretune.train import CoresetSFTTrainer, CoresetTrainer
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
@@ -101,6 +101,41 @@ def test_several_processes_seen_together():
 def test_a_step_that_hides_its_rows_is_refused_before_training(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         harvesting(tmp_path, **settings)
+
+
+def test_by_default_what_steps_show_is_taken(tmp_path):
+    """By GRACE, whose signals a forward pass shows, when candidates are looked at and again."""
+    assert trainer(tmp_path).sight.harvest is not None
+    for method, settings in (
+        ("grace", {"anchors": "priority"}),
+        ("grace", {"anchors": "all"}),
+        ("grace", {"refresh_every": "never"}),
+        ("grace", {"refresh_every": "adaptive"}),
+        ("grace", {"harvest": False}),
+        ("ifd", {}),
+        ("gradient_norm", {}),
+        ("random", {}),
+    ):
+        assert trainer(tmp_path, coreset_config(method, **settings)).sight.harvest is None, (method, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"loss_type": "dft"}, "harvest needs loss_type nll"),
+        ({"packing": True, "max_length": 64}, "harvest tells rows apart by their padding, and packing is on"),
+        (
+            {"train_dataset": corpus().dataset.remove_columns("example_id")},
+            "train_dataset has no column example_id",
+        ),
+    ],
+)
+def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_path, caplog, settings, why):
+    run = trainer(tmp_path, kind=CoresetSFTTrainer, **settings)
+    assert run.sight.harvest is None
+    assert f"rows just trained on are looked at again: {why}" in caplog.text
+    run.train()
+    assert [entry.approximation.get("rows_harvested") for entry in run.ledger.rounds] == [None] * 3
 
 
 def test_a_method_whose_signals_a_step_does_not_show_is_refused(tmp_path):
