@@ -34,18 +34,18 @@ import numpy as np
 from frontier_record import Looks, recorded
 from pools import pool_and_model
 
-from coretune import dynamic
-from coretune.approximation import compare, spearman
-from coretune.budget import parse_budget
-from coretune.compare import mean_se
+from coretune.comparing.compare import mean_se
 from coretune.ledger import Ledger
-from coretune.looking import Meter, look_around
-from coretune.refresh import UNIT, AnchorRefresh
-from coretune.schedule import CoresetConfig
+from coretune.refreshing.approximation import compare, spearman
+from coretune.refreshing.refresh import UNIT, AnchorRefresh
+from coretune.rounds import dynamic
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.looking import Meter, look_around
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.rounds.twins import Twins
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.state import State
-from coretune.twins import Twins
 from coretune.types import Array, Coreset, Pool, Rows, Selector
 
 SPEARMAN, OVERLAP, COST, SHARE = 0.9, 0.8, 0.1, 0.05  # at least, at least, at most, of the rows

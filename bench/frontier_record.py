@@ -18,10 +18,10 @@ import numpy as np
 from trl import SFTConfig
 
 from coretune import CoresetSFTTrainer, coreset, run
-from coretune.corpus import Corpus
+from coretune.data.corpus import Corpus
+from coretune.rounds.twins import Twins
 from coretune.select.grace import Grace
 from coretune.select.random import Random
-from coretune.twins import Twins
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
 
 COMPARED = (MISMATCHED, MATCHED)

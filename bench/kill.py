@@ -42,13 +42,13 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from coretune import run
-from coretune.checkpoints import newest_whole
 from coretune.config import check_config
 from coretune.ledger import Ledger
 from coretune.playground import BASE_MODEL, make_pool
-from coretune.rounds import EXAMPLE_ID
-from coretune.run_files import SELECTION
-from coretune.train import CoresetSFTTrainer
+from coretune.recording.run_files import SELECTION
+from coretune.rounds.sampler import EXAMPLE_ID
+from coretune.training.checkpoints import newest_whole
+from coretune.training.train import CoresetSFTTrainer
 
 FORK = multiprocessing.get_context("fork")  # the libraries take longer to load than the run takes
 PHASES = ("warm-up", "measurement", "graph", "selection", "checkpoint")

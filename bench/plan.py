@@ -67,7 +67,7 @@ def plan_and_run(config: Any, clock: Any) -> tuple[dict[str, Any], dict[str, Any
     from transformers import PrinterCallback
 
     from coretune import run
-    from coretune.probe import make_plan
+    from coretune.probing.probe import make_plan
 
     began = time.perf_counter()
     plan = make_plan(config, clock)
@@ -113,7 +113,7 @@ def main() -> int:
 
     from coretune import run
     from coretune.console import print_table
-    from coretune.plan import missed
+    from coretune.planning.plan import missed
     from coretune.playground import BASE_MODEL, make_pool
 
     torch.set_num_threads(1)

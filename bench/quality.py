@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 from pools import clean_rows, labels_of, of_skill, pool_and_model, target_file
 
-from coretune.arm_runs import outcomes, run_job
-from coretune.arms import arm_section
-from coretune.compare import Job, bootstrap, mean_se
+from coretune.comparing.arm_runs import outcomes, run_job
+from coretune.comparing.arms import arm_section
+from coretune.comparing.compare import Job, bootstrap, mean_se
 from coretune.config import check_config
-from coretune.run_files import RunFiles
+from coretune.recording.run_files import RunFiles
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
 CLEAN = "clean"

@@ -13,8 +13,8 @@ from scale_row import Case, Line, measured
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from coretune import audit
-from coretune.corpus import Corpus
+from coretune.data.corpus import Corpus
+from coretune.recording import audit
 from coretune.types import Coreset, NeighborGraph, Pool
 
 ROWS, QUICK = (10_000, 100_000, 1_000_000), (1_000,)

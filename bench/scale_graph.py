@@ -16,9 +16,9 @@ import numpy as np
 from scale_files import CASES as FILE_CASES
 from scale_row import Case, Line, Measured, measured
 
-from coretune import cells, graph
-from coretune.dynamic import empty_pool
-from coretune.refresh import AnchorRefresh
+from coretune.neighbors import cells, graph
+from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.dynamic import empty_pool
 from coretune.select.grace import Grace
 from coretune.types import Array, Budget, Pool, Rows
 

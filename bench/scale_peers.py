@@ -17,7 +17,7 @@ import numpy as np
 from scale_graph import JUDGED, QUICK, WHAT, WIDTH, K, compiled, graph_line, prompts
 from scale_row import CUT, PEER_LIMIT, Case, Line, best, within
 
-from coretune import cells, graph
+from coretune.neighbors import cells, graph
 from coretune.types import Array, NeighborGraph
 
 #: FAISS's default: 200, hnswlib's, takes three times as long and finds 0.995 of 100,000 rows' neighbours.

@@ -20,8 +20,8 @@ from scale_row import Case, Line, measured, resident
 
 from coretune import run
 from coretune.config import RunConfig, check_config
-from coretune.look import FirstLook
 from coretune.playground import BASE_MODEL
+from coretune.training.look import FirstLook
 from coretune.types import Array, Rows
 
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)

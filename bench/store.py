@@ -32,8 +32,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from coretune.manifest import MANIFEST, Manifest, array_path
-from coretune.store import Store, fill
+from coretune.storing.manifest import MANIFEST, Manifest, array_path
+from coretune.storing.store import Store, fill
 from coretune.types import Array, Rows
 
 FINGERPRINT = {"weights": "none", "settings": "synthetic"}

@@ -36,11 +36,11 @@ from scipy.stats import rankdata
 from transformers import AutoModelForCausalLM
 
 from coretune import run
-from coretune.corpus import Corpus
-from coretune.graph import build
+from coretune.data.corpus import Corpus
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.neighbors.graph import build
 from coretune.select.grace import Grace
 from coretune.select.importance import clues, neighbour_consistency, tells
 from coretune.types import MATCHED, MISMATCHED, Array, Pool

@@ -12,23 +12,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from coretune.config import coreset
-    from coretune.corpus import Corpus
+    from coretune.data.corpus import Corpus
     from coretune.ledger import Ledger
     from coretune.measure.settings import MeasureSettings
-    from coretune.refresh import AnchorRefresh
-    from coretune.schedule import CoresetConfig
+    from coretune.refreshing.refresh import AnchorRefresh
+    from coretune.rounds.schedule import CoresetConfig
     from coretune.select.grace import Grace
-    from coretune.train import CoresetSFTTrainer, CoresetTrainer
+    from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
     from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
 
 _MODULE_OF = {
-    "AnchorRefresh": "coretune.refresh",
+    "AnchorRefresh": "coretune.refreshing.refresh",
     "Budget": "coretune.types",
     "Coreset": "coretune.types",
-    "CoresetConfig": "coretune.schedule",
-    "CoresetSFTTrainer": "coretune.train",
-    "CoresetTrainer": "coretune.train",
-    "Corpus": "coretune.corpus",
+    "CoresetConfig": "coretune.rounds.schedule",
+    "CoresetSFTTrainer": "coretune.training.train",
+    "CoresetTrainer": "coretune.training.train",
+    "Corpus": "coretune.data.corpus",
     "MeasureSettings": "coretune.measure.settings",
     "coreset": "coretune.config",
     "Grace": "coretune.select.grace",

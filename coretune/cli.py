@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune import cache_command, compare_command, plan_command, reading_command
+from coretune.comparing import compare_command
 from coretune.console import NOISE, Json, Quiet, Traceback, guarded, print_json, print_table
+from coretune.probing import plan_command
+from coretune.reading import cache_command, reading_command
 
 app = typer.Typer(
     add_completion=False,

@@ -24,12 +24,12 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from coretune.budget import BudgetRequest, parse_budget
-from coretune.evaluate_section import EvaluateSection
 from coretune.measure.settings import MeasureSettings
-from coretune.quota_request import QuotaRequest, parse_quota
-from coretune.refresh import AnchorRefresh
-from coretune.schedule import CoresetConfig
+from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.budget import BudgetRequest, parse_budget
+from coretune.rounds.quota_request import QuotaRequest, parse_quota
+from coretune.rounds.schedule import CoresetConfig
+from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.select import SELECTORS
 from coretune.types import Selector, Taught
 

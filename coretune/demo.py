@@ -18,10 +18,10 @@ import torch
 
 from coretune import run
 from coretune.config import RunConfig, check_config
-from coretune.evaluate import evaluate
 from coretune.playground import BASE_MODEL, Playground, make_pool
 from coretune.progress import progress
-from coretune.train import CoresetSFTTrainer
+from coretune.scoring.evaluate import evaluate
+from coretune.training.train import CoresetSFTTrainer
 
 REFRESH_EVERY = 20  # steps
 ARMS: Mapping[str, Mapping[str, Any]] = {

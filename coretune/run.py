@@ -27,21 +27,21 @@ from trl import SFTConfig
 
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
-from coretune.corpus import Corpus
-from coretune.disk import disk_bytes
-from coretune.evaluate import Row
-from coretune.evaluate_section import EvaluateSection
+from coretune.data.corpus import Corpus
 from coretune.ledger import TABLE_HEADER
-from coretune.look import Target
-from coretune.plan import prediction
+from coretune.planning.plan import prediction
+from coretune.planning.workload import about_run, counted
 from coretune.progress import SECONDS
-from coretune.quality import metrics_of, task_metrics
+from coretune.reading.disk import disk_bytes
+from coretune.recording.run_files import CONFIG, LEDGER, SELECTION, SIGNALS, TEACHER
 from coretune.report import write_report
-from coretune.run_files import CONFIG, LEDGER, SELECTION, SIGNALS, TEACHER
-from coretune.state import State
-from coretune.train import CoresetSFTTrainer
-from coretune.watch import ReportWriter
-from coretune.workload import about_run, counted
+from coretune.rounds.state import State
+from coretune.scoring.evaluate import Row
+from coretune.scoring.evaluate_section import EvaluateSection
+from coretune.scoring.quality import metrics_of, task_metrics
+from coretune.training.look import Target
+from coretune.training.train import CoresetSFTTrainer
+from coretune.training.watch import ReportWriter
 
 log = logging.getLogger("coretune")
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from coretune.audit import FIXED
+from coretune.recording.audit import FIXED
 from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
 
 #: What the engine keeps of its own accord, whatever a selector needs.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from coretune.looking import Meter
+from coretune.rounds.looking import Meter
 from coretune.types import Array, Rows
 
 WIDTH = 8

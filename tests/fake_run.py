@@ -9,14 +9,14 @@ import numpy as np
 from fake_model import FakeModel
 from taught import Pupil
 
-from coretune.budget import parse_budget
-from coretune.dynamic import advance, empty_pool, start
 from coretune.ledger import Ledger
-from coretune.order import round_rows
-from coretune.refresh import AnchorRefresh
-from coretune.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.dynamic import advance, empty_pool, start
+from coretune.rounds.order import round_rows
+from coretune.rounds.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.rounds.state import State
 from coretune.select.facility_location import FacilityLocation
-from coretune.state import State
 from coretune.types import Coreset, Pool
 
 N = 40

@@ -24,11 +24,11 @@ import torch
 from taught import Pupil
 from tiny_run import coreset_config, corpus, trainer, weights
 
-from coretune.identity import tensors_fingerprint
-from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
-from coretune.refusals import can_weigh
 from coretune.select import SELECTORS
+from coretune.training.identity import tensors_fingerprint
+from coretune.training.look import Look
+from coretune.training.refusals import can_weigh
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 8  # a step, over all processes

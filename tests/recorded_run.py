@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from coretune import run_record
-from coretune.graph import build
 from coretune.ledger import Ledger, Round
-from coretune.run_files import CONFIG, LEDGER
-from coretune.state import State
+from coretune.neighbors.graph import build
+from coretune.recording import run_record
+from coretune.recording.run_files import CONFIG, LEDGER
+from coretune.rounds.state import State
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 EMBEDDING = "prompt_embedding"

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.anchors import SAME_PLACE, SAME_SCORE, rows_alike
-from coretune.graph import symmetric_csr
-from coretune.refresh import AnchorRefresh
+from coretune.neighbors.graph import symmetric_csr
+from coretune.refreshing.anchors import SAME_PLACE, SAME_SCORE, rows_alike
+from coretune.refreshing.refresh import AnchorRefresh
 from coretune.types import Array, Pool
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from coretune.approximation import compare, spearman
-from coretune.refresh import AnchorRefresh
+from coretune.refreshing.approximation import compare, spearman
+from coretune.refreshing.refresh import AnchorRefresh
 from coretune.types import Array, Coreset, Pool
 
 N = 120

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune import audit
+from coretune.recording import audit
 from coretune.types import Coreset, Pool
 
 
@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
 ENDLESS = """
 import sys
 import numpy as np
-from coretune import audit
+from coretune.recording import audit
 from coretune.types import Coreset, Pool
 n = 3000
 pool = Pool({}, np.ones(n), np.zeros(n, dtype=np.int32), np.ones(n, dtype=bool))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.budget import parse_budget
+from coretune.rounds.budget import parse_budget
 from coretune.testing import synthetic_pool
 from coretune.types import Budget, Pool
 

@@ -16,12 +16,12 @@ from scipy import stats
 from tiny_run import model_folder, records, write_jsonl
 from typer.testing import CliRunner
 
-from coretune import arm_runs, compare
-from coretune.arms import arm_section
 from coretune.cli import app
-from coretune.compare import Job, Result
+from coretune.comparing import arm_runs, compare
+from coretune.comparing.arms import arm_section
+from coretune.comparing.compare import Job, Result
 from coretune.config import ConfigError, RunConfig, build_coreset, check_config
-from coretune.run_files import REPORT
+from coretune.recording.run_files import REPORT
 
 SHARED = {"method": "grace", "budget": "25%", "refresh_every": 2, "lambda": 0.5, "k": 4, "warmup": 0.1}
 

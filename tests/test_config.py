@@ -15,7 +15,7 @@ from taught import Pupil
 
 from coretune.config import ConfigError, RunConfig, build_coreset, check_config, coreset, load_config
 from coretune.measure.settings import MeasureSettings
-from coretune.schedule import default_measuring
+from coretune.rounds.schedule import default_measuring
 from coretune.select import SELECTORS
 from coretune.types import Budget, Coreset, Pool
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from test_records import write
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
-from coretune.corpus import Corpus
-from coretune.raw import CorpusError
-from coretune.records import read_rows
+from coretune.data.corpus import Corpus
+from coretune.data.raw import CorpusError
+from coretune.data.records import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_cache_is_used_and_never_for_other_content(tmp_path: Path, monkeypatch: 
     assert [path.name for path in data.iterdir()] == ["p.jsonl"]
     assert len(list(cache.iterdir())) == 1  # nothing half-made stays behind
     with monkeypatch.context() as patched:
-        patched.setattr("coretune.freeze._freeze", lambda *_: pytest.fail("tokenised again"))
+        patched.setattr("coretune.data.freeze._freeze", lambda *_: pytest.fail("tokenised again"))
         assert same(build(), first)
 
     write(file, [{**row, "prompt": row["prompt"][::-1]} for row in rows])
@@ -338,7 +338,7 @@ def test_all_cores_tokenise_many_rows_and_nothing_else_changes(
         return through(self, *given, **named)
 
     monkeypatch.setattr(datasets.Dataset, "map", watched)
-    monkeypatch.setattr("coretune.freeze.MANY", 31)
+    monkeypatch.setattr("coretune.data.freeze.MANY", 31)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     together = Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True)
@@ -357,7 +357,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(
         with file.open("a") as opened:
             opened.write("{}")
 
-    monkeypatch.setattr("coretune.freeze.read_rows", reading)
+    monkeypatch.setattr("coretune.data.freeze.read_rows", reading)
     with pytest.raises(CorpusError, match="was written to while it was read"):
         Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

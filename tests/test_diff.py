@@ -11,8 +11,8 @@ from recorded_run import fake_rows, make_run
 from typer.testing import CliRunner
 
 from coretune.cli import app
-from coretune.diff import Side, diff, last_rounds, lines
-from coretune.run_files import RunFiles
+from coretune.reading.diff import Side, diff, last_rounds, lines
+from coretune.recording.run_files import RunFiles
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune import drift as room
-from coretune.drift import STRENGTHS, Ridge, drift
-from coretune.refresh import AnchorRefresh
+from coretune.refreshing import drift as room
+from coretune.refreshing.drift import STRENGTHS, Ridge, drift
+from coretune.refreshing.refresh import AnchorRefresh
 from coretune.types import Array, Pool
 
 few = settings(deadline=None, max_examples=20)

@@ -13,15 +13,15 @@ from fake_run import COST, N, Run, assert_same, clock_of, config, pupil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune import cells, graph
-from coretune.budget import parse_budget
-from coretune.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, row_weights, start
 from coretune.ledger import Ledger
-from coretune.order import round_rows
-from coretune.schedule import Clock, coreset_rows, make_clock
+from coretune.neighbors import cells, graph
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, row_weights, start
+from coretune.rounds.order import round_rows
+from coretune.rounds.schedule import Clock, coreset_rows, make_clock
+from coretune.rounds.state import State
 from coretune.select.grace import Grace
 from coretune.select.random import Random
-from coretune.state import State
 from coretune.types import Coreset
 
 # ---------------------------------------------------------------------------------------------- the clock

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
-from coretune.encode import cut, encode_batch
-from coretune.formats import BadRow
-from coretune.raw import CorpusError
+from coretune.data.encode import cut, encode_batch
+from coretune.data.formats import BadRow
+from coretune.data.raw import CorpusError
 
 ASSISTANT = 5  # <|assistant|>
 BOS, EOS = 1, 2

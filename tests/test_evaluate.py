@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coretune import evaluate as room
-from coretune.evaluate import encode, evaluate
 from coretune.playground import BASE_MODEL, make_pool
+from coretune.scoring import evaluate as room
+from coretune.scoring.evaluate import encode, evaluate
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from recorded_run import EMBEDDING, FakeRows, decode, fake_coreset, fake_pool, fake_rows, make_run
 from typer.testing import CliRunner
 
-from coretune import audit, run_record
 from coretune.cli import app
-from coretune.explain import explain, lines
-from coretune.graph import symmetric_csr
-from coretune.representative import representatives
-from coretune.run_files import CONFIG, LEDGER, POOL, SELECTION, RunFiles, excerpt
+from coretune.neighbors.graph import symmetric_csr
+from coretune.reading.explain import explain, lines
+from coretune.recording import audit, run_record
+from coretune.recording.representative import representatives
+from coretune.recording.run_files import CONFIG, LEDGER, POOL, SELECTION, RunFiles, excerpt
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import coreset_config, trainer
 
-from coretune import dynamic
-from coretune.budget import parse_budget
-from coretune.forecast import Looks, Moved, forecast
 from coretune.ledger import Ledger
-from coretune.looking import Meter
-from coretune.plan import selections_of
-from coretune.probe import ages_of
-from coretune.rehearsal import Choosing, Rehearsal, looking_at
-from coretune.schedule import Clock, CoresetConfig
+from coretune.planning.forecast import Looks, Moved, forecast
+from coretune.planning.plan import selections_of
+from coretune.planning.rehearsal import Choosing, Rehearsal, looking_at
+from coretune.probing.probe import ages_of
+from coretune.rounds import dynamic
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.looking import Meter
+from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows
 
 N = 40

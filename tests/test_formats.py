@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from coretune.formats import (
+from coretune.data.formats import (
     BadRow,
     Conversation,
     PlainText,
@@ -18,7 +18,7 @@ from coretune.formats import (
     recognise,
     source_of,
 )
-from coretune.raw import CorpusError
+from coretune.data.raw import CorpusError
 
 USER = {"role": "user", "content": "Q"}
 ASSISTANT = {"role": "assistant", "content": "A"}

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune import cells
-from coretune import graph as graph_module
-from coretune.graph import (
+from coretune.neighbors import cells
+from coretune.neighbors import graph as graph_module
+from coretune.neighbors.graph import (
     TIE,
     build,
     check_k,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coretune.engines.torch_greedy import torch_products
 from coretune.select import dense
 from coretune.select import lazy as lazy_module
 from coretune.select.craig import Craig
@@ -23,7 +24,6 @@ from coretune.select.objective import Objective, Picks, coverage_worth
 from coretune.select.pairs import Pairs, pairs_left
 from coretune.select.similarity import GraphSimilarity, Similarity
 from coretune.testing import synthetic_pool
-from coretune.torch_greedy import torch_products
 from coretune.types import Array, Budget
 
 FEW = settings(deadline=None, max_examples=60)

@@ -12,8 +12,8 @@ from tiny_run import corpus, model_folder
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coretune import identity
-from coretune.rounds import PreparedRows
+from coretune.rounds.sampler import PreparedRows
+from coretune.training import identity
 
 
 def model(modules: tuple[str, ...] = ("q_proj", "v_proj"), **lora: object) -> torch.nn.Module:

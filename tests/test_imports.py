@@ -17,17 +17,17 @@ HEAVY = {"accelerate", "datasets", "peft", "torch", "transformers", "trl"}
 NUMBERS_ONLY = [
     "coretune",
     "coretune.types",
-    "coretune.budget",
+    "coretune.rounds.budget",
     "coretune.select",
-    "coretune.graph",
-    "coretune.refresh",
-    "coretune.approximation",
-    "coretune.schedule",
-    "coretune.state",
-    "coretune.dynamic",
+    "coretune.neighbors.graph",
+    "coretune.refreshing.refresh",
+    "coretune.refreshing.approximation",
+    "coretune.rounds.schedule",
+    "coretune.rounds.state",
+    "coretune.rounds.dynamic",
     "coretune.ledger",
-    "coretune.audit",
-    "coretune.store",
+    "coretune.recording.audit",
+    "coretune.storing.store",
 ]
 
 

@@ -13,10 +13,10 @@ import torch
 from tiny_run import LENGTH, Spy, arguments, coreset_config, corpus, model_folder, trainer, weights
 from tiny_tokenizer import tiny_tokenizer
 
-from coretune.order import round_order
-from coretune.refusals import can_weigh
-from coretune.rounds import PackedRows, row_lengths
-from coretune.train import CoresetSFTTrainer
+from coretune.rounds.order import round_order
+from coretune.rounds.sampler import PackedRows, row_lengths
+from coretune.training.refusals import can_weigh
+from coretune.training.train import CoresetSFTTrainer
 
 needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 

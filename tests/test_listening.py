@@ -14,7 +14,7 @@ import pytest
 from coretune import progress as room
 from coretune.listening import Telling, listening, told
 from coretune.progress import Lines, loops_shown, progress
-from coretune.refresh import AnchorRefresh
+from coretune.refreshing.refresh import AnchorRefresh
 from coretune.select import dense
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.greedy import lazy_greedy

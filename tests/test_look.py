@@ -15,12 +15,12 @@ from tiny_run import coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from coretune import look as looking
-from coretune.look import FirstLook, Look, StoredLook, Target, targets_of
 from coretune.measure.meter import Meter
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
+from coretune.training import look as looking
+from coretune.training.look import FirstLook, Look, StoredLook, Target, targets_of
 from coretune.types import Array, Rows
 
 EVERYONE = np.arange(48)

@@ -10,12 +10,12 @@ import pytest
 from fake_model import FakeModel
 from fake_run import COST, N, Run, config
 
-from coretune.budget import parse_budget
-from coretune.held_back import CONTRADICTED
-from coretune.looking import Meter, _calm, _due
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.looking import Meter, _calm, _due
+from coretune.rounds.twins import Twins
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.twins import Twins
+from coretune.select.held_back import CONTRADICTED
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 

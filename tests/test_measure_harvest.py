@@ -17,9 +17,9 @@ from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.seen import Seen, load, save
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
-from coretune.refusals import can_weigh
-from coretune.rounds import EXAMPLE_ID, with_example_id
-from coretune.weighting import weighing
+from coretune.rounds.sampler import EXAMPLE_ID, with_example_id
+from coretune.training.refusals import can_weigh
+from coretune.training.weighting import weighing
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_run import coreset_config, trainer
 
-from coretune.look import Look
 from coretune.measure.meter import Meter
+from coretune.training.look import Look
 
 
 def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from torch import distributed, multiprocessing
 
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
-from coretune.model_cost import model_shape
-from coretune.refusals import refuse_first_fsdp
+from coretune.training.model_cost import model_shape
+from coretune.training.refusals import refuse_first_fsdp
 
 NAMES = (
     "loss",

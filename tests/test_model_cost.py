@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen
 
 from coretune.ledger import ModelShape, measurement_flops, training_flops
 from coretune.measure.settings import MeasureSettings
-from coretune.model_cost import ModelCost, model_shape
+from coretune.training.model_cost import ModelCost, model_shape
 
 EVERYONE = np.arange(48)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.dynamic import TRAINED_AT, empty_pool, relaid
-from coretune.order import by_length, fill, round_order, round_rows
-from coretune.schedule import Clock
-from coretune.state import State
+from coretune.rounds.dynamic import TRAINED_AT, empty_pool, relaid
+from coretune.rounds.order import by_length, fill, round_order, round_rows
+from coretune.rounds.schedule import Clock
+from coretune.rounds.state import State
 from coretune.types import Coreset
 
 N = 40

@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from tiny_run import coreset_config, corpus, model_folder, records, write_jsonl
 from typer.testing import CliRunner
 
-from coretune import plan, probe, rehearsal, run
+from coretune import run
 from coretune.cli import app
 from coretune.config import RunConfig, check_config
-from coretune.graph import build
 from coretune.ledger import Cost, Ledger
-from coretune.plan import Plan, Rates, Work, Workload, audits_of, predict, selections_of, verdict
-from coretune.rehearsal import Choosing, Rehearsal
-from coretune.schedule import Clock
+from coretune.neighbors.graph import build
+from coretune.planning import plan, rehearsal
+from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predict, selections_of, verdict
+from coretune.planning.rehearsal import Choosing, Rehearsal
+from coretune.planning.workload import about_run, workload
+from coretune.probing import probe
+from coretune.rounds.schedule import Clock
 from coretune.types import Pool
-from coretune.workload import about_run, workload
 
 
 @pytest.fixture(scope="module")

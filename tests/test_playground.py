@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coretune.evaluate import encode, evaluate
 from coretune.playground import BASE_MODEL, make_pool
 from coretune.playground.model import make_tokenizer, pretraining_batch
 from coretune.playground.skills import SKILLS, WORDS
+from coretune.scoring.evaluate import encode, evaluate
 
 SHIPPED = AutoTokenizer.from_pretrained(BASE_MODEL)
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import corpus
 
-from coretune.processes import Processes, deal, merge
+from coretune.training.processes import Processes, deal, merge
 
 pytestmark = pytest.mark.xdist_group("processes")  # all read what one interpreter has run
 Ran = dict[str, list[dict[str, Any]]]

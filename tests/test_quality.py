@@ -14,11 +14,12 @@ from tiny_run import model_folder, records, write_jsonl
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from coretune import quality, run
+from coretune import run
 from coretune.config import ConfigError, check_config
-from coretune.evaluate import encode, evaluate
-from coretune.evaluate_section import EvaluateSection
-from coretune.rouge import longest_common, rouge
+from coretune.scoring import quality
+from coretune.scoring.evaluate import encode, evaluate
+from coretune.scoring.evaluate_section import EvaluateSection
+from coretune.scoring.rouge import longest_common, rouge
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=7)
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretune.config import ConfigError, build_coreset, coreset
-from coretune.decision import first_pool
-from coretune.quota_request import FEATURE, groups, parse_quota
+from coretune.rounds.quota_request import FEATURE, groups, parse_quota
 from coretune.select import SELECTORS
 from coretune.select.dense import cosine_similarity
 from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
 from coretune.select.objective import Objective
 from coretune.select.ranking import take_in_order
 from coretune.testing import synthetic_pool
+from coretune.training.decision import first_pool
 from coretune.types import Array, Budget, KeepsQuota, Pool, Quota
 
 SOURCES = np.array(["math", "web", None, "code"], dtype=object)

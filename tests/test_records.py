@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coretune.raw import CorpusError, Row
-from coretune.records import read_rows
+from coretune.data.raw import CorpusError, Row
+from coretune.data.records import read_rows
 
 ROWS = [
     {"id": "a", "prompt": "Say “hé”,\nthen stop", "completion": "hé 🙂", "score": 0.5, "tags": ["x", None]},

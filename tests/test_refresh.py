@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import minimize
 
-from coretune.anchors import pick_spread_anchors, priority
-from coretune.graph import build, symmetric_csr
-from coretune.propagation import average, eq21_step, propagation_weights, rows_beside, spread
-from coretune.refresh import AnchorRefresh
+from coretune.neighbors.graph import build, symmetric_csr
+from coretune.refreshing.anchors import pick_spread_anchors, priority
+from coretune.refreshing.propagation import average, eq21_step, propagation_weights, rows_beside, spread
+from coretune.refreshing.refresh import AnchorRefresh
 from coretune.types import Array, Pool, Refresh, Rows
 
 few = settings(deadline=None, max_examples=25)

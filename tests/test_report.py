@@ -17,12 +17,12 @@ from browser import Browser, find
 from recorded_run import FakeRows, fake_rows, make_run
 from typer.testing import CliRunner
 
-from coretune import watch
 from coretune.cli import app
 from coretune.ledger import Ledger
+from coretune.recording.run_files import CONFIG, LEDGER, RunFiles
 from coretune.report import details, facts, write_report
 from coretune.report.page import render
-from coretune.run_files import CONFIG, LEDGER, RunFiles
+from coretune.training import watch
 
 EVIL = "</script><script>document.title = 'hacked'</script><img src=x onerror=alert(1)> &amp; {{ 7 * 7 }}"
 HISTORY = [{"loss": 2.0, "step": 10}, {"loss": 1.5, "step": 20}, {"eval_loss": 1.7, "step": 20, "epoch": 2}]

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_run import EMBEDDING, decode, fake_pool, fake_rows
 
-from coretune import representative, run_record
-from coretune.diff import Side, diff
-from coretune.explain import explain, lines
+from coretune.reading.diff import Side, diff
+from coretune.reading.explain import explain, lines
+from coretune.recording import representative, run_record
+from coretune.recording.run_files import RunFiles
 from coretune.report import details, write_report
-from coretune.run_files import RunFiles
-from coretune.state import State
+from coretune.rounds.state import State
 from coretune.types import Array, Coreset, Pool
 
 CHOSEN = np.array([7, 2, 12])

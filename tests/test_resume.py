@@ -17,10 +17,10 @@ from peft import LoraConfig
 from tiny_run import Spy, coreset_config, corpus, model_folder, trainer, weights
 from transformers import AutoModelForCausalLM
 
-from coretune.checkpoints import NOTE, newest_whole, why_not_whole
 from coretune.measure.settings import MeasureSettings
-from coretune.refusals import can_weigh
-from coretune.state import load
+from coretune.rounds.state import load
+from coretune.training.checkpoints import NOTE, newest_whole, why_not_whole
+from coretune.training.refusals import can_weigh
 
 pytestmark = pytest.mark.xdist_group("resume")  # most go on from one run's checkpoints
 RESUMABLE = {"save_strategy": "steps", "max_steps": 11, "lr_scheduler_type": "cosine"}

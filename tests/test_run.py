@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from tiny_run import model_folder, records, write_jsonl
 from transformers import TrainerState
 
-from coretune import audit, run
+from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config, load_config
-from coretune.raw import CorpusError
-from coretune.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, SELECTION
+from coretune.data.raw import CorpusError
+from coretune.recording import audit
+from coretune.recording.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, SELECTION
 
 CORESET = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, "audit_every": 2}
 TRAINING = {

@@ -10,8 +10,8 @@ import pytest
 from tiny_run import arguments, coreset_config, corpus, trainer
 
 from coretune.measure.seen import Seen, latest
-from coretune.refusals import can_weigh
-from coretune.train import CoresetSFTTrainer, CoresetTrainer
+from coretune.training.refusals import can_weigh
+from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretune.config import build_coreset
-from coretune.dynamic import advance, empty_pool, start
 from coretune.ledger import Ledger
-from coretune.schedule import coreset_rows, make_clock
+from coretune.rounds.dynamic import advance, empty_pool, start
+from coretune.rounds.schedule import coreset_rows, make_clock
+from coretune.rounds.state import State, load, save
 from coretune.select.brief import Brief, bytes_of
 from coretune.select.craig import Craig
-from coretune.state import State, load, save
 from coretune.testing import check_selector, synthetic_pool
 from coretune.types import Array, Budget, Coreset, Pool, Taught
 

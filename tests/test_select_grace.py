@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from coretune.held_back import CONTRADICTED, RESTING
 from coretune.select.copies import copy_groups
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
+from coretune.select.held_back import CONTRADICTED, RESTING
 from coretune.select.importance import scaled
 from coretune.testing import synthetic_pool
 from coretune.types import Array, Budget, Coreset, Pool

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from coretune.config import build_coreset
+from coretune.engines.torch_nnls import torch_algebra
 from coretune.select.columns import Candidates, Columns, merge
 from coretune.select.gtp import Gtp
 from coretune.testing import synthetic_pool
-from coretune.torch_nnls import torch_algebra
 from coretune.types import Array, Budget, Coreset, Pool, Taught, Valued
 
 RNG = np.random.default_rng(0)

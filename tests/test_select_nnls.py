@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
+from coretune.engines.torch_nnls import torch_algebra
 from coretune.select import cholesky
 from coretune.select.nnls import Dense, MakeAlgebra, active_set_nnls, kkt_residual, newton_nnls, ridge_nnls
-from coretune.torch_nnls import torch_algebra
 from coretune.types import Array
 
 Engine = Callable[[Array, Array, float, Array], Array]

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from coretune.graph import symmetric_csr
+from coretune.neighbors.graph import symmetric_csr
 from coretune.select.craig import Craig
 from coretune.select.d2 import D2
 from coretune.select.facility_location import FacilityLocation

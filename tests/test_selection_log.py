@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from coretune.dynamic import empty_pool
 from coretune.ledger import Round
-from coretune.selection_log import figures, is_selection, line
-from coretune.state import State
+from coretune.recording.selection_log import figures, is_selection, line
+from coretune.rounds.dynamic import empty_pool
+from coretune.rounds.state import State
 from coretune.types import Coreset
 
 

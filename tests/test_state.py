@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from fake_run import ALONE, Run, assert_same, config, pupil
 
-from coretune.dynamic import TRAINED_AT, advance, lasting
 from coretune.ledger import Ledger
+from coretune.rounds.dynamic import TRAINED_AT, advance, lasting
+from coretune.rounds.state import load, save
 from coretune.select.grace import Grace
-from coretune.state import load, save
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 4])

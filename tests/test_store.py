@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
-from coretune import store as store_module
-from coretune.cache_command import app
-from coretune.fingerprint import (
+from coretune.reading.cache_command import app
+from coretune.storing import store as store_module
+from coretune.storing.fingerprint import (
     fingerprint_of_arrays,
     fingerprint_of_file,
     fingerprint_of_folder,
     store_folder,
 )
-from coretune.manifest import DTYPES, MANIFEST, Manifest, StoreError
-from coretune.store import LOCK, Store, fill
+from coretune.storing.manifest import DTYPES, MANIFEST, Manifest, StoreError
+from coretune.storing.store import LOCK, Store, fill
 from coretune.types import Array, Rows
 
 PARTS = {"weights": "abc", "settings": '{"dimension": 4}'}
@@ -138,7 +138,7 @@ PASS = f"""
 from __future__ import annotations
 import sys, time
 import numpy as np
-from coretune.store import Store, fill
+from coretune.storing.store import Store, fill
 
 {inspect.getsource(measure)}
 

@@ -17,8 +17,8 @@ from tiny_run import records, write_jsonl
 
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config
-from coretune.refusals import can_weigh
-from coretune.run_files import OWN, POOL, SELECTION, SIGNALS, TEACHER
+from coretune.recording.run_files import OWN, POOL, SELECTION, SIGNALS, TEACHER
+from coretune.training.refusals import can_weigh
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 

@@ -16,13 +16,13 @@ from taught import Pupil
 from tiny_run import Spy, coreset_config, trainer, weights
 from torch import nn
 
-from coretune import teacher
 from coretune.measure.settings import MeasureSettings
-from coretune.refusals import can_weigh
-from coretune.run_files import TEACHER
-from coretune.schedule import CoresetConfig
+from coretune.recording.run_files import TEACHER
+from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
-from coretune.teacher import Lesson, lent
+from coretune.training import teacher
+from coretune.training.refusals import can_weigh
+from coretune.training.teacher import Lesson, lent
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 

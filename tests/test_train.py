@@ -19,13 +19,14 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import Trainer, TrainerCallback
 from trl import SFTTrainer
 
-from coretune import audit, cells
-from coretune.look import Look
 from coretune.measure.settings import MeasureSettings
-from coretune.order import Order, round_rows
-from coretune.refusals import can_weigh
-from coretune.rounds import PreparedRows, RoundSampler, with_positions
-from coretune.train import CoresetSFTTrainer
+from coretune.neighbors import cells
+from coretune.recording import audit
+from coretune.rounds.order import Order, round_rows
+from coretune.rounds.sampler import PreparedRows, RoundSampler, with_positions
+from coretune.training.look import Look
+from coretune.training.refusals import can_weigh
+from coretune.training.train import CoresetSFTTrainer
 
 needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 VERSIONS = f"transformers {version('transformers')}, trl {version('trl')}"
@@ -535,6 +536,6 @@ def test_select_is_the_first_selection_of_train(tmp_path: Path, warmup: float) -
 
 
 def test_weights_are_refused_where_trl_cannot_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coretune.refusals.version", lambda _: "1.14.2")
+    monkeypatch.setattr("coretune.training.refusals.version", lambda _: "1.14.2")
     with pytest.raises(ValueError, match=r"weighted needs TRL 1\.16 or later, here is 1\.14\.2"):
         trainer(tmp_path, coreset_config("random", weighted=True), loss_type="nll")

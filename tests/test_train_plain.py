@@ -25,11 +25,11 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from coretune.card import BEGIN
 from coretune.measure.settings import MeasureSettings
-from coretune.train import CoresetTrainer
+from coretune.training.card import BEGIN
+from coretune.training.train import CoresetTrainer
+from coretune.training.weighting import CHUNK, weighted_loss
 from coretune.types import Budget, Coreset, Pool
-from coretune.weighting import CHUNK, weighted_loss
 
 
 def settings(folder: Path, **training: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coretune.twins import Twins
+from coretune.rounds.twins import Twins
 from coretune.types import Array, Rows
 
 Text = tuple[int, list[int]]  # prompt length, tokens

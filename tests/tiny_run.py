@@ -17,12 +17,12 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
-from coretune.budget import parse_budget
-from coretune.corpus import Corpus
-from coretune.refresh import AnchorRefresh
-from coretune.schedule import CoresetConfig
+from coretune.data.corpus import Corpus
+from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
-from coretune.train import CoresetSFTTrainer
+from coretune.training.train import CoresetSFTTrainer
 
 WORDS = ("one", "two", "six", "ten", "red", "blue", "green", "ant", "bee", "cat", "dog", "sun", "moon", "sea")
 LENGTH = 96  # positions of the model

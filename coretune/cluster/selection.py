@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from coretune.covering import COVERING
+from coretune.engines.covering import COVERING
 from coretune.select import engines
 from coretune.select.brief import Brief
 from coretune.select.craig import Craig

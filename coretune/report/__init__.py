@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from coretune.recording.run_files import REPORT, RunFiles
 from coretune.report.facts import gather
 from coretune.report.page import render, write
-from coretune.run_files import REPORT, RunFiles
 
 
 def write_report(run: str | os.PathLike[str], history: Sequence[Mapping[str, Any]] | None = None) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from coretune import audit
-from coretune.components import CODES, OF_CHOSEN
-from coretune.held_back import HELD_BACK
-from coretune.run_files import RunFiles, excerpt
+from coretune.recording import audit
+from coretune.recording.components import CODES, OF_CHOSEN
+from coretune.recording.run_files import RunFiles, excerpt
+from coretune.select.held_back import HELD_BACK
 from coretune.types import Array, Rows
 
 ROWS = 3000  # with their text, on the map and in the table

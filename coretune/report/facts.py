@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from coretune.components import CODES, MEANING, OF_CHOSEN
-from coretune.held_back import HELD_BACK
 from coretune.ledger import PHASES
+from coretune.recording.components import CODES, MEANING, OF_CHOSEN
+from coretune.recording.run_files import RunFiles
+from coretune.recording.selection_log import OWN
 from coretune.report.details import Details, details
-from coretune.run_files import RunFiles
-from coretune.selection_log import OWN
+from coretune.select.held_back import HELD_BACK
 from coretune.types import Array
 
 SOURCES = 16  # named in the mix; the rest is one group

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from coretune.graph import near_copies
-from coretune.near_lists import edge_products
+from coretune.neighbors.graph import near_copies
+from coretune.neighbors.near_lists import edge_products
 from coretune.types import Array, Pool
 
 COPY_COSINE = 0.999

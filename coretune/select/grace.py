@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
+from coretune.select.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
 from coretune.select.importance import Clues, clues, cut_off, importance, regional_loss, scaled, tells
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order

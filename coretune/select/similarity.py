@@ -105,7 +105,9 @@ def graph_similarity(pool: Pool) -> GraphSimilarity:
     """The pool's k-NN graph, symmetrised by union."""
     if pool.graph is None:
         raise ValueError("this selection reads the k-NN graph, but the pool has none: build the graph first")
-    from coretune.graph import symmetric_csr  # here: it imports FAISS, which no other selection needs
+    from coretune.neighbors.graph import (
+        symmetric_csr,  # here: it imports FAISS, which no other selection needs
+    )
 
     return GraphSimilarity(*symmetric_csr(pool.graph))
 

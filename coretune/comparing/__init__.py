@@ -1,0 +1,1 @@
+"""Arms beside each other, at equal steps and at equal compute."""

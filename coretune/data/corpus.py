@@ -1,0 +1,143 @@
+"""The user's rows, tokenised once and frozen: what every other room calls "row i".
+
+Everything lives in Arrow files under `cache_dir`, read through memory maps; nothing is written beside the
+data.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from coretune.data.encode import Tokenizer
+from coretune.data.formats import candidates
+from coretune.data.freeze import IGNORED, Account, freeze, refuse
+from coretune.data.raw import CorpusError
+from coretune.types import Array, Rows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Corpus:
+    """n tokenised rows in an order of their own.
+
+    ids            n texts, distinct: the user's `id`, else "<file>:<line>"
+    prompt_length  (n,) int64  tokens before the response; in rows that are all response 0, or 1 (BOS)
+    length         (n,) int64  tokens, prompt included
+    source         (n,) object, text or None: the user's `source` or `category`; None when no row has one
+    dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
+    truncated      how many prompts were cut from the left
+    fingerprint    hex, of tokens, prompt lengths and ids in this order, max_length, vocabulary, chat template
+    dataset        columns input_ids, labels (-100 over the prompt), example_id (the position): what
+                   SFTTrainer takes with dataset_kwargs={"skip_prepare_dataset": True}
+
+    [choice] The order is by blake2b of the tokenised content, then by id. So nothing downstream (seeded
+    draws, ties broken by the lowest row, the order of training) depends on how the files were sorted, cut or
+    named, and a file sorted by source or length favours nobody. Rows without an id of their own are named by
+    their place, so for them a shuffled file keeps the contents' order and changes the names.
+    """
+
+    ids: list[str]
+    prompt_length: Array
+    length: Array
+    source: Array | None
+    dropped: list[tuple[str, str]]
+    truncated: int
+    fingerprint: str
+    dataset: datasets.Dataset
+    _records: pa.ChunkedArray
+    _home: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        source: str | Path,
+        tokenizer: Tokenizer,
+        *,
+        columns: Mapping[str, str] | None = None,
+        max_length: int,
+        skip_bad_rows: bool = False,
+        cache_dir: str | Path | None = None,
+        num_proc: int | None = None,
+    ) -> Corpus:
+        """Read, tokenise, check and freeze `source`.
+
+        source         a json, jsonl, csv, parquet or arrow file, a folder of them, or a hub id
+        columns        {our name: the file's column} where they differ, as {"prompt": "q", "completion": "a"}
+        max_length     tokens; longer prompts are cut from the left, responses never
+        skip_bad_rows  leave bad rows out and list them in `dropped`, instead of refusing
+        cache_dir      where the corpus is kept for the next build of the same content; None: a temporary
+                       directory that goes with the corpus
+        num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
+
+        Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
+        are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.
+        """
+        if max_length < 2:
+            raise CorpusError(f"max_length is {max_length}; a row needs 2 tokens or more, so raise it")
+        mapping = dict(columns or {})
+        candidates(mapping)  # a wrong mapping is refused before anything is read
+        home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
+        root = Path(home.name if home else str(cache_dir))
+        kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc)
+        return cls._load(kept, skip_bad_rows, home)
+
+    @classmethod
+    def _load(cls, kept: Path, skip_bad_rows: bool, home: tempfile.TemporaryDirectory[str] | None) -> Corpus:
+        account = Account.read(kept)
+        if not skip_bad_rows:
+            refuse(account.dropped)
+        dataset = datasets.Dataset.from_file(str(kept / "corpus.arrow"))
+        table = dataset.data.table
+        sources = np.array(table["source"].to_pylist(), dtype=object)
+        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table["input_ids"].chunks]
+        return cls(
+            ids=table["id"].to_pylist(),
+            prompt_length=table["prompt_length"].to_numpy(),
+            length=np.concatenate(lengths, dtype=np.int64),
+            source=None if all(name is None for name in sources) else sources,
+            dropped=account.dropped,
+            truncated=account.truncated,
+            fingerprint=account.fingerprint,
+            dataset=dataset.select_columns(["input_ids", "labels", "example_id"]),
+            _records=table["record"],
+            _home=home,
+        )
+
+    def __repr__(self) -> str:
+        return f"Corpus({len(self)} rows, {self.length.sum()} tokens, {self.fingerprint})"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def record(self, i: int) -> dict[str, Any]:
+        """Row i as the user wrote it, with all its columns in their order."""
+        record: dict[str, Any] = json.loads(self._records[int(i)].as_py())
+        return record
+
+    def tokens(self, rows: Rows | Sequence[int]) -> list[Array]:
+        """input_ids of each of `rows`: (length[row],) int64."""
+        chunks = self.dataset.data.table["input_ids"].chunks
+        starts = np.cumsum([0, *map(len, chunks)])
+        tokens = []
+        for row in np.asarray(rows, dtype=np.int64):
+            if not 0 <= row < len(self):
+                raise IndexError(f"row {row} is not in the corpus of {len(self)} rows")
+            at = int(np.searchsorted(starts, row, side="right")) - 1
+            tokens.append(chunks[at][int(row - starts[at])].values.to_numpy().astype(np.int64))
+        return tokens
+
+    def labels(self, rows: Rows | Sequence[int]) -> list[Array]:
+        """Targets of each of `rows`: its tokens, -100 over the prompt. Position t is predicted from t - 1."""
+        begins = self.prompt_length[np.asarray(rows, dtype=np.int64)]
+        return [
+            np.where(np.arange(len(tokens)) < begin, IGNORED, tokens)
+            for tokens, begin in zip(self.tokens(rows), begins, strict=True)
+        ]

@@ -1,0 +1,299 @@
+"""Raw rows -> the frozen, ordered rows of a corpus, on disk.
+
+read_rows ─► rows.arrow ─► encode_batch (datasets.map) ─► bad rows out ─► canonical order ─► corpus.arrow
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from coretune.data.encode import EMPTY, Tokenizer, encode_batch
+from coretune.data.formats import filled_columns, recognise
+from coretune.data.raw import CorpusError, Row
+from coretune.data.records import files_of, read_rows
+
+IGNORED = -100  # the label that transformers' losses leave out
+SHOWN = 10  # bad rows named in a message
+BLOCK = 1000  # rows held in memory at a time
+MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
+LAYOUT = 2  # raise it when the meaning of the cached files changes
+
+RAW = pa.schema(
+    [
+        ("record", pa.string()),
+        ("problem", pa.string()),
+        ("file", pa.string()),
+        ("unit", pa.string()),
+        ("number", pa.int64()),
+    ]
+)
+ENCODED = datasets.Features(
+    {
+        "input_ids": datasets.List(datasets.Value("int32")),
+        "prompt_length": datasets.Value("int64"),
+        "truncated": datasets.Value("bool"),
+        "id": datasets.Value("string"),
+        "source": datasets.Value("string"),
+        "digest": datasets.Value("binary"),
+        "problem": datasets.Value("string"),
+    }
+)
+FROZEN = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("example_id", pa.int64()),
+        ("prompt_length", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("record", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the rows that were read; kept beside the cached corpus as JSON.
+
+    dropped      (place, reason) of the rows left out, in the order of the files
+    truncated    how many prompts were cut from the left
+    fingerprint  of the ordered contents
+    """
+
+    dropped: list[tuple[str, str]]
+    truncated: int
+    fingerprint: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Account:
+        kept = json.loads((folder / "account.json").read_text(encoding="utf-8"))
+        dropped = [(place, reason) for place, reason in kept["dropped"]]
+        return cls(dropped, kept["truncated"], kept["fingerprint"])
+
+    def write(self, folder: Path) -> None:
+        (folder / "account.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+
+def freeze(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    columns: Mapping[str, str],
+    max_length: int,
+    skip_bad_rows: bool,
+    root: Path,
+    num_proc: int | None,
+) -> Path:
+    """The folder under `root` with the frozen rows, made now unless the same content was frozen there before.
+
+    Files are hashed every time, the rows of a hub id read: only content, no date, says that it is the same.
+    Raises CorpusError (see Corpus.build).
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
+        work = Path(folder)
+        files = files_of(source)
+        states = [file.stat() for file in files]
+        formats, contents = ({}, _hash(files)) if files else _write_raw(source, columns, work / "rows.arrow")
+        kept = root / f"corpus-{_key(contents, columns, max_length, tokenizer, work / 'tokenizer')}"
+        if not kept.exists():
+            if files:
+                formats, _ = _write_raw(source, columns, work / "rows.arrow")
+                _refuse_changed(files, states)
+            settings = {
+                "tokenizer": tokenizer,
+                "formats": formats,
+                "columns": columns,
+                "max_length": max_length,
+            }
+            _freeze(work, settings, skip_bad_rows, num_proc)
+            _publish(work / "frozen", kept)
+    return kept
+
+
+def _hash(files: Sequence[Path]) -> str:
+    """Of the files' names and bytes."""
+    contents = blake2b(digest_size=16)
+    for file in files:
+        contents.update(repr((file.name, file.stat().st_size)).encode())
+        with file.open("rb") as opened:
+            while piece := opened.read(1 << 20):
+                contents.update(piece)
+    return contents.hexdigest()
+
+
+def _refuse_changed(files: Sequence[Path], before: Sequence[os.stat_result]) -> None:
+    """What was read must be what was hashed."""
+    for file, then in zip(files, before, strict=True):
+        now = file.stat()
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise CorpusError(f"{file.name} was written to while it was read; start again when it is whole")
+
+
+def _write_raw(source: str | Path, columns: Mapping[str, str], target: Path) -> tuple[dict[str, str], str]:
+    """Raw rows to `target`; returns the format of each file and a digest of what was read."""
+    filled: dict[str, Counter[frozenset[str]]] = {}
+    found: dict[str, set[str]] = {}
+    contents = blake2b(digest_size=16)
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, RAW) as writer:
+        for block in _blocks(read_rows(source)):
+            for row in block:
+                if row.record is not None:
+                    filled.setdefault(row.file, Counter())[filled_columns(row.record, columns)] += 1
+                    found.setdefault(row.file, set()).update(row.record)
+                contents.update(repr((row.place, row.text, row.problem)).encode())
+            writer.write_batch(
+                pa.record_batch(
+                    [
+                        [row.text for row in block],
+                        [row.problem for row in block],
+                        [row.file for row in block],
+                        [row.unit for row in block],
+                        [row.number for row in block],
+                    ],
+                    schema=RAW,
+                )
+            )
+    formats = {file: recognise(file, filled[file], found[file], columns) for file in filled}
+    return formats, contents.hexdigest()
+
+
+def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    block = []
+    for row in rows:
+        block.append(row)
+        if len(block) == BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _key(
+    contents: str, columns: Mapping[str, str], max_length: int, tokenizer: Tokenizer, folder: Path
+) -> str:
+    """All that the frozen rows depend on: the tokenizer by the files it saves, libraries by version."""
+    tokenizer.save_pretrained(str(folder))
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    versions = [version("transformers"), version("tokenizers")]
+    return _digest(LAYOUT, contents, sorted(columns.items()), max_length, versions, sorted(files.items()))
+
+
+def _digest(*parts: object) -> str:
+    return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_proc: int | None) -> None:
+    """work/rows.arrow -> work/frozen/{corpus.arrow, account.json}."""
+    raw = datasets.Dataset.from_file(str(work / "rows.arrow"))
+    if num_proc is None and len(raw) >= MANY:
+        num_proc = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    encoded = raw.map(
+        partial(encode_batch, **settings),
+        batched=True,
+        batch_size=BLOCK,
+        remove_columns=raw.column_names,
+        features=ENCODED,
+        num_proc=None if num_proc == 1 else num_proc,
+        cache_file_name=str(work / "encoded.arrow"),
+        new_fingerprint=_digest(str(work)),  # else datasets pickles and hashes the tokenizer
+        desc="tokenising",
+    )
+    small = encoded.select_columns([name for name in EMPTY if name != "input_ids"]).data.table
+    problems = small["problem"].to_pylist()
+    dropped = [(_place(raw[row]), reason) for row, reason in enumerate(problems) if reason is not None]
+    kept = [row for row, reason in enumerate(problems) if reason is None]
+    ids, digests = small["id"].to_pylist(), small["digest"].to_pylist()
+    twins = [
+        (_place(raw[row]), f"id {ids[row]!r} is already that of {_place(raw[first])}")
+        for first, row in _twins(ids, kept)
+    ]
+    refuse([] if skip_bad_rows else dropped, twins)
+    if not kept:
+        raise CorpusError(f"all {len(dropped)} rows are bad, the first: {': '.join(dropped[0])}")
+    order = sorted(kept, key=lambda row: (digests[row], ids[row]))
+    contents = _digest([(digests[row], ids[row]) for row in order])
+    account = Account(
+        dropped,
+        truncated=sum(small["truncated"].to_pylist()),
+        fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
+    )
+    (work / "frozen").mkdir()
+    _write_frozen(raw, encoded, order, work / "frozen" / "corpus.arrow")
+    account.write(work / "frozen")
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return Row(row["file"], row["unit"], row["number"]).place
+
+
+def _twins(ids: Sequence[str], rows: Sequence[int]) -> list[tuple[int, int]]:
+    """(first row, later row) for every later row whose id was seen before."""
+    first: dict[str, int] = {}
+    return [(first[ids[row]], row) for row in rows if first.setdefault(ids[row], row) != row]
+
+
+def _identity(tokenizer: Tokenizer) -> str:
+    """The tokenizer as far as row contents cannot show it; the same for a hub name and a local copy."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return _digest(vocabulary, tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token)
+
+
+def _write_frozen(raw: datasets.Dataset, encoded: datasets.Dataset, order: list[int], target: Path) -> None:
+    """The rows of `order`, with labels and positions, block by block."""
+    raw, encoded = raw.with_format("arrow"), encoded.with_format("arrow")
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, FROZEN) as writer:
+        for start in range(0, len(order), BLOCK):
+            rows = order[start : start + BLOCK]
+            block = encoded[rows].combine_chunks()
+            tokens = block["input_ids"].chunk(0)
+            labels = tokens.values.to_numpy().copy()
+            begins = tokens.offsets.to_numpy()
+            for begin, prompt_length in zip(begins[:-1], block["prompt_length"].to_numpy(), strict=True):
+                labels[begin : begin + prompt_length] = IGNORED
+            table = block.select(["prompt_length", "id", "source"])
+            table = table.append_column("input_ids", tokens)
+            table = table.append_column("labels", pa.ListArray.from_arrays(tokens.offsets, pa.array(labels)))
+            table = table.append_column("example_id", pa.array(np.arange(start, start + len(rows))))
+            # Rows taken here and there are a chunk each, and so would the block be on disk.
+            table = table.append_column("record", raw[rows]["record"].combine_chunks())
+            writer.write_table(table.select(FROZEN.names).cast(FROZEN))
+
+
+def _publish(built: Path, kept: Path) -> None:
+    """Whole or not at all; another process that was first has written the same."""
+    try:
+        os.rename(built, kept)
+    except OSError:
+        if not kept.exists():
+            raise
+
+
+def refuse(bad: Sequence[tuple[str, str]], twins: Sequence[tuple[str, str]] = ()) -> None:
+    """CorpusError that names up to ten of the faults; nothing when there are none."""
+    remedies = []
+    if bad:
+        remedies.append("correct them or leave them out with skip_bad_rows (--skip-bad-rows)")
+    if twins:
+        remedies.append("give every row its own id")
+    faults = [f"{place}: {reason}" for place, reason in (*bad, *twins)]
+    if len(faults) == 1:
+        raise CorpusError(f"{faults[0]} ({remedies[0].replace('them', 'it')})")
+    if faults:
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise CorpusError(
+            "\n  ".join([f"{len(faults)} bad rows; {'; '.join(remedies)}:", *faults[:SHOWN], *more])
+        )

@@ -1,0 +1,267 @@
+"""Files of examples -> raw rows, each with the place it came from and the text it can be restored from.
+
+    pool.jsonl ─┐
+    folder/  ───┼─► read_rows ─► Row(file, line, the record, its JSON text | what is wrong with it)
+    owner/name ─┘
+
+Reading judges only what stands between bytes and a record: encoding, JSON, CSV fields. What a record means is
+judged in `formats.py`. A fault of one row travels with that row, so that all of them can be named in one go;
+a fault of a whole file is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coretune.data.raw import CorpusError, Row, is_unicode, not_an_object, row_of_value
+
+EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+COMPRESSED = re.compile(r"\.(json|jsonl|csv|parquet|arrow)\.(gz|zst|bz2|xz|zip)")
+#: Written beside the data by `datasets.Dataset.save_to_disk`: about the rows, not rows.
+BESIDE_THE_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def read_rows(source: str | Path) -> Iterator[Row]:
+    """All rows of a file, of the files directly in a folder (by name), or of a hub id's `train` split.
+
+    A folder's own folders are not entered [choice: they are usually other splits], and files with other
+    extensions are left alone. Raises CorpusError for what concerns a file as a whole.
+    """
+    files = files_of(source)
+    for file in files:
+        yield from _read_file(file)
+    if files:
+        return
+    if Path(source).suffix.lower() in EXTENSIONS or not HUB_ID.fullmatch(str(source)):
+        raise CorpusError(f"no such file or folder: {source}; check train_data and the working directory")
+    yield from _read_hub(str(source))
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files that are read; none for a hub id. CorpusError for a folder without."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _files_of(path)
+    return [path] if path.is_file() else []
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The data files directly in `folder`, sorted by name; never an empty list."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        if COMPRESSED.fullmatch("".join(entry.suffixes[-2:]).lower()):
+            raise CorpusError(f"{entry.name} in {folder} is compressed; unpack it or move it away")
+    files = [
+        entry
+        for entry in entries
+        if entry.is_file() and entry.suffix.lower() in EXTENSIONS and entry.name not in BESIDE_THE_DATA
+    ]
+    if not files:
+        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        raise CorpusError(
+            f"folder {folder} holds no data file (found {found}); put {', '.join(EXTENSIONS)} files"
+            " directly into it, or name the folder inside it that has them"
+        )
+    return files
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    readers = {
+        ".json": _read_json,
+        ".jsonl": _read_lines,
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".arrow": _read_arrow,
+    }
+    if path.suffix.lower() not in readers:
+        raise CorpusError(
+            f"{path.name} has the unknown extension {path.suffix or '(none)'!r}; convert it to one of"
+            f" {', '.join(EXTENSIONS)}"
+        )
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise CorpusError(f"{path.name} is encoded in UTF-16; save it as UTF-8")
+    empty = True
+    for row in readers[path.suffix.lower()](path):
+        empty = False
+        yield row
+    if empty:
+        raise CorpusError(f"{path.name} is empty: it holds no rows; remove it or name another file")
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    """JSON Lines; blank lines are no rows. Read as bytes: a wrong byte spoils one row, not the file."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip():
+                yield _row_of_line(path.name, number, raw.rstrip(b"\r\n"))
+
+
+def _row_of_line(file: str, number: int, raw: bytes) -> Row:
+    try:
+        text = raw.decode("utf-8")
+        record = json.loads(text)
+    except UnicodeDecodeError as error:
+        problem = (
+            f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8"
+        )
+        return Row(file, "line", number, problem=problem)
+    except json.JSONDecodeError as error:
+        return Row(file, "line", number, problem=f"not valid JSON ({error.msg} at column {error.colno})")
+    except (ValueError, RecursionError) as error:  # digits beyond Python's limit, brackets beyond its stack
+        return Row(file, "line", number, problem=f"not readable JSON ({error})")
+    if not isinstance(record, dict):
+        return Row(file, "line", number, problem=not_an_object(record))
+    return Row(file, "line", number, text, record)
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    """A list of objects, or, since many `.json` files are that, JSON Lines."""
+    with path.open("rb") as file:
+        lines = not file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if lines:
+        _refuse_one_object(path)
+        yield from _read_lines(path)
+        return
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise CorpusError(f"{path.name} line {line} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise CorpusError(
+            f"{path.name} line {error.lineno}: not valid JSON ({error.msg} at column {error.colno});"
+            " correct it"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{path.name}: not readable JSON ({error}); correct it") from None
+    for number, value in enumerate(values, start=1):
+        yield row_of_value(path.name, number, value)
+
+
+def _refuse_one_object(path: Path) -> None:
+    """One object spread over lines would otherwise be reported as many broken rows."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        if first.strip() == b"{" and isinstance(value := json.loads(path.read_bytes()), dict):
+            raise CorpusError(
+                f"{path.name} is one JSON object with {', '.join(list(value)[:5])}; write its rows as a list"
+                " [{...}, ...] or one object a line"
+            )
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    """Comma-separated with a header line; blank lines are no rows; every value is text."""
+    limit = csv.field_size_limit(sys.maxsize >> 32)  # the standard 128 KiB is shorter than a long document
+    try:
+        # surrogateescape lets a wrong byte through to be named in its own row
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.reader(file, strict=True)
+            header = _header(path.name, reader)
+            while True:
+                number = reader.line_num + 1
+                try:
+                    values = next(reader, None)
+                except csv.Error as error:
+                    yield Row(path.name, "line", number, problem=f"not valid CSV ({error})")
+                    continue
+                if values is None:
+                    return
+                if values:
+                    yield _row_of_fields(path.name, number, header, values)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(file: str, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise CorpusError(f"{file} line 1: not a valid CSV header ({error}); correct it") from None
+    if not all(map(is_unicode, header)):
+        raise CorpusError(f"{file} line 1 is not UTF-8; save the file as UTF-8")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise CorpusError(
+            f"{file} has the column {twice[0]!r} {header.count(twice[0])} times; rename one of them"
+        )
+    return header
+
+
+def _row_of_fields(file: str, number: int, header: list[str], values: list[str]) -> Row:
+    if len(values) != len(header):
+        problem = f"{len(values)} fields where the header has {len(header)}; quote fields that hold commas"
+        return Row(file, "line", number, problem=problem)
+    for name, value in zip(header, values, strict=True):
+        if not is_unicode(value):
+            return Row(file, "line", number, problem=f"`{name}` is not UTF-8; save the file as UTF-8")
+    record = dict(zip(header, values, strict=True))
+    return Row(file, "line", number, json.dumps(record), record)
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        yield from _rows_of_batches(path.name, pq.ParquetFile(path).iter_batches(batch_size=1000))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorpusError(
+            f"{path.name} cannot be read as parquet ({_first_line(error)}); write it anew"
+        ) from None
+
+
+def _read_arrow(path: Path) -> Iterator[Row]:
+    """Both Arrow layouts: the stream that `datasets` writes and the random-access file."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            if source.read(6) == b"ARROW1":
+                file = pa.ipc.open_file(source)
+                yield from _rows_of_batches(path.name, map(file.get_batch, range(file.num_record_batches)))
+            else:
+                source.seek(0)
+                yield from _rows_of_batches(path.name, pa.ipc.open_stream(source))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise CorpusError(
+            f"{path.name} cannot be read as Arrow ({_first_line(error)}); write it anew"
+        ) from None
+
+
+def _rows_of_batches(file: str, batches: Iterator[pa.RecordBatch]) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, 1000):  # a whole file may be one batch
+            for value in batch.slice(start, 1000).to_pylist():
+                number += 1
+                yield row_of_value(file, number, value)
+
+
+def _read_hub(name: str) -> Iterator[Row]:
+    """The `train` split of a hub data set; downloads stay in the hub's own cache, shared between runs."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise CorpusError(
+            f"{name!r} is no file or folder here, and the hub gave no `train` split of that name"
+            f" ({_first_line(error)}); check the name, or save the rows as parquet and name that file"
+        ) from None
+    for number, value in enumerate(rows, start=1):
+        yield row_of_value(name, number, value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""The k-NN graph: built cell by cell, mended where rows drifted."""

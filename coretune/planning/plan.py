@@ -1,0 +1,279 @@
+"""What a run will cost, said before it: rows, tokens, seconds, FLOPs by phase, memory, disk, and a verdict.
+
+    Workload (what will be done, counted)  ×  Rates (what this machine takes for it)  =  Plan
+
+Both are numbers: the workload is read off the config and its clock, the rates off a short probe (`probe.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coretune.ledger import PHASES, Cost
+from coretune.planning.rehearsal import Rehearsal
+from coretune.recording.run_files import OWN
+from coretune.rounds.schedule import Clock
+
+PLAN = f"{OWN}/plan.json"
+CHOOSING = ("measurement", "graph", "selection")
+TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows, tokens and FLOPs of some rows passing through the model once in some way."""
+
+    rows: int
+    tokens: int
+    flops: float
+
+    def scaled(self, times: float) -> Work:
+        return Work(round(self.rows * times), round(self.tokens * times), self.flops * times)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a run will do.
+
+    steps        optimiser steps, the warm-up's included
+    rounds       epochs of the trainer
+    selections   coresets chosen; with `adaptive` at most
+    audits       full measurements asked for by audit_every
+    evaluations  passes over the held-out rows
+    warmup, training   of all their steps; the coreset's rows are taken to be as long as the pool's on average
+    pool         one training pass over the pool
+    first, look  a look at the whole pool: the first selection's, and a later one's
+    held_out     one evaluation
+    budget_rows  rows in the coreset
+    references   FLOPs of what is measured before every selection, however many rows are looked at
+    """
+
+    pool_rows: int
+    steps: int
+    rounds: int
+    selections: int
+    audits: int
+    evaluations: int
+    batch: int
+    warmup: Work
+    training: Work
+    pool: Work
+    first: Work
+    look: Work
+    held_out: Work
+    budget_rows: int
+    epochs: float
+    references: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine took in the probe; seconds, and seconds a FLOP (`_flop`).
+
+    start     from the beginning of training to its first step, and after the last
+    round     between two rounds, beside the step
+    look      of each look, however many rows; first_look: once, at the first
+    prepare   before training: fingerprints of weights and rows
+    record    of writing down a selection, a row of the pool; record_pool: once
+    memory    name -> bytes at most
+    """
+
+    training_flop: float = 0.0
+    start: float = 0.0
+    round: float = 0.0
+    measure_flop: float = 0.0
+    look: float = 0.0
+    first_look: float = 0.0
+    evaluation_flop: float = 0.0
+    prepare: float = 0.0
+    record: float = 0.0
+    record_pool: float = 0.0
+    memory: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs by phase as the ledger has them, and what they mean.
+
+    seconds are None where nothing was probed
+    disk, memory   name -> bytes
+    about          what the config says, so that a plan is not held against another run
+    """
+
+    phases: dict[str, Cost]
+    workload: Workload
+    disk: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> Cost:
+        return sum(self.phases.values(), Cost())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "total": asdict(self.total), "verdict": verdict(self)}
+
+
+def selections_of(clock: Clock, steps: int) -> int:
+    """Coresets chosen in so many steps."""
+    rounds = math.ceil(steps / clock.steps)
+    after = rounds - clock.warmup_rounds
+    if after <= 0:
+        return 0
+    return 1 if clock.every == 0 else math.ceil(after / clock.every)
+
+
+def audits_of(selections: int, every: int | None) -> int:
+    """Full measurements: at every `every`-th selection after the first."""
+    return 0 if not every else max(0, (selections - 1) // every)
+
+
+def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) -> dict[str, Cost]:
+    """Costs by phase. measures: whether the method looks at anything."""
+    later = max(0, work.selections - 1)
+    looked = work.look.scaled(min(1.0, rehearsal.later.rows / max(1, work.look.rows)))
+    phases = {name: Cost() for name in PHASES}
+    if work.warmup.rows:
+        phases["warm-up"] = _cost(work.warmup, work.warmup.flops * rates.training_flop)
+    seconds = work.training.flops * rates.training_flop + rates.start + (work.rounds - 1) * rates.round
+    phases["training"] = _cost(work.training, seconds)
+    if measures and work.selections:
+        seen = Work(
+            work.first.rows + later * looked.rows,
+            work.first.tokens + later * looked.tokens,
+            work.first.flops + later * looked.flops + work.selections * work.references,
+        )
+        looks = 1 + later * rehearsal.later.looks
+        seconds = seen.flops * rates.measure_flop + looks * rates.look + rates.first_look
+        phases["measurement"] = _cost(seen, seconds)
+    if work.selections:
+        phases["graph"] = Cost(rehearsal.first.graph + later * rehearsal.later.graph)
+        phases["selection"] = Cost(rehearsal.first.selection + later * rehearsal.later.selection)
+    evaluated = work.held_out.scaled(work.evaluations)
+    if evaluated.rows:
+        phases["evaluation"] = _cost(evaluated, evaluated.flops * rates.evaluation_flop)
+    audited = work.look.scaled(work.audits)
+    written = work.pool_rows * (rates.record_pool + work.selections * rates.record)
+    seconds = rates.prepare + written + audited.flops * rates.measure_flop
+    seconds += work.audits * (rehearsal.first.graph + rehearsal.first.selection)
+    phases["other"] = _cost(audited, seconds)
+    return phases
+
+
+def verdict(plan: Plan) -> list[str]:
+    """What the costs mean, the worst news first. FLOPs are compared: seconds of other machines differ."""
+    work, phases = plan.workload, plan.phases
+    step = work.pool.flops / work.pool_rows * work.batch  # of training on average rows
+    choosing = sum(phases[name].flops or 0.0 for name in (*CHOOSING, "other"))
+    trained = (phases["training"].flops or 0.0) + (phases["warm-up"].flops or 0.0)
+    full = work.pool.flops * work.epochs
+    lines = []
+    if choosing + trained >= full:
+        lines.append(
+            "WARNING: selection saves no compute against full training: this run computes "
+            f"{choosing + trained:.2e} FLOPs, {work.epochs:.3g} epochs of the whole pool {full:.2e}; it pays "
+            "only if the coreset teaches more than the pool"
+        )
+    else:
+        lines.append(
+            f"against full training: {(choosing + trained) / full:.0%} of the FLOPs of "
+            f"{work.epochs:.3g} epochs of the whole pool"
+        )
+    if not choosing:
+        lines.append("against random: this method looks at nothing, and costs what random costs")
+        return lines
+    equal = work.steps + choosing / step
+    lines.append(
+        f"against random: break-even when it reaches in {work.steps:,} steps what a random coreset reaches "
+        f"in {equal:,.0f}, for choosing computes as much as {choosing / step:,.0f} steps"
+    )
+    if choosing > trained:
+        lines.append(
+            f"WARNING: choosing costs {choosing / trained:.1f} times what training does; fewer refreshes "
+            "(refresh_every), fewer anchors, last_blocks or cheaper signals bring it down"
+        )
+    seconds = plan.total.seconds
+    outside = phases["graph"].seconds + phases["selection"].seconds
+    if seconds and outside > 0.5 * seconds:
+        lines.append(
+            f"WARNING: graph and selection take {outside / seconds:.0%} of the time and compute nothing in "
+            "the model: a smaller budget, k or pool brings it down"
+        )
+    return lines
+
+
+def table(plan: Plan) -> list[tuple[str, ...]]:
+    """Printable rows under TABLE_HEADER."""
+    total = plan.total
+    spent = [(name, cost) for name, cost in plan.phases.items() if cost != Cost()]
+    return [
+        (
+            name,
+            f"{cost.seconds:.1f}",
+            f"{cost.seconds / total.seconds:.0%}" if total.seconds else "-",
+            f"{cost.rows:,}",
+            f"{cost.tokens:,}",
+            f"{cost.flops:.2e}" if cost.flops else "-",
+        )
+        for name, cost in [*spent, ("total", total)]
+    ]
+
+
+def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
+    """FOLDER/_coretune/plan.json, whole or not at all."""
+    path = Path(folder) / PLAN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(plan.to_dict(), indent=2), encoding="utf-8")
+    os.replace(beside, path)
+    return path
+
+
+def prediction(folder: str | os.PathLike[str], about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `write` put there, by phase; None where there is nothing, or it is of another config."""
+    path = Path(folder) / PLAN
+    if not path.is_file():
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    if plan["about"] != json.loads(json.dumps(about)):
+        return None
+    return {"phases": plan["phases"], "total": plan["total"]}
+
+
+def missed(predicted: Mapping[str, Any], actual: Mapping[str, Any], within: float) -> list[str]:
+    """Where the totals differ by more than that share of the outcome: one line each."""
+    found = []
+    for name in ("seconds", "flops", "rows", "tokens"):
+        said, was = predicted["total"][name], actual["total"][name]
+        if was and said is not None and abs(said - was) > within * was:
+            found.append(f"{name}: {said:.4g} was predicted, it was {was:.4g} ({said / was - 1:+.0%})")
+    return found
+
+
+def _cost(work: Work, seconds: float) -> Cost:
+    return Cost(seconds, work.rows, work.tokens, work.flops)
+
+
+def lines(plan: Plan) -> Sequence[str]:
+    """What stands below the table: memory, disk, verdict."""
+    found = [f"memory  {_sizes(plan.memory)}", f"disk    {_sizes(plan.disk)}"]
+    return [*found, *plan.notes, *verdict(plan)]
+
+
+def _sizes(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes.items())
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1024
+    raise AssertionError

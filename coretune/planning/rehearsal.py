@@ -1,0 +1,149 @@
+"""Rounds played through without a model, to see what choosing costs: signals come from a small sample.
+
+`dynamic.py` itself runs, so rows looked at, graph and selection are those of the very settings, on signals
+that were measured of a few rows and are drawn again, with noise, for as many as the pool has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from coretune.ledger import Ledger
+from coretune.planning.forecast import Looks
+from coretune.refreshing.refresh import UNIT
+from coretune.rounds import dynamic
+from coretune.rounds.looking import Meter
+from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.types import Array, Pool, Rows
+
+MOST = 4000  # rows rehearsed with; larger pools are extrapolated from half and all of them
+NOISE = 0.3  # of a signal's own spread: rows differ, and move a little from look to look
+AGAIN = 2  # refreshes rehearsed after the first selection
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What one selection costs outside the model: seconds, and what it looks at."""
+
+    graph: float
+    selection: float
+    rows: float
+    looks: float
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The first selection, and the mean of those after it (equal to the first where there is but one)."""
+
+    first: Choosing
+    later: Choosing
+
+
+def looking_at(rehearsal: Rehearsal, looks: Sequence[Looks], budget: int, most: int) -> Rehearsal:
+    """The same with the rows that later refreshes look at as forecast, and the choosing that goes with it.
+
+    With anchors "candidates" how many rows are looked at depends on how much the model's news changes the
+    choice, which noise does not imitate. Each look is absorbed; there is a choice before every look, one that
+    finds nothing more to look at, and the last.
+
+    budget, most  rows in the coreset and in the pool
+    """
+    if not looks:
+        return rehearsal
+    later = rehearsal.later
+    rows = float(np.mean([min(one.rows * budget, most) for one in looks]))
+    times = float(np.mean([one.looks for one in looks]))
+    graph, selection = later.graph / max(later.looks, 1.0), later.selection / (later.looks + 2)
+    return replace(rehearsal, later=Choosing(graph * times, selection * (times + 2), rows, times))
+
+
+def rehearse(
+    config: CoresetConfig,
+    sample: Pool,
+    cost: Array,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rehearsal:
+    """What choosing costs for a pool of len(cost) rows.
+
+    sample  a pool of fewer rows, of which all signals were measured
+    cost    (n,) tokens of the rows
+    """
+    n = len(cost)
+    config = replace(config, audit_every=None, quota=None)
+    if n <= MOST:
+        return _play(config, sample, cost, seed, clock)
+    half, whole = (_play(config, sample, _thinned(cost, m), seed, clock) for m in (MOST // 2, MOST))
+    return Rehearsal(
+        *(_extrapolated(getattr(half, name), getattr(whole, name), n) for name in ("first", "later"))
+    )
+
+
+def _play(
+    config: CoresetConfig, sample: Pool, cost: Array, seed: int, clock: Callable[[], float]
+) -> Rehearsal:
+    share = config.budget.resolve(dynamic.empty_pool(cost))
+    batch = max(1, share.amount // 4 if share.unit == "rows" else len(cost) // 40)
+    rounds = Clock(steps=1, batch=batch, warmup_rounds=0, every=1)
+    drawn = _drawn(config, sample, len(cost), seed)
+    looks: list[int] = []
+    rng = np.random.default_rng([seed, 7])
+
+    def measure(rows: Rows) -> Mapping[str, Array]:
+        looks.append(len(rows))
+        return {name: _blurred(values[rows], name, rng, NOISE / 3) for name, values in drawn.items()}
+
+    meter = Meter(measure, lambda rows: 0.0, lambda: sample.references) if config.needs else None
+    found: list[Choosing] = []
+    state = None
+    for _ in range(1 + AGAIN):
+        ledger = Ledger(clock)
+        looks.clear()
+        if state is None:
+            state = dynamic.start(config, dynamic.empty_pool(cost), rounds, meter, ledger)
+        else:
+            state = dynamic.advance(config, state, rounds, meter, ledger)
+        spent = ledger.costs
+        found.append(Choosing(spent["graph"].seconds, spent["selection"].seconds, sum(looks), len(looks)))
+    return Rehearsal(found[0], _mean(found[1:]))
+
+
+def _drawn(config: CoresetConfig, sample: Pool, n: int, seed: int) -> dict[str, Array]:
+    """Signals of n rows, drawn from the sample's with noise."""
+    rng = np.random.default_rng([seed, 8])
+    rows = rng.integers(sample.n, size=n)
+    return {name: _blurred(sample.feature(name)[rows], name, rng, NOISE) for name in config.needs}
+
+
+def _blurred(values: Array, name: str, rng: np.random.Generator, noise: float) -> Array:
+    """Each number moved by `noise` of the signal's root mean square; unit rows stay unit."""
+    scale = np.float32(noise * np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    moved = values + scale * rng.standard_normal(values.shape, dtype=np.float32)
+    if name.endswith(UNIT):
+        moved /= np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-12)
+    return moved.astype(np.float32)
+
+
+def _thinned(cost: Array, m: int) -> Array:
+    return cost[np.linspace(0, len(cost) - 1, m).astype(np.int64)]
+
+
+def _mean(found: list[Choosing]) -> Choosing:
+    return Choosing(*(float(np.mean([vars(one)[name] for one in found])) for name in vars(found[0])))
+
+
+def _extrapolated(half: Choosing, whole: Choosing, n: int) -> Choosing:
+    """To n rows by the power of n that the two sizes show, between 1 (a pass) and 2 (all pairs)."""
+    found = {}
+    for name, at_most in vars(whole).items():
+        if name == "looks":
+            found[name] = at_most
+            continue
+        below = max(vars(half)[name], 1e-9)
+        power = 1.0 if name == "rows" else float(np.clip(np.log2(max(at_most, 1e-9) / below), 1.0, 2.0))
+        found[name] = at_most * (n / MOST) ** power
+    return Choosing(**found)

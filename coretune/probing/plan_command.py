@@ -1,0 +1,46 @@
+"""`coretune plan`: what a run will cost, before it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
+
+
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """What a run will cost and whether it can pay: a short probe on this machine, and nothing is trained."""
+
+    def work() -> None:
+        from coretune import run
+        from coretune.config import load_config
+        from coretune.planning.plan import TABLE_HEADER, lines, table, write
+        from coretune.probing.probe import PARTS, make_plan
+        from coretune.progress import progress
+
+        settings = load_config(config, overrides or ())
+        run.quiet()
+        with progress(len(PARTS), PARTS[0], "part", shown=not (quiet or as_json)) as bar:
+
+            def over(part: str) -> None:
+                bar.update()
+                bar.set_description(part)
+
+            found = make_plan(settings, over=over)
+        path = write(found, settings.output_dir)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        if not quiet:
+            print_table("Predicted cost", [TABLE_HEADER, *table(found)])
+            print("\n".join(lines(found)))
+        print(f"plan: {path}; `coretune train` holds the outcome against it")
+
+    guarded(work, traceback)

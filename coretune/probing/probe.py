@@ -1,0 +1,314 @@
+"""A short run with the real model on some of the rows, for what this machine takes for a step and a look.
+
+full trainer (counted, not trained) ─► Workload
+a small run of the same config: warm-up, selection, refresh, a few steps, part of an evaluation ─► Rates
+signals of its rows ─► rehearsal (what choosing takes), forecast (what refreshes look at) ─► Plan
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainerCallback, get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from coretune import run
+from coretune.config import RunConfig
+from coretune.data.corpus import Corpus
+from coretune.planning.forecast import Moved, forecast
+from coretune.planning.plan import Plan, Rates, Workload, predict
+from coretune.planning.rehearsal import Choosing, Rehearsal, looking_at, rehearse
+from coretune.planning.workload import about_run, look, workload
+from coretune.probing.probe_config import elsewhere, small_config
+from coretune.recording.selection_log import is_selection
+from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.training.train import CoresetSFTTrainer
+from coretune.types import Array, Pool
+
+HELD_OUT = 64  # rows evaluated
+PARTS = ("counting", "probing", "rehearsing")  # of making a plan
+
+
+def make_plan(
+    config: RunConfig,
+    clock: Callable[[], float] = time.perf_counter,
+    over: Callable[[str], object] = lambda part: None,
+) -> Plan:
+    """Predict the run of this config. Nothing is written in its output_dir.
+
+    clock  in seconds; time.process_time on a machine that is busy with other things
+    over   told when one of PARTS is over, and which comes next; at the end the last again
+    Raises ValueError as the run itself would.
+    """
+    with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
+        whole = run.build_trainer(elsewhere(config, folder, "whole"))
+        work, rounds, ages = workload(whole, config), whole.clock, ages_of(whole.args)
+        coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
+        harvests = whole.sight.harvest is not None
+        sizes = _sizes(whole)
+        about, notes = about_run(config), _notes(whole)
+        small = small_config(whole, config, Path(folder))
+        del whole
+        gc.collect()
+        over(PARTS[1])
+        found = _probe(small, clock, bool(work.held_out.rows))
+    over(PARTS[2])
+    rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
+    if found.moved is not None and work.selections > 1:
+        batch = max(1, round(rounds.rows * found.chosen / work.budget_rows))
+        looks = forecast(
+            replace(found.coreset, refresh_every=coreset.refresh_every),
+            found.pool,
+            found.moved,
+            Clock(1, batch, rounds.warmup_rounds, rounds.every),
+            ages[:: rounds.steps][: work.rounds],
+            harvests,
+        )
+        rehearsal = looking_at(rehearsal, looks, work.budget_rows, work.pool_rows)
+    over(PARTS[2])
+    phases = predict(work, found.rates, rehearsal, bool(coreset.needs))
+    n = work.pool_rows
+    memory = {**found.rates.memory, "signals of the pool": n * found.signals}
+    disk = _disk(config, work, sizes, n * found.signals)
+    return Plan(phases, work, disk, memory, about, notes)
+
+
+def ages_of(args: Any) -> Array:
+    """(steps + 1,) how much a model has been trained before each step: the learning rates so far.
+
+    The stock schedule, as a share of its peak; a plateau's, which nobody knows beforehand, is taken as
+    constant. Before the first step it is what the first step adds: none is of age 0.
+    """
+    rates = np.ones(args.max_steps)
+    if args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(args.max_steps),
+            num_training_steps=args.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        for step in range(args.max_steps):
+            rates[step] = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+    ages = np.concatenate([[0.0], np.cumsum(rates)])
+    return np.maximum(ages, rates[rates > 0][0] if rates.any() else 1.0)
+
+
+# ------------------------------------------------------------------------------------------- the probe
+
+
+class _Watch(TrainerCallback):
+    """Notes the ledger as the run goes: at its beginning, at every step's end, at every selection."""
+
+    def __init__(self, trainer: CoresetSFTTrainer) -> None:
+        self.trainer = trainer
+        self.steps: list[tuple[float, float, int]] = []  # seconds and FLOPs of training, round
+        self.other: list[float] = []  # at the beginning, and after every selection
+        self.measured: list[float] = []  # after every selection
+        self.peak = {"training": 0.0, "measuring": 0.0}
+        self.first: Pool | None = None  # the pool as the first selection saw it
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._select()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if is_selection(logs):
+            self._select()
+            self._see("measuring")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = self.trainer.coreset_state
+        if self.first is None and now is not None and now.selections:
+            self.first = now.pool
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        costs = self.trainer.ledger.by_phase()
+        trained = [costs["warm-up"], costs["training"]]
+        seconds, flops = sum(c.seconds for c in trained), sum(c.flops or 0.0 for c in trained)
+        self.steps.append((seconds, flops, (state.global_step - 1) // self.trainer.clock.steps))
+        self._see("training")
+
+    def _select(self) -> None:
+        costs = self.trainer.ledger.by_phase()
+        self.other.append(costs["other"].seconds)
+        self.measured.append(costs["measurement"].seconds)
+
+    def _see(self, phase: str) -> None:
+        if torch.cuda.is_available():
+            self.peak[phase] = max(self.peak[phase], float(torch.cuda.max_memory_allocated()))
+            torch.cuda.reset_peak_memory_stats()
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What the probe found.
+
+    pool     its rows with their signals, at the end
+    signals  bytes a row of them
+    coreset  its settings, which choose so many rows
+    moved    two looks at all rows, where the number of later looks depends on what they find
+    """
+
+    rates: Rates
+    pool: Pool
+    signals: float
+    coreset: CoresetConfig
+    chosen: int
+    moved: Moved | None
+
+
+def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Probed:
+    trainer = run.build_trainer(config)
+    trainer.remove_callback(PrinterCallback)
+    trainer.ledger.clock = clock
+    watch = _Watch(trainer)
+    trainer.add_callback(watch)
+    trainer.train()
+    costs = trainer.ledger.by_phase()
+    training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
+    measure, each, last = _looks(trainer, clock)
+    evaluation = _evaluation(trainer, clock) if evaluate else 0.0
+    state = trainer.coreset_state
+    assert state is not None
+    pool, n = state.pool, state.pool.n
+    first = look(trainer, np.arange(n), first=True).flops * measure + each
+    record = max(0.0, watch.other[-1] - watch.other[-2]) / n if len(watch.other) > 2 else 0.0
+    signals = sum(value.nbytes for value in pool.features.values())
+    signals += 0 if pool.graph is None else pool.graph.neighbors.nbytes * 2 + pool.graph.built_from.nbytes
+    rates = Rates(
+        training_flop=training,
+        start=start,
+        round=boundary,
+        measure_flop=measure,
+        look=each,
+        first_look=max(0.0, watch.measured[1] - first) if trainer.meter else 0.0,
+        evaluation_flop=evaluation,
+        prepare=watch.other[0],
+        record=record,
+        record_pool=max(0.0, watch.other[1] - watch.other[0]) / n - record,
+        memory=_memory(watch),
+    )
+    chosen, moved = len(state.coreset.indices), _moved(trainer, watch, last)
+    return _Probed(rates, pool, signals / n, trainer.coreset_config, chosen, moved)
+
+
+def _moved(trainer: CoresetSFTTrainer, watch: _Watch, last: Mapping[str, Array]) -> Moved | None:
+    """None where later refreshes look at rows that are known beforehand; last: signals after training."""
+    config, ages = trainer.coreset_config, ages_of(trainer.args)
+    if config.refresh.anchors != "candidates" or config.taught or watch.first is None or not last:
+        return None
+    before = {name: watch.first.feature(name) for name in last}
+    good = {name: np.where(np.isfinite(value), value, before[name]) for name, value in last.items()}
+    begun = ages[trainer.clock.warmup_rounds * trainer.clock.steps]
+    return Moved(before, good, (float(begun), float(ages[-1])))
+
+
+def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
+    """Seconds a FLOP of training, between two rounds, and outside of all steps.
+
+    The first two steps warm up kernels and allocators; what they took longer is counted as outside.
+    """
+    known = [
+        (b[0] - a[0], b[1] - a[1], b[2] != a[2]) for a, b in zip(watch.steps, watch.steps[1:], strict=False)
+    ]
+    inside = [(took, flops) for took, flops, crossed in known[1:] if not crossed]
+    if not inside:  # rounds of one step: what lies between them is part of every step
+        known = [(took, flops, False) for took, flops, _ in known]
+        inside = [(took, flops) for took, flops, _ in known[1:]]
+    rate = float(np.median([took / flops for took, flops in inside]))
+    crossing = [took - rate * flops for took, flops, crossed in known[1:] if crossed]
+    boundary = max(0.0, float(np.median(crossing))) if crossing else 0.0
+    start = seconds - rate * watch.steps[-1][1] - boundary * len(crossing)
+    return rate, boundary, max(0.0, start)
+
+
+def _looks(
+    trainer: CoresetSFTTrainer, clock: Callable[[], float]
+) -> tuple[float, float, Mapping[str, Array]]:
+    """Seconds a FLOP of measuring and seconds a look, from a small look and a large one; what that saw."""
+    if trainer.meter is None:
+        return 0.0, 0.0, {}
+    if trainer.coreset_config.taught:  # looked at through checkpoints: the first look is all there is
+        seen = trainer.ledger.costs["measurement"]
+        return seen.seconds / (seen.flops or 1.0), 0.0, {}
+    everyone = np.arange(len(trainer.pool_rows.length))
+    took, flops = [], []
+    for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
+        began = clock()
+        signals = trainer.meter.measure(rows)
+        took.append(clock() - began)
+        flops.append(trainer.meter.flops(rows))
+    rate = max(0.0, (took[1] - took[0]) / (flops[1] - flops[0])) if flops[1] > flops[0] else 0.0
+    rate = rate or took[1] / flops[1]
+    return rate, max(0.0, took[1] - rate * flops[1]), signals
+
+
+def _evaluation(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
+    """Seconds a FLOP, the second time."""
+    some = trainer.eval_dataset.select(range(min(HELD_OUT, len(trainer.eval_dataset))))
+    for _ in range(2):
+        before, began = trainer.ledger.costs["evaluation"].flops or 0.0, clock()
+        trainer.evaluate(some)
+        took = clock() - began
+    return took / ((trainer.ledger.costs["evaluation"].flops or 0.0) - before)
+
+
+def _memory(watch: _Watch) -> dict[str, float]:
+    """Bytes at most: of each phase on a GPU, of the whole process without one."""
+    if torch.cuda.is_available():
+        return {f"{name} (GPU)": size for name, size in watch.peak.items()}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit}
+
+
+def _sizes(trainer: CoresetSFTTrainer) -> dict[str, float]:
+    """Bytes of what a checkpoint holds: the weights saved, and two moments of each trainable number."""
+    trainable = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    adapted = trainer.cost.adapter_parameters is not None
+    return {"weights": float(trainable if adapted else whole), "optimizer": 2.0 * trainable}
+
+
+def _disk(config: RunConfig, work: Workload, sizes: dict[str, float], signals: float) -> dict[str, float]:
+    """Bytes in output_dir when the run is over."""
+    args = config.training
+    kept = 0
+    if args.get("save_strategy", "steps") != "no":
+        every = args.get("save_steps", 500)
+        every = every if every >= 1 else every * work.steps
+        kept = work.rounds if args.get("save_strategy") == "epoch" else math.ceil(work.steps / every)
+        kept = min(kept, args.get("save_total_limit") or kept)
+    lines = min(work.pool_rows, 20_000) * work.selections
+    return {
+        "checkpoints": kept * (sizes["weights"] + sizes["optimizer"] + signals),
+        "weights": sizes["weights"],
+        "records": 40.0 * lines + 150.0 * work.pool_rows + 7e6,
+    }
+
+
+def _notes(trainer: CoresetSFTTrainer) -> tuple[str, ...]:
+    rows = trainer.pool_rows
+    assert isinstance(rows, Corpus)
+    dropped, cut = len(rows.dropped), rows.truncated
+    pool = f"pool    {len(rows.ids):,} rows, {int(rows.length.sum()):,} tokens after truncation"
+    return (f"{pool}; {dropped:,} bad rows left out, {cut:,} prompts cut",)
+
+
+def _nothing() -> Rehearsal:
+    return Rehearsal(Choosing(0.0, 0.0, 0.0, 0.0), Choosing(0.0, 0.0, 0.0, 0.0))

@@ -1,0 +1,162 @@
+"""Reads a run directory: what was chosen, of what pool, at what cost. Needs no model and no data.
+
+RUN/             weights, checkpoints, model card and logs, as transformers writes and uploads them
+RUN/_coretune/   everything else; it holds texts of the pool, and no push takes it along
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from coretune.recording import audit
+from coretune.types import Array
+
+OWN = "_coretune"  # in output_dir, which `push_to_hub` uploads but for what begins with _ or checkpoint-
+POOL, SELECTION, LEDGER, CONFIG = (
+    f"{OWN}/{name}" for name in ("pool.parquet", "selection.parquet", "ledger.json", "config.yaml")
+)
+REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
+HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
+MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory, also one that is still being written.
+
+    Raises FileNotFoundError, naming the file, where `path` holds no selection or no pool.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> RunFiles:
+        folder = Path(path)
+        for name in (SELECTION, POOL):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{folder} holds no {name}: give the output_dir of a run that has selected at least once"
+                )
+        return cls(folder)
+
+    @cached_property
+    def pool(self) -> pa.Table:
+        """One line a pool row (`run_record.py`)."""
+        try:
+            return pq.read_table(self.path / POOL, partitioning=None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(_damaged(self.path / POOL, error)) from None
+
+    @cached_property
+    def map_facts(self) -> dict[str, Any]:
+        """embedding, copies_by, and variance_shown where there is a map."""
+        facts: dict[str, Any] = json.loads(self.pool.schema.metadata[MAP_FACTS])
+        return facts
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return list(self.pool["id"].to_pylist())
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
+    @cached_property
+    def rounds(self) -> list[int]:
+        try:
+            return audit.round_numbers(self.path / SELECTION)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(_damaged(self.path / SELECTION, error)) from None
+
+    def step_of(self, round: int) -> int | None:
+        """The optimiser step before that round; None where no config.yaml says how long a round is."""
+        steps = self.config.get("provenance", {}).get("round_steps")
+        return None if steps is None else round * int(steps)
+
+    def selection(self, round: int) -> pa.Table:
+        """The lines of one selection; ValueError names those there are."""
+        if round not in self.rounds:
+            raise ValueError(f"{self.path} has no refresh {round}; it has {', '.join(map(str, self.rounds))}")
+        return audit.read(self.path / SELECTION, round)
+
+    def chosen(self, round: int) -> list[str]:
+        """Ids of that selection's coreset, in the order chosen."""
+        lines = self.selection(round).select(["id", "chosen", "rank"])
+        lines = lines.filter(lines["chosen"]).sort_by("rank")
+        return list(lines["id"].to_pylist())
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """ledger.json; empty where there is none yet."""
+        return _json(self.path / LEDGER)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml; empty where a trainer was used without one."""
+        path = self.path / CONFIG
+        if not path.is_file():
+            return {}
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError) as error:
+            raise ValueError(_damaged(path, error)) from None
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The trainer's log lines: of the finished run, else of its last checkpoint; [] without either."""
+        checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for folder in (self.path, *reversed(checkpoints)):
+            if (folder / HISTORY).is_file():
+                lines: list[dict[str, Any]] = _json(folder / HISTORY)["log_history"]
+                return lines
+        return []
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """What the evaluation after training found; {} where there was none."""
+        found: dict[str, float] = _json(self.path / METRICS)
+        return found
+
+    @cached_property
+    def comparison(self) -> dict[str, Any] | None:
+        """The comparison that this run is an arm of, or that was put into its folder; None without one."""
+        for folder in (self.path, self.path.resolve().parent):
+            if found := _json(folder / COMPARISON):
+                return dict(found)
+        return None
+
+    def column(self, name: str) -> Array:
+        """(n,) of pool.parquet; null numbers become NaN."""
+        return np.asarray(self.pool[name].to_numpy(zero_copy_only=False))
+
+
+def excerpt(texts: Sequence[str | None], row: int, length: int) -> str:
+    """The text of a row on one line, cut to `length` characters."""
+    text = " ".join((texts[row] or "").split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    """A run's files are written whole or not at all: a copy was cut, or somebody wrote into them."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{path} cannot be read, it is damaged: {reason}; copy the run again, or remove the file"

@@ -1,0 +1,107 @@
+"""What a run says of a selection: figures for every logger, a line for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coretune.ledger import Ledger, Round
+from coretune.rounds.state import State
+from coretune.types import Array
+
+PREFIX = "coreset/"
+#: Figures of a round that compare nothing with a full measurement.
+OWN = ("graph_recall", "near_copies", "rows_harvested")
+NAMED = 10  # rows named in a warning
+
+
+def figures(entry: Round, state: State) -> dict[str, float]:
+    """`coreset/…` -> number, for the loggers a trainer reports to. What is not known is left out.
+
+    round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
+    of the rows that were in the last coreset), graph_recall, near_copies (share of the pool), rows_harvested,
+    approximation/… (see `approximation.compare`), and the numbers that the method says of its selection
+    """
+    found: dict[str, float | None] = {
+        "round": entry.round,
+        "rows": entry.rows_chosen,
+        "tokens": float(state.pool.cost[state.coreset.indices].sum()),
+        "pool": state.pool.n,
+        "rows_measured": entry.rows_measured,
+        "seconds": entry.seconds,
+        "overlap": entry.overlap,
+    }
+    for name, value in entry.approximation.items():
+        found[name if name in OWN else f"approximation/{name}"] = value
+    said = {name: value for name, value in entry.selection.items() if isinstance(value, int | float)}
+    return {PREFIX + name: float(value) for name, value in {**said, **found}.items() if value is not None}
+
+
+def totals(ledger: Ledger) -> dict[str, float]:
+    """What the run has cost so far but for evaluation: seconds, share of them choosing, FLOPs if known."""
+    costs = {name: cost for name, cost in ledger.by_phase().items() if name != "evaluation"}
+    seconds = sum(cost.seconds for cost in costs.values())
+    choosing = sum(costs[name].seconds for name in ("measurement", "graph", "selection"))
+    found = {"cost/seconds": round(seconds, 3)}
+    if seconds:
+        found["cost/choosing"] = round(choosing / seconds, 4)
+    flops = [cost.flops for cost in costs.values()]
+    return found if None in flops else {**found, "cost/flops": float(sum(filter(None, flops)))}
+
+
+def so_far(logs: Mapping[str, float]) -> str:
+    """The totals of a log line in a few words."""
+    flops = f", {logs['cost/flops']:.1e} FLOPs" if "cost/flops" in logs else ""
+    return f"{logs.get('cost/choosing', 0.0):.0%} choosing{flops}"
+
+
+def is_selection(logs: Mapping[str, object]) -> bool:
+    return f"{PREFIX}round" in logs
+
+
+def line(logs: Mapping[str, float], step: int) -> str:
+    """The figures as one line."""
+    found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
+    kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
+    looked = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
+    if found.get("rows_harvested"):
+        looked += f"; harvested {found['rows_harvested']:,.0f}"
+    parts = [
+        f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
+        f"{found['tokens']:,.0f} tokens{kept}{looked}; {found['seconds']:.1f} s"
+    ]
+    if "graph_recall" in found:
+        parts.append(f"graph recall {found['graph_recall']:.3f}")
+    if "near_copies" in found:
+        parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
+    if "mismatched_loss" in found:
+        parts.append(_contradicted(found))
+    audited = [
+        f"{name.removeprefix('approximation/')} {value:.3f}"
+        for name, value in found.items()
+        if name.startswith("approximation/")
+    ]
+    if audited:
+        parts.append(f"against a full measurement: {', '.join(audited)}")
+    return "; ".join(parts)
+
+
+def _contradicted(found: Mapping[str, float]) -> str:
+    """How many, and by what they were told (`Clues`)."""
+    many = "nobody can be suspected"
+    if "contradicted" in found:
+        many = f"contradicted: {found['contradicted']:,.0f}"
+    costs = f"{found['matched_loss']:.2f} nats, after another row's prompt {found['mismatched_loss']:.2f}"
+    return f"{many} (a response costs {costs})"
+
+
+def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
+    """A warning that names the rows usable (n,) `before` and not `now`; None when there are none."""
+    lost = np.flatnonzero(before & ~now)
+    if len(lost) == 0:
+        return None
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    names = ", ".join(ids[row] for row in lost[:NAMED])
+    rows = "row is" if len(lost) == 1 else "rows are"
+    return f"{len(lost)} {rows} excluded from now on, a signal was not finite: {names}{more}"

@@ -1,0 +1,239 @@
+"""Who selects, how much and when: the settings of a run on a coreset, and the round length they lead to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from coretune.cluster.selection import refuse_on_ray, select_on_ray
+from coretune.engines.covering import COVERING, select_within
+from coretune.measure.settings import MeasureSettings
+from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.budget import BudgetRequest
+from coretune.rounds.quota_request import QuotaRequest
+from coretune.select.engines import bytes_of, seconds_of
+from coretune.select.greedy import check_budget
+from coretune.types import Budget, Coreset, KeepsQuota, Pool, Selector, Taught
+
+WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
+
+
+@dataclass(frozen=True)
+class CoresetConfig:
+    """Who selects, how news spreads, how much, and when.
+
+    refresh_every  optimiser steps between selections; "pass" [choice]: as many as one pass over the coreset
+                   takes, so that no row comes twice and none is looked at in vain; "never" (one selection);
+                   or "adaptive": every `check_every` steps the anchors are measured, and a new coreset is
+                   chosen when their scores differ from what was believed by more than `threshold` of their
+                   mean (after CREST, Yang et al. 2023, which tests its loss prediction so; 0.1 is theirs)
+    warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
+                   methods that look at nothing have none. For a method that looks through a teacher: share of
+                   the pool that the teacher is trained on, aside; the training itself has no warm-up then
+    audit_every    after every so many selections, at the next one, measure the whole pool and report how far
+                   the propagated values are from the truth (the first selection measures everything anyway);
+                   None = never. Costs a full measurement each time.
+    record_others  of a pool of more than 20,000 rows so many that were not chosen, drawn once from the seed,
+                   are recorded beside those that were; smaller pools are recorded whole (`audit.py`)
+    weighted       multiply each example's loss by its coreset weight
+    quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
+    memory_limit   what greedy selections may hold above the features, as 4GiB or 512MiB
+    deadline       of a selection between all pairs, as 90s, 10min or 2h, at a nominal speed (`engines.py`):
+                   one that would pass it is made in two rounds; None = exact, however long it takes
+    engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
+    ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
+    """
+
+    selector: Selector
+    refresh: AnchorRefresh
+    budget: BudgetRequest
+    refresh_every: int | str = "pass"
+    warmup: float = 0.05
+    check_every: int = 10
+    threshold: float = 0.1
+    audit_every: int | None = None
+    record_others: int = 10_000
+    weighted: bool = False
+    quota: QuotaRequest | None = None
+    memory_limit: str = "4GiB"
+    deadline: str | None = None
+    engine: str = "local"
+    ray_address: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.refresh_every, str):
+            if self.refresh_every not in ("pass", "never", "adaptive"):
+                raise ValueError(
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, "
+                    "or pass, never or adaptive"
+                )
+        elif self.refresh_every < 1:
+            raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(
+                f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1"
+            )
+        for name, unit in (("check_every", "step"), ("audit_every", "selection")):
+            if (every := vars(self)[name]) is not None and every < 1:
+                raise ValueError(f"{name} is {every}: give at least 1 {unit}")
+        if self.record_others < 0:
+            raise ValueError(f"record_others is {self.record_others}: give a number of rows, 0 or more")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
+        self._refuse_combinations()
+        self._refuse_engines()
+        self._refuse_quota()
+        bytes_of(self.memory_limit)
+        seconds_of(self.deadline)
+
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        """The selector's answer within the quota, by the engine asked for."""
+        if self.quota is not None:
+            budget = self.with_quota(pool, budget)
+        ours = type(self.selector) in COVERING  # what is made from one of ours may select otherwise
+        if self.engine == "local" and ours and isinstance(self.selector, COVERING):
+            return select_within(self.selector, pool, budget, rng, self.memory_limit, self.deadline)
+        if self.engine == "local":
+            return self.selector.select(pool, budget, rng)
+        return select_on_ray(self.selector, pool, budget, rng, self.ray_address)
+
+    def with_quota(self, pool: Pool, budget: Budget) -> Budget:
+        """ValueError where the usable rows cannot fill the budget within the quota."""
+        assert self.quota is not None
+        budget = replace(budget, quota=self.quota.resolve(pool, budget))
+        check_budget(budget, pool.cost, pool.usable)
+        return budget
+
+    def _refuse_quota(self) -> None:
+        if self.quota is None:
+            return
+        selector = self.selector
+        if not (isinstance(selector, KeepsQuota) and selector.keeps_quota):
+            raise ValueError(
+                f"quota is given, and {type(selector).__name__.lower()} keeps none: leave it out, or take "
+                "another method (docs/scale.md)"
+            )
+        if self.engine == "ray":
+            raise ValueError("quota is given, and engine is ray, which keeps none: set engine to local")
+
+    def _refuse_engines(self) -> None:
+        if self.engine not in ("local", "ray"):
+            raise ValueError(f"engine is {self.engine!r}: give local or ray")
+        if self.engine == "ray":
+            refuse_on_ray(self.selector)
+        elif self.ray_address is not None:
+            raise ValueError(f"ray_address is {self.ray_address!r} and engine is local: set engine to ray")
+
+    def _refuse_combinations(self) -> None:
+        if self.audit_every is not None and not self.refresh.follows_graph:
+            raise ValueError(
+                "audit_every compares what was propagated with the truth, and nothing is propagated with "
+                "anchors all, propagate none and repair none: leave it out"
+            )
+        changing = "trajectory" in self.selector.needs and self.refresh_every != "never"
+        if changing and self.refresh.anchors != "all":
+            raise ValueError(
+                f"anchors is {self.refresh.anchors}, and trajectories of later looks are shorter than those "
+                "of the first, so that all rows are measured again: set anchors to all"
+            )
+        if self.teaching and self.warmup == 0:
+            raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")
+
+    @property
+    def taught(self) -> bool:
+        """Whether the first selection looks through a teacher."""
+        return isinstance(self.selector, Taught)
+
+    @property
+    def teaching(self) -> bool:
+        """Whether that teacher is a warm-up run of this run's own, and not a folder of the user's."""
+        return isinstance(self.selector, Taught) and self.selector.teacher == WARMUP
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Signals to measure; none for a selector that looks at nothing."""
+        if not self.selector.needs:
+            return ()
+        tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
+        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs, *tested)))
+
+
+def default_measuring(config: CoresetConfig) -> MeasureSettings:
+    """How signals are measured where nothing is said: as the method asks for."""
+    asked = config.selector.defaults if isinstance(config.selector, Taught) else {}
+    known = {field.name for field in fields(MeasureSettings)}
+    return MeasureSettings(**{key: value for key, value in asked.items() if key in known}, seed=config.seed)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The fixed length of a round, derived once from the settings and the training arguments.
+
+    steps          optimiser steps a round
+    batch          items an optimiser step takes over all processes
+    warmup_rounds  rounds before the first selection
+    every          rounds between selections; 0 = one selection only
+    pack           tokens an item holds, which is a pack of rows then; 0 = an item is a row
+    density        rows an item is expected to hold
+    group          rows of like length are put together in batches of so many; 0 = they are not
+    """
+
+    steps: int
+    batch: int
+    warmup_rounds: int
+    every: int
+    pack: int = 0
+    density: int = 1
+    group: int = 0
+
+    @property
+    def items(self) -> int:
+        """Items a round."""
+        return self.steps * self.batch
+
+    @property
+    def rows(self) -> int:
+        """Rows a round is expected to hold; exactly those, where an item is a row."""
+        return self.items * self.density
+
+
+def make_clock(
+    config: CoresetConfig,
+    n: int,
+    coreset_rows: int,
+    batch: int,
+    *,
+    pack: int = 0,
+    density: int = 1,
+    group: int = 0,
+) -> Clock:
+    """Choose the length of a round.
+
+    The Trainer reads the length of an epoch once, so all rounds are equally long. With a refresh every E
+    steps it is E where there is no warm-up: what is done once an epoch (evaluation, saving, starting workers
+    that load data) is then done once a coreset. Else it is the smallest divisor of E that holds the warm-up,
+    so that the warm-up is not stretched to E steps. Without refreshes: the warm-up, or one pass over the
+    coreset where there is none.
+
+    n             rows in the pool
+    coreset_rows  rows in the coreset (estimated for a token budget)
+    batch, pack, density, group  as in `Clock`
+    """
+    warmup = math.ceil(config.warmup * n / (batch * density)) if config.needs and not config.taught else 0
+    one_pass = math.ceil(coreset_rows / (batch * density))
+    if config.refresh_every == "never":
+        return Clock(warmup or one_pass, batch, 1 if warmup else 0, 0, pack, density, group)
+    period = {"adaptive": config.check_every, "pass": one_pass}.get(str(config.refresh_every))
+    period = period or int(config.refresh_every)
+    holding = (d for d in range(warmup, period + 1) if period % d == 0)
+    steps = next(holding, period) if warmup else period
+    return Clock(steps, batch, math.ceil(warmup / steps), period // steps, pack, density, group)
+
+
+def coreset_rows(config: CoresetConfig, pool: Pool) -> int:
+    """Rows in the coreset; for a token budget, what it holds of rows of mean cost."""
+    budget = config.budget.resolve(pool)
+    return budget.amount if budget.unit == "rows" else max(1, round(budget.amount / float(pool.cost.mean())))

@@ -1,0 +1,1 @@
+"""Row-indexed signals on disk, under a fingerprint of all they depend on."""

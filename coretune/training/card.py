@@ -1,0 +1,44 @@
+"""What a model card says of the coreset: method, budget, settings, cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coretune.ledger import TABLE_HEADER, Ledger
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.training.checkpoints import settings_of
+
+BEGIN, END = "<!-- coretune -->", "<!-- /coretune -->"
+
+
+def section(config: CoresetConfig, state: State | None, ledger: Ledger) -> str:
+    """The card's section, in Markdown."""
+    method = type(config.selector).__name__
+    lines = [BEGIN, "## Coreset", "", f"Trained with coretune on coresets chosen by {method}."]
+    if state is not None and state.selections:
+        chosen, cost = state.coreset.indices, state.pool.cost
+        lines += [
+            f"The last of {state.selections} coresets has {len(chosen):,} of {state.pool.n:,} examples and "
+            f"{int(cost[chosen].sum()):,} of {int(cost.sum()):,} tokens.",
+        ]
+    settings = {name: value for name, value in settings_of(config).items() if not name.startswith("budget.")}
+    lines += ["", "| setting | value |", "|---|---|", f"| budget | {_budget(config)} |"]
+    lines += [f"| {name} | {value} |" for name, value in settings.items()]
+    lines += ["", "What it cost, the selection included:", ""]
+    rows = [TABLE_HEADER, ("---",) * len(TABLE_HEADER), *ledger.table()]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, END, ""])
+
+
+def _budget(config: CoresetConfig) -> str:
+    amount, unit = config.budget.amount, config.budget.unit
+    return f"{float(100 * amount):.4g} %" if unit == "share" else f"{int(amount):,} {unit}"
+
+
+def write_section(path: Path, text: str) -> None:
+    """Put the section at the end of the card, in the place of an earlier one."""
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, _, after = card.partition(BEGIN)
+    rest = after.partition(END)[2].lstrip("\n")
+    path.write_text(f"{before.rstrip()}\n\n{text}{rest}", encoding="utf-8")

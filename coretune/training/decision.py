@@ -1,0 +1,83 @@
+"""What process 0 decides when a round begins, and what is said of it: log, files, ledger."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import Trainer
+
+from coretune.progress import loops_shown
+from coretune.recording import run_record, selection_log
+from coretune.recording.run_files import LEDGER
+from coretune.rounds import dynamic
+from coretune.rounds.quota_request import FEATURE, groups
+from coretune.rounds.sampler import PoolRows
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.types import Pool
+
+log = logging.getLogger("coretune")
+
+
+def next_round(trainer: Any, global_step: int) -> State:
+    """The state of the round that this step begins or is in; a selection that is made is recorded."""
+    before: State | None = trainer.coreset_state
+    config, clock, meter, ledger = trainer.coreset_config, trainer.clock, trainer.meter, trainer.ledger
+    if before is not None and before.round >= global_step // clock.steps:
+        return before
+    with loops_shown(not trainer.args.disable_tqdm):
+        if before is None:
+            now = dynamic.start(config, first_pool(config, trainer.pool_rows), clock, meter, ledger)
+        else:
+            now = dynamic.advance(config, before, clock, meter, ledger)
+    usable = before.pool.usable if before else np.ones(now.pool.n, bool)
+    warning = selection_log.excluded(usable, now.pool.usable, trainer.pool_rows.ids)
+    if warning is not None:
+        log.warning("%s", warning)
+    if now.selections > (before.selections if before else 0):
+        _record(trainer, now)
+    return now
+
+
+def first_pool(config: CoresetConfig, rows: PoolRows) -> Pool:
+    """The pool of which nothing is known but what a row costs and, under a quota, which group it is of.
+
+    ValueError where the rows cannot fill the budget within the quota.
+    """
+    pool = dynamic.empty_pool(rows.length)
+    if config.quota is None:
+        return pool
+    grouped = {**pool.features, FEATURE: groups(rows.source, pool.n)}
+    pool = replace(pool, features=grouped)
+    config.with_quota(pool, config.budget.resolve(pool))
+    return pool
+
+
+def _record(trainer: Any, now: State) -> None:
+    """Files, ledger and log of a selection that was just made."""
+    folder, config, ledger = Path(trainer.args.output_dir), trainer.coreset_config, trainer.ledger
+
+    def decode(tokens: list[list[int]]) -> list[str]:
+        if trainer.processing_class is None:  # of a plain Trainer whose method looks at nothing
+            return [" ".join(map(str, ids)) for ids in tokens]
+        texts: list[str] = trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    with ledger.phase("other"):
+        run_record.record(
+            folder,
+            now,
+            trainer.pool_rows,
+            decode,
+            embedding=config.refresh.embedding,
+            others=config.record_others,
+            seed=config.seed,
+        )
+    ledger.write(folder / LEDGER)
+    # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
+    # After the files, so that a callback told of a selection can read it.
+    Trainer.log(trainer, selection_log.figures(ledger.rounds[-1], now))

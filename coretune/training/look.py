@@ -1,0 +1,247 @@
+"""A look at the pool through a model under training, or through its teacher's snapshots, with a bar.
+
+Look        what the weights of that moment, or a teacher's, say of some rows
+StoredLook  the same of all rows, kept on disk block by block: a pass that was cut goes on, one that is
+            through is not made again
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from coretune.measure.batches import TokenRows
+from coretune.measure.kept import Kept, Once, anew
+from coretune.measure.mismatched import Mismatched
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import measurer
+from coretune.measure.snapshots import Snapshot
+from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
+from coretune.progress import progress
+from coretune.rounds.sampler import PoolRows
+from coretune.storing.fingerprint import fingerprint_of_folder, store_folder
+from coretune.storing.manifest import MANIFEST, Manifest, array_path
+from coretune.storing.store import BLOCK, Store, fill
+from coretune.types import MATCHED, MISMATCHED, Array, Measure, Rows
+
+log = logging.getLogger("coretune")
+#: Signals that compare with a single target.
+ONE_TARGET = ("alignment", "target_cosine")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Trusted rows, and the part of the budget that is chosen for them: shares of all targets sum to 1."""
+
+    rows: PoolRows
+    share: float = 1.0
+
+
+def targets_of(given: PoolRows | Sequence[Target] | None) -> tuple[Target, ...]:
+    """None, one target's rows, or several targets: the targets."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Sequence) else (Target(given),)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Measures `signals` of `rows` under the snapshots of that moment.
+
+    snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
+    targets    trusted rows, with shares of the budget; several of them for trajectories only
+    once       when references are measured (see `signals.measurer`)
+    decoys     pairs of a prompt and another row's response: their loss is among the references, and that of
+               the same responses after their own prompts
+
+    It holds no projections between looks, which may be larger than an adapter.
+    """
+
+    model: Any
+    rows: PoolRows
+    signals: Sequence[str]
+    settings: MeasureSettings
+    tokenizer: Any
+    snapshots: Callable[[], Sequence[Snapshot]]
+    targets: Sequence[Target] = ()
+    bar: bool = True
+    once: Once = anew
+    decoys: Mismatched | None = None
+
+    def check(self) -> None:
+        """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
+        compared = sorted(set(self.signals) & set(ONE_TARGET))
+        if compared and len(self.targets) > 1:
+            raise ValueError(
+                f"{compared[0]} compares with one target, and {len(self.targets)} are given: give one, or "
+                "take a method that looks along trajectories"
+            )
+        bare = replace(self, settings=replace(self.settings, preconditioner="none"))
+        bare.measurer([Snapshot("none", {}, 1.0)], None)
+
+    def __call__(self, rows: Rows) -> Mapping[str, Array]:
+        snapshots = self.snapshots()
+        passes = passes_of(self.signals, snapshots)
+        with self.shown(passes * len(rows)) as bar:
+            return self.measurer(snapshots, bar.update)(rows)
+
+    def references(self) -> Mapping[str, Array]:
+        """For `Pool.references`: what losses are compared with, and trajectories where there are targets."""
+        found = {}
+        if self.decoys is not None:
+            found[MISMATCHED] = self._losses(self.decoys, np.arange(len(self.decoys)))
+            found[MATCHED] = self._losses(self.rows, self.decoys.responses)
+        if TRAJECTORY not in self.signals or not self.targets:
+            return found
+        targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
+        pursued = references(
+            self.model,
+            self.rows,
+            targets,
+            shares,
+            self.settings,
+            self.snapshots(),
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
+        )
+        return {**found, **pursued}
+
+    def _losses(self, rows: TokenRows, which: Rows) -> Array:
+        """(m,) float32 under the weights of that moment; a row whose loss is not finite is left out."""
+        measure = measurer(
+            self.model,
+            rows,
+            ["loss"],
+            self.settings,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
+        )
+        loss = measure(which)["loss"]
+        return loss[np.isfinite(loss)]
+
+    def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
+        return taught_measurer(
+            self.model,
+            self.rows,
+            self.signals,
+            self.settings,
+            snapshots,
+            target=self.targets[0].rows if self.targets else None,
+            progress=progress,
+            once=self.once,
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self._first_token(),
+        )
+
+    def shown(self, total: int) -> Any:
+        return progress(total, "measuring", shown=self.bar)
+
+    def _first_token(self) -> int:
+        first: int | None = self.tokenizer.bos_token_id
+        return int(first if first is not None else self.tokenizer.eos_token_id)
+
+
+class FirstLook:
+    """A look at all rows that keeps snapshots, projections, references from block to block, until `close`."""
+
+    def __init__(self, look: Look) -> None:
+        self.look = look
+        self.snapshots: Sequence[Snapshot] = ()
+        self._measure: Measure | None = None
+
+    def __call__(self, rows: Rows) -> Mapping[str, Array]:
+        self.open()
+        assert self._measure is not None
+        return self._measure(rows)
+
+    def open(self) -> None:
+        if self._measure is None:
+            self.snapshots = self.look.snapshots()
+            look = replace(self.look, once=Kept(lambda: 0))  # nothing is trained before it is closed
+            self._measure = look.measurer(self.snapshots, None)
+
+    def close(self) -> None:
+        self.snapshots, self._measure = (), None
+
+
+@dataclass(frozen=True)
+class StoredLook:
+    """A look at all rows, kept in a store below `folder`; its arrays are private memory maps of it.
+
+    first    the look
+    measure  the same look with its rows dealt out to all processes
+    close    has every process let go of it
+    parts    what decides the signals beside the look's settings: model, snapshots, tokenizer, rows, targets
+
+    [choice] Only a run's first look is kept: it is the dear one, the only one that other runs can share, and
+    later ones are of weights that no other run will have. float32: numpy has no bfloat16, and gradients
+    leave the range of float16.
+    """
+
+    first: FirstLook
+    measure: Measure
+    close: Callable[[], object]
+    folder: Path
+    parts: Callable[[Sequence[Snapshot]], Mapping[str, str]]
+
+    def __call__(self, rows: Rows) -> Mapping[str, Array]:
+        n = len(self.first.look.rows.length)
+        if not np.array_equal(rows, np.arange(n)):
+            raise ValueError(f"{len(rows)} of {n} rows: a stored look is at all rows in their order")
+        self.first.open()
+        parts = {**self.parts(self.first.snapshots), **_settings_parts(self.first.look)}
+        folder = store_folder(self.folder, parts)
+        with self.first.look.shown(n) as bar:
+
+            def measure(rows: Rows) -> Mapping[str, Array]:
+                found = self.measure(rows)
+                bar.update(len(rows))
+                return found
+
+            try:
+                self._fill(folder, parts, measure, n, bar)
+            finally:
+                self.close()
+        return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
+
+    def _fill(self, folder: Path, parts: Mapping[str, str], measure: Measure, n: int, bar: Any) -> None:
+        layout, begun = _layout(folder, measure, n)
+        with Store.open(folder, parts, rows=n, signals=layout, block=BLOCK) as store:
+            missing = store.missing()
+            known = n - sum(len(store.rows_of(block)) for block in missing)
+            if known:
+                log.warning("%d of %d rows were measured before, and are read from %s", known, n, folder)
+                bar.update(known)
+            if begun is not None and 0 in missing:
+                store.write(0, begun)
+            fill(store, measure)
+
+
+def _layout(
+    folder: Path, measure: Measure, n: int
+) -> tuple[dict[str, tuple[tuple[int, ...], str]], Mapping[str, Array] | None]:
+    """Each signal's shape of a row and dtype, and the first block's values where they had to be measured."""
+    if (folder / MANIFEST).is_file():
+        return dict(Manifest.read(folder).signals), None
+    first = measure(np.arange(min(n, BLOCK), dtype=np.int64))
+    return {name: (value.shape[1:], value.dtype.str) for name, value in first.items()}, first
+
+
+def _settings_parts(look: Look) -> dict[str, str]:
+    """What this look's settings, device and code add to the fingerprint."""
+    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
+    config = look.model.config
+    return {
+        "settings": json.dumps(settings, sort_keys=True),
+        "attention": str(config.get_text_config()._attn_implementation),
+        "device": look.model.device.type,
+        "code": fingerprint_of_folder(Path(__file__).parent.parent / "measure", "*.py"),
+        "torch": torch.__version__,
+    }

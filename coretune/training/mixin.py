@@ -1,0 +1,317 @@
+"""Rounds laid over a stock trainer: what CoresetTrainer and CoresetSFTTrainer have in common.
+
+    Trainer epoch begins ─► due? ─► measure, select (dynamic.py) ─► the sampler hands out this round's rows
+
+One round is one Trainer epoch: a sampler swapped in on_epoch_begin takes effect in that very epoch, while
+rows swapped inside one would meet batches that are prefetched already. Every round is equally long, because
+the Trainer reads the sampler's length once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, set_seed
+
+from coretune.ledger import Ledger
+from coretune.measure.settings import MeasureSettings
+from coretune.recording import selection_log
+from coretune.recording.run_files import LEDGER
+from coretune.rounds import dynamic, state
+from coretune.rounds.order import Order, round_order
+from coretune.rounds.sampler import (
+    EXAMPLE_ID,
+    PackedRows,
+    PoolRows,
+    PreparedRows,
+    RoundSampler,
+    row_lengths,
+    with_example_id,
+    with_positions,
+)
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.training.callbacks import Rounds, make_readable
+from coretune.training.card import section, write_section
+from coretune.training.clock import batch_of, clock_of
+from coretune.training.decision import next_round
+from coretune.training.look import Target, targets_of
+from coretune.training.processes import Processes
+from coretune.training.refusals import (
+    refuse_arguments,
+    refuse_parallelism,
+    refuse_rows,
+    refuse_steps,
+)
+from coretune.training.resume import Resumed, Resumption
+from coretune.training.sight import Sight
+
+
+class CoresetMixin(Trainer):
+    """A stock trainer on a changing coreset of `train_dataset`.
+
+    coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
+    rows       the pool's tokens; left out, they are read from the prepared `train_dataset`. With weights or
+               harvest `train_dataset` holds in its column `example_id` which of them each of its rows is
+    measuring  how signals are measured
+    target     trusted rows for the methods that take a target; several, each with its share of the budget
+    signals_dir  where whole looks at the pool are kept; left out: output_dir/_coretune/signals
+
+    `num_train_epochs` counts passes over the coreset, after the warm-up; `max_steps` counts all steps. What
+    the stock trainer does once an epoch it does once a round here, and the `epoch` it logs is the round.
+    Writes what it chose and what it cost into output_dir/_coretune, which no push to a hub takes along, and
+    the coreset's state into every checkpoint, from which `resume_from_checkpoint` goes on. ValueError before
+    anything is trained when settings, rows and model do not go together.
+    """
+
+    stock: ClassVar[type] = Trainer  # of which a teacher is made
+    train_dataset: Any
+    data_collator: Any
+    _signature_columns: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *,
+        coreset: CoresetConfig,
+        rows: PoolRows | None = None,
+        measuring: MeasureSettings | None = None,
+        target: PoolRows | Sequence[Target] | None = None,
+        signals_dir: str | Path | None = None,
+        **stock: Any,
+    ) -> None:
+        if args is not None:
+            self._refuse(args, coreset, stock)  # before a model is loaded
+        super().__init__(model, args, **stock)
+        if args is None:
+            self._refuse(self.args, coreset, stock)
+        self.coreset_config = coreset
+        self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
+        self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
+        self.ledger = Ledger()
+        self.coreset_state: State | None = None
+        self.stop_at: int | None = None
+        self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
+        self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self.resumption = Resumption(self)
+        self.step_began = 0.0
+        self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
+        refuse_rows(self.train_dataset, len(self.pool_rows.length))
+        refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
+        self.steps_given = self.args.max_steps > 0
+        self.clock, self.args.max_steps = clock_of(
+            coreset, self.pool_rows.length, self.args, self._pack_tokens()
+        )
+        self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
+        self.sight = Sight(self, measuring, targets_of(target), signals_dir)
+        self.cost, self.meter = self.sight.cost, self.sight.meter
+        if self._rows_are_told:
+            if rows is None:
+                self.train_dataset = with_positions(self.train_dataset)
+            self.data_collator = with_example_id(self.data_collator)
+        if self.clock.pack:
+            self.train_dataset = PackedRows(self.train_dataset)
+        make_readable(self)
+        self.add_callback(Rounds(self))
+
+    def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
+        """ValueError for stock arguments that a coreset contradicts."""
+        refuse_arguments(args, coreset.weighted, stock)
+        why = self.harvest_obstacle(args, stock.get("compute_loss_func"))
+        if coreset.refresh.harvest is True and why is not None:
+            raise ValueError(f"{why}; change that, or set harvest to auto or false")
+
+    @staticmethod
+    def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+        """Why training steps with these arguments do not show their rows' signals; None: they do."""
+        return "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer"
+
+    def _weighted_loss(
+        self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
+    ) -> Any:
+        """The loss of a batch with a weight (b,) for each example, else as `compute_loss` gives it."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------- rounds
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock `train`. Gone on with is the newest whole checkpoint, or the one given, of this very run.
+
+        ValueError: no such checkpoint; it is of other data, another model, tokenizer or setting; both
+        fingerprints are named. FileNotFoundError: it has no coreset state.
+        """
+        self._refuse_second_run()
+        found = self.resumption.begin(resume_from_checkpoint)
+        if found is None:
+            self._prepare()
+        else:
+            self._go_on(found)
+        with self.ledger.phase("training") as visit:
+            visit.flops = 0.0  # every step is booked by itself
+            result = super().train(found.folder if found is not None else None, *args, **kwargs)
+        if self.is_world_process_zero():
+            self.ledger.write(Path(self.args.output_dir) / LEDGER)
+        return result
+
+    def _go_on(self, found: Resumed) -> None:
+        self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
+        self.args.max_steps = found.max_steps
+        if self.sight.harvest is not None:
+            self.sight.harvest.load(Path(found.folder))
+
+    def select(self) -> State:
+        """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
+        self._refuse_second_run()
+        self.stop_at = self.clock.warmup_rounds * self.clock.steps
+        if self.stop_at:
+            self.train()
+        else:
+            self._prepare()
+        return self.begin_round(self.stop_at)
+
+    def _prepare(self) -> None:
+        """Before a run's first step."""
+        refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
+        self.sight.prepare()
+        if self.coreset_config.taught:  # what is drawn from here on is the same with a teacher made or found
+            set_seed(self.args.seed)
+
+    def begin_round(self, global_step: int) -> State:
+        """Bring the state to the round that starts at this step; nothing to do when it was resumed there.
+
+        On process 0 with all that is known of the pool; on the others with the coreset.
+        """
+        before = self.coreset_state
+        now = self.processes.decide(
+            lambda: next_round(self, global_step), lambda decided: state.news(decided, before)
+        )
+        if not self.processes.first:
+            now = state.told(now, before, dynamic.empty_pool(self.pool_rows.length))
+        self.coreset_state = now
+        if self.sight.harvest is not None:
+            self.sight.harvest.began = bool(now.selections)
+        self._order = round_order(now, self.clock, self.coreset_config.seed)
+        self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
+        return now
+
+    def begin_step(self) -> None:
+        self.step_began = self.ledger.clock()
+
+    def end_step(self, global_step: int) -> bool:
+        """Book the step that ended: its rows, tokens and FLOPs, as warm-up or as training."""
+        assert self.coreset_state is not None
+        at = (global_step - 1) % self.clock.steps * self.clock.batch
+        rows = self._order.of(at, at + self.clock.batch)
+        tokens, flops = int(self.pool_rows.length[rows].sum()), self.cost.training(rows)
+        if self.coreset_state.selections:  # the seconds are those of the phase that `train` has opened
+            self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
+        else:
+            seconds = self.ledger.clock() - self.step_began
+            self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
+        return global_step == self.stop_at
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The stock line, and what the run has cost so far."""
+        super().log({**logs, **selection_log.totals(self.ledger)}, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------------ Trainer's seams
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
+        """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
+        return RoundSampler(self._handed_out, self.clock.items, packed=self.clock.pack > 0)
+
+    def _handed_out(self) -> Order:
+        """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
+        that is resumed at its end would make one step more."""
+        assert self.coreset_state is not None
+        before = self.coreset_state.round * self.clock.steps
+        return self._order.first((self.args.max_steps - before) * self.clock.batch)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The stock checkpoint with ours in it."""
+        if self.coreset_state is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self.resumption.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What transformers (5.23) writes before trainer_state.json; then nothing but that is missing."""
+        super()._save_rng_state(output_dir)
+        self.resumption.seal(output_dir)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""
+        super()._set_signature_columns_if_needed()
+        if self._rows_are_told and EXAMPLE_ID not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, EXAMPLE_ID]
+
+    @property
+    def _rows_are_told(self) -> bool:
+        """Whether a batch says which rows of the pool it holds."""
+        return self.coreset_config.weighted or self.sight.harvest is not None
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stock step, with what it shows of its rows kept where the refresh asks for that."""
+        if self.sight.harvest is None:
+            return super().training_step(model, inputs, *args, **kwargs)
+        with self.sight.harvest.around(inputs, self.state.global_step):
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The stock loss; with weights that of `weighting.py`."""
+        ids = inputs.pop(EXAMPLE_ID, None)
+        if not self.model.training:
+            self._count_evaluation(inputs)
+        if not self.coreset_config.weighted or not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if ids is None:
+            raise ValueError(
+                f"a batch does not say which rows it holds, which weights need: give train_dataset a column "
+                f"{EXAMPLE_ID} with each row's place among `rows`, and keep the collator the trainer has"
+            )
+        return self._weighted_loss(model, inputs, self._weights[ids], return_outputs, num_items_in_batch)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, booked. The random state stays as it was: an evaluation that comes after a
+        checkpoint is not made again by a run that goes on from there."""
+        random = torch.get_rng_state()
+        with self.ledger.phase("evaluation"):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            rows, tokens, flops = self.processes.total(self._evaluated)
+            self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
+            self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
+        torch.set_rng_state(random)
+        return metrics
+
+    def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
+        lengths = row_lengths(inputs)
+        self._evaluated += (len(lengths), lengths.sum(), self.cost.evaluation(lengths))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The stock card, with method, settings and cost."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            text = section(self.coreset_config, self.coreset_state, self.ledger)
+            write_section(Path(self.args.output_dir) / "README.md", text)
+
+    # -------------------------------------------------------------------------------------------- set-up
+
+    def _pack_tokens(self) -> int:
+        """Tokens that rows are packed into; 0 where they are not."""
+        return 0
+
+    def _refuse_second_run(self) -> None:
+        if self.coreset_state is not None:
+            raise ValueError("this trainer has run: make a new one, with resume_from_checkpoint to go on")

@@ -1,0 +1,152 @@
+"""What steps and measurements of one model on one pool cost: the ledger's formulas, fed from both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coretune.ledger import (
+    GRADIENT_SIGNALS,
+    ModelShape,
+    forward_flops,
+    measurement_flops,
+    training_flops,
+)
+from coretune.measure.parameters import choose, decoder_blocks, full_shape
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.trajectory import TRAJECTORY
+from coretune.rounds.sampler import PoolRows
+from coretune.types import Array, Rows
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """FLOPs, read off a model before its first step.
+
+    adapter_parameters  trainable parameters beside frozen ones (LoRA); None = full fine-tuning
+    signals             what is measured
+    blocks              of the last blocks that many take part in a gradient
+    chosen_parameters   entries of the parameters whose gradients are taken
+    references          FLOPs of the rows that others are compared with, measured anew at every look
+    trajectory          whether trajectories are measured: a gradient pass of its own over every snapshot
+    pursued             FLOPs of the targets that trajectories are pursued for, at one snapshot
+    """
+
+    shape: ModelShape
+    rows: PoolRows
+    adapter_parameters: int | None
+    checkpointing: bool
+    signals: frozenset[str]
+    blocks: int
+    chosen_parameters: int
+    references: float = 0.0
+    trajectory: bool = False
+    pursued: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        rows: PoolRows,
+        signals: Collection[str],
+        settings: MeasureSettings,
+        target: PoolRows | None,
+        checkpointing: bool,
+        pursued: Sequence[PoolRows] = (),
+    ) -> ModelCost:
+        """ValueError for a model or a signal that cannot be counted, as `choose` and `measurement_flops`."""
+        shape = model_shape(model)
+        size = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        chosen = 0
+        if (GRADIENT_SIGNALS | {TRAJECTORY}) & set(signals):
+            choice = choose(model, settings.last_blocks, settings.parameters)
+            chosen = sum(size[name] for name in choice.names)
+        cost = cls(
+            shape=shape,
+            rows=rows,
+            adapter_parameters=None if trainable == sum(size.values()) else trainable,
+            checkpointing=checkpointing,
+            signals=frozenset(signals) - {TRAJECTORY},
+            blocks=settings.last_blocks or shape.layers,
+            chosen_parameters=chosen,
+            trajectory=TRAJECTORY in signals,
+        )
+        return cost._with_references(settings, target, pursued if TRAJECTORY in signals else ())
+
+    def training(self, rows: Rows) -> float:
+        """One training pass over `rows`."""
+        return training_flops(
+            self.shape,
+            self.rows.length[rows],
+            adapter_parameters=self.adapter_parameters,
+            checkpointing=self.checkpointing,
+        )
+
+    def measurement(self, rows: Rows, snapshots: int = 1) -> float:
+        """One look at `rows` through so many of a teacher's snapshots; 1: the model under training alone."""
+        responses = (self.rows.length - self.rows.prompt_length)[rows]
+        flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
+        if self.trajectory:
+            flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
+        return flops
+
+    def losses(self, count: int) -> float:
+        """The losses of so many rows of average length."""
+        length = self.rows.length
+        whole = self._look(length, length - self.rows.prompt_length, {"loss"})
+        return whole * count / len(length)
+
+    def evaluation(self, lengths: Array) -> float:
+        """One forward pass over sequences of these lengths, every token through the head."""
+        return forward_flops(self.shape, lengths)
+
+    def _look(self, lengths: Array, responses: Array, signals: Collection[str]) -> float:
+        return measurement_flops(
+            self.shape,
+            lengths,
+            responses,
+            signals,
+            blocks=self.blocks,
+            chosen_parameters=self.chosen_parameters,
+        )
+
+    def _with_references(
+        self, settings: MeasureSettings, target: PoolRows | None, pursued: Sequence[PoolRows]
+    ) -> ModelCost:
+        """A reference is one gradient pass over the target, or over average rows of the pool."""
+        passes = len(self.signals & {"alignment", "target_cosine"})
+        share = min(1.0, settings.reference_rows / len(self.rows.length)) if target is None else 1.0
+        return replace(
+            self,
+            references=passes * share * self._gradients(self.rows if target is None else target),
+            pursued=sum(map(self._gradients, pursued)),
+        )
+
+    def _gradients(self, rows: PoolRows) -> float:
+        """One gradient pass over all of them."""
+        return self._look(rows.length, rows.length - rows.prompt_length, {"gradient"})
+
+
+def model_shape(model: Any) -> ModelShape:
+    """What the FLOP formulas need, read off the model: blocks, head, attention width."""
+    config = model.config.get_text_config()
+    _, blocks = decoder_blocks(model.get_decoder())
+    # Written in the config only by architectures whose heads may be wider than their share.
+    head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    # By the layers' own sizes: 4-bit weights are packed, and split ones are apart.
+    shapes = [
+        full_shape(layer, local)
+        for name, layer in blocks.named_modules()
+        for local, _ in layer.named_parameters(recurse=False)
+        if "lora_" not in name
+    ]
+    weights = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+    return ModelShape(
+        block_parameters=weights,
+        head_parameters=config.vocab_size * config.hidden_size,
+        layers=len(blocks),
+        attention_width=config.num_attention_heads * head_dim,
+    )

@@ -1,0 +1,168 @@
+"""What cannot work on a coreset, said in one line before a model is loaded or a step is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from coretune.rounds.schedule import CoresetConfig
+from coretune.types import Array
+
+#: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
+WEIGHTS_SINCE = (1, 16)
+
+
+def can_weigh(trl: str) -> bool:
+    """Whether this version of TRL can train a weighted loss."""
+    return tuple(int(part) for part in trl.split(".")[:2]) >= WEIGHTS_SINCE
+
+
+def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
+    """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
+    if args.train_sampling_strategy not in ("random", "group_by_length"):
+        raise ValueError(
+            f"train_sampling_strategy is {args.train_sampling_strategy!r}, and the coreset has an order "
+            "of its own; set it to random or group_by_length"
+        )
+    for name, why in (
+        ("auto_find_batch_size", "the length of a round hangs on the batch size"),
+        ("ignore_data_skip", "a resumed run would repeat rows of its round"),
+    ):
+        if getattr(args, name):
+            raise ValueError(f"{name} does not go with a coreset, since {why}; set it to false")
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name):
+            raise ValueError(
+                f"accelerator_config.{name} deals rows out by other rules than those a round is counted by; "
+                "leave it out"
+            )
+    if stock.get("model_init") is not None:
+        raise ValueError(
+            "model_init makes the model anew in train(), and a coreset is chosen by the model it was given; "
+            "give model, and for a search over settings a trainer each"
+        )
+    if weighted:
+        _refuse_unweightable(args, stock)
+
+
+def _refuse_unweightable(args: Any, stock: Mapping[str, Any]) -> None:
+    if stock.get("compute_loss_func") is not None:
+        raise ValueError("weighted needs the stock loss; leave out compute_loss_func or set weighted: false")
+    if args.label_smoothing_factor:
+        raise ValueError(
+            "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
+        )
+    if args.use_liger_kernel:
+        raise ValueError("weighted needs per-token losses, which Liger may hide; set weighted: false")
+
+
+def refuse_sft_arguments(args: Any, weighted: bool) -> None:
+    """ValueError for what an SFTConfig has beyond TrainingArguments."""
+    if args.packing and args.packing_strategy == "wrapped":
+        raise ValueError(
+            "packing_strategy wrapped cuts examples in two, and an example is chosen whole; set it to bfd"
+        )
+    if args.packing and args.train_sampling_strategy == "group_by_length":
+        raise ValueError("packs are all of one length already; set train_sampling_strategy to random")
+    if args.packing and args.max_length is None:
+        raise ValueError("packing fills packs of max_length tokens, and max_length is null; give a number")
+    if not weighted:
+        return
+    if not can_weigh(version("trl")):
+        raise ValueError(
+            f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade or set weighted: false"
+        )
+    if args.loss_type != "nll":
+        raise ValueError(
+            "weighted needs loss_type nll without label smoothing; change them or set weighted: false"
+        )
+
+
+def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+    """Why training steps of this SFTConfig do not show the loss of each token of each row; None: they do."""
+    if own_loss is not None:
+        return "harvest needs the stock loss, and compute_loss_func is given"
+    if args.loss_type not in ("nll", "chunked_nll") or args.label_smoothing_factor:
+        return "harvest needs loss_type nll without label smoothing"
+    for name in ("packing", "padding_free"):
+        if getattr(args, name):
+            return f"harvest tells rows apart by their padding, and {name} is on"
+    for name in ("use_liger_kernel", "torch_compile"):
+        if getattr(args, name):
+            return f"harvest listens to layers, which {name} may bypass"
+    if not can_weigh(version("trl")):
+        return f"harvest needs TRL 1.16 or later, here is {version('trl')}"
+    return None
+
+
+def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
+    """ValueError for what transformers' own Trainer may leave out and a coreset needs."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process make DataParallel, which joins rows anew; start one process a "
+            "GPU with accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if coreset.needs and stock.get("processing_class") is None:
+        raise ValueError(
+            "this method measures rows, and needs a tokenizer's padding and first token for it; give "
+            "processing_class"
+        )
+
+
+def refuse_plain_model(model: Any, weighted: bool) -> None:
+    """ValueError for a model whose own loss is more than a sum over tokens."""
+    if weighted and model.config.get_text_config().to_dict().get("output_router_logits"):
+        raise ValueError(
+            "weighted replaces the model's own loss, which balances experts too (output_router_logits); use "
+            "CoresetSFTTrainer, or set weighted: false"
+        )
+
+
+def refuse_first_fsdp(version: int) -> None:
+    """ValueError where the trainer puts a model of its own around the one that is looked at."""
+    if version < 2:
+        raise ValueError(
+            f"fsdp_version is {version}, which puts another model around the one that is looked at, so that "
+            "looks would meet a part of its weights; set fsdp_version: 2"
+        )
+
+
+def refuse_parallelism(batch: int, expected: int) -> None:
+    """ValueError when processes share rows (tensor, context, sequence parallelism): a step has fewer then."""
+    if batch != expected:
+        raise ValueError(
+            f"a step takes {batch} rows and all processes together have {expected}: with a coreset each "
+            "process takes rows of its own, so leave out tensor, context and sequence parallelism"
+        )
+
+
+def refuse_rows(dataset: Any, n: int) -> None:
+    """ValueError when the train_dataset and the pool's n rows are not the same rows."""
+    try:
+        examples = len(dataset)
+    except TypeError:
+        raise ValueError(
+            "train_dataset is a stream, and a coreset is chosen from rows that can all be seen: load it whole"
+        ) from None
+    if examples != n:
+        raise ValueError(f"train_dataset has {examples} rows and the pool {n}: give both of the same data")
+
+
+def refuse_long_rows(length: Array, pack: int) -> None:
+    """ValueError for rows (n,) of more tokens than a pack holds; 0 = rows are not packed."""
+    long = int((length > pack).sum())
+    if pack and long:
+        raise ValueError(
+            f"{long} rows are longer than a pack of max_length {pack}, the longest {length.max()} tokens: "
+            "raise max_length, or cut or leave out the rows"
+        )
+
+
+def refuse_steps(max_steps: int, warmup: int) -> None:
+    """ValueError when training ends before the first selection."""
+    if max_steps <= warmup:
+        raise ValueError(
+            f"max_steps is {max_steps} and the warm-up takes {warmup} steps, so that no coreset would be "
+            "chosen: raise max_steps or lower coreset.warmup"
+        )

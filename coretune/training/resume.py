@@ -1,0 +1,200 @@
+"""Going on from a checkpoint: what is put into one, which one is taken, whether it is of this very run.
+
+train ─► begin: what is this run of? ─► resumed: is a checkpoint of it? ─► state, ledger, clock
+  └────► save ─► stock checkpoint ─► seal (checkpoints.py) ─► trainer_state.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coretune.ledger import Ledger
+from coretune.rounds import dynamic, state
+from coretune.rounds.sampler import PoolRows
+from coretune.rounds.schedule import Clock
+from coretune.rounds.state import State
+from coretune.training.checkpoints import (
+    STOCK_LAST,
+    Note,
+    newest_whole,
+    read_note,
+    refuse_another_run,
+    settings_of,
+    write_note,
+)
+from coretune.training.identity import (
+    adapter_fingerprint,
+    rows_fingerprint,
+    tensors_fingerprint,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from coretune.training.look import Target
+from coretune.training.processes import Processes
+
+LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
+log = logging.getLogger("coretune")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint gives to the run that goes on.
+
+    max_steps  of the whole run; None: as the run that goes on has it
+    """
+
+    folder: str
+    state: State
+    ledger: Ledger
+    clock: Clock
+    max_steps: int | None
+
+
+class Resumption:
+    """What a run puts into its checkpoints beside the stock trainer's files, and takes from one.
+
+    Made once for a trainer (`mixin.py`); every process has one, and process 0 writes.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.note: Note | None = None  # on process 0, once training begins
+
+    def begin(self, asked: str | bool | None) -> Resumed | None:
+        """What the run goes on from, with the coreset alone on processes other than 0; None: from nothing."""
+        processes: Processes = self.trainer.processes
+        found: Resumed | None = processes.decide(lambda: self._find(asked), _without_pool)
+        return found
+
+    def _find(self, asked: str | bool | None) -> Resumed | None:
+        trainer, args = self.trainer, self.trainer.args
+        with trainer.ledger.phase("other"):
+            parts = parts_of(
+                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets
+            )
+        settings = settings_of(trainer.coreset_config, trainer.sight.settings)
+        settings["pack"] = str(trainer.clock.pack)
+        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        self.note = Note(parts, settings, trainer.clock, batches, args.max_steps)
+        folder = find_checkpoint(args.output_dir, asked)
+        if folder is None:
+            return None
+        found = resumed(folder, self.note, trainer.coreset_config.seed)
+        steps = args.max_steps if found.max_steps is None or trainer.steps_given else found.max_steps
+        self.note = replace(self.note, clock=found.clock, max_steps=steps)
+        return replace(found, max_steps=steps)
+
+    def save(self, folder: Path) -> None:
+        """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
+        trainer = self.trainer
+        if trainer.processes.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            state.save(dynamic.lasting(trainer.coreset_config, trainer.coreset_state), folder)
+            trainer.ledger.write(folder / LEDGER)
+        trainer.processes.wait()
+        if trainer.sight.harvest is not None:
+            trainer.sight.harvest.save(folder)
+
+    def seal(self, folder: str) -> None:
+        """Once every process has written what it writes."""
+        self.trainer.processes.wait()
+        if self.note is not None:
+            write_note(folder, self.note)
+        self.trainer.processes.wait()
+
+
+def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Target]) -> dict[str, str]:
+    """The fingerprints of what a run is made of, before its first step.
+
+    Of a model with an adapter only the weights that are not trained count: the adapter's own begin at random.
+    """
+    adapter = adapter_fingerprint(model)
+    if adapter == "none":
+        weights = weights_fingerprint(model)
+    else:
+        frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+        weights = tensors_fingerprint(frozen)
+    return {
+        "data": rows_fingerprint(rows),
+        "target": " ".join(f"{rows_fingerprint(t.rows)}:{t.share}" for t in targets) or "none",
+        "tokenizer": tokenizer_fingerprint(tokenizer) if tokenizer is not None else "none",
+        "model": weights,
+        "adapter": adapter,
+    }
+
+
+def find_checkpoint(output_dir: str, asked: str | bool | None) -> str | None:
+    """The checkpoint to go on from: the one asked for, or the newest that is whole; None to start anew."""
+    if asked is None or asked is False:
+        return None
+    if asked is not True:
+        return os.fspath(asked)
+    found, passed_over = newest_whole(output_dir)
+    for path, reason in passed_over:
+        log.warning("passed over %s, which is not whole: %s", path, reason)
+    if found is None:
+        raise ValueError(
+            f"no checkpoint in {output_dir} that is whole; train without resume_from_checkpoint, from the "
+            "beginning"
+        )
+    return str(found)
+
+
+def resumed(folder: str, now: Note, seed: int) -> Resumed:
+    """What the checkpoint in `folder` gives to the run described by `now`.
+
+    Where its steps took other batches, the rest of its round takes the new ones: the coreset stays, its
+    passes go on where they stopped, the number of steps of rounds and of the run stays.
+
+    FileNotFoundError: no checkpoint of a run on a coreset. ValueError: it is not whole, or of another run.
+    """
+    state.refuse_without(folder)
+    then = read_note(folder)
+    refuse_another_run(folder, then, now)
+    found = state.load(folder)
+    saved = json.loads((Path(folder) / LEDGER).read_text(encoding="utf-8"))
+    clock = replace(then.clock, batch=now.clock.batch, group=now.clock.group)
+    other = clock != then.clock
+    if other:
+        step = json.loads((Path(folder) / STOCK_LAST).read_text(encoding="utf-8"))["global_step"]
+        found = _with_other_batches(found, then, now, step, seed)
+    elif then.batches != now.batches:
+        log.warning("%s; the rows of every step stay the same", _change(then, now))
+    return Resumed(folder, found, Ledger.from_dict(saved), clock, then.max_steps if other else None)
+
+
+def _with_other_batches(found: State, then: Note, now: Note, step: int, seed: int) -> State:
+    over = step - found.round * then.clock.steps
+    log.warning(
+        "%s: the coreset stays and its passes go on where they stopped, in steps of %d rows, not %d",
+        _change(then, now),
+        now.clock.rows // now.clock.steps,
+        then.clock.rows // then.clock.steps,
+    )
+    if over == 0:
+        return found
+    if then.clock.pack and over < then.clock.steps:
+        raise ValueError(
+            f"{_change(then, now)}, and the round that was begun is packed for {then.clock.batch} packs a "
+            "step: keep the product, or go on from a checkpoint at the end of a round"
+        )
+    return dynamic.relaid(found, then.clock, over, seed)
+
+
+def _change(then: Note, now: Note) -> str:
+    return "batches were {} rows × {} a step × {} processes and are {} × {} × {}".format(
+        *then.batches, *now.batches
+    )
+
+
+def _without_pool(found: Resumed | None) -> Resumed | None:
+    """What the other processes hear of it."""
+    return None if found is None else replace(found, state=dynamic.unseen(found.state), ledger=Ledger())

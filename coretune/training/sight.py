@@ -1,0 +1,242 @@
+"""How a trainer's selections see its pool: the first look through the teacher where there is one, and kept on
+disk; later ones through the model under training.
+
+    teacher (made or found) ─► snapshots ─► first look ─► RUN/_coretune/signals/ ┐
+    model, optimiser, learning rate of the moment ─► later looks                 ┴─► Meter (dynamic.py)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from coretune.measure.bases import refuse_live
+from coretune.measure.kept import Kept, Once, anew
+from coretune.measure.mismatched import Mismatched
+from coretune.measure.moments import Moments
+from coretune.measure.settings import MeasureSettings
+from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
+from coretune.measure.trajectory import TRAJECTORY
+from coretune.neighbors.graph import check_k
+from coretune.recording.run_files import SIGNALS, TEACHER
+from coretune.rounds.looking import Meter
+from coretune.rounds.sampler import EXAMPLE_ID
+from coretune.rounds.schedule import default_measuring
+from coretune.rounds.twins import Twins
+from coretune.storing.store import BLOCK
+from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint
+from coretune.training.look import FirstLook, Look, StoredLook, Target
+from coretune.training.model_cost import ModelCost
+from coretune.training.refusals import refuse_first_fsdp
+from coretune.training.run_harvest import RunHarvest
+from coretune.training.teacher import Lesson, School, refuse_school, teach
+from coretune.types import Measure, Rows, Suspicious, Taught
+
+log = logging.getLogger("coretune")
+
+
+class Sight:
+    """Made once for a trainer (`mixin.py`), when its model and arguments are known.
+
+    settings  of the measurement: those given, or those the method asks for
+    targets   trusted rows with their shares
+    cost      what steps and looks of it cost
+    meter     its door to the model; None for a method that looks at nothing
+    harvest   of its training steps, where the refresh asks for it
+
+    ValueError for what this model, these arguments or this pool cannot give.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        measuring: MeasureSettings | None,
+        targets: Sequence[Target],
+        signals_dir: str | Path | None,
+    ) -> None:
+        self.trainer, self.config, self.targets = trainer, trainer.coreset_config, targets
+        autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
+        self.settings = replace(measuring or default_measuring(self.config), autocast=autocast)
+        if self.config.refresh_every != "never":
+            refuse_live(self.settings)
+        self.folders: list[Path] = []  # the teacher's checkpoints
+        self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
+        self.harvest: RunHarvest | None = None
+        self.lesson = self._lesson()
+        self.decoys = self._mismatched()
+        self.cost = self._cost()
+        self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS))
+
+    def prepare(self) -> None:
+        """Have the teacher's checkpoints, where the method looks through one. Before the training begins."""
+        selector = self.config.selector
+        if self.lesson is not None:
+            folder = Path(self.trainer.args.output_dir) / TEACHER
+            trainer = self.trainer
+            self.folders = teach(
+                self._school(), self.lesson, folder, trainer.ledger, self.cost, trainer.processes
+            )
+        elif isinstance(selector, Taught):
+            self.folders = find_snapshots(selector.teacher, selector.checkpoints)
+
+    def _lesson(self) -> Lesson | None:
+        selector, trainer = self.config.selector, self.trainer
+        if not isinstance(selector, Taught):
+            return None
+        refuse_school(trainer)
+        if not self.config.teaching:
+            find_snapshots(selector.teacher, selector.checkpoints)  # to be missed now, not after a while
+            return None
+        args = trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return Lesson.of(self.config, len(trainer.pool_rows.length), batch, selector.checkpoints)
+
+    def _school(self) -> School:
+        trainer = self.trainer
+        settings = {
+            "data_collator": self.collator,
+            "compute_loss_func": trainer.compute_loss_func,
+            "optimizer_cls_and_kwargs": trainer.optimizer_cls_and_kwargs,
+        }
+        return School(
+            trainer.stock,
+            trainer.model,
+            trainer.args,
+            self.dataset,
+            trainer.pool_rows,
+            trainer.processing_class,
+            settings,
+        )
+
+    def _cost(self) -> ModelCost:
+        trainer, targets = self.trainer, [target.rows for target in self.targets]
+        return ModelCost.of(
+            trainer.model,
+            trainer.pool_rows,
+            self.config.needs,
+            self.settings,
+            targets[0] if targets else None,
+            bool(trainer.args.gradient_checkpointing),
+            targets,
+        )
+
+    def _meter(self, signals_dir: Path) -> Meter | None:
+        if not self.config.needs:
+            return None
+        if self.trainer.is_fsdp_enabled:
+            refuse_first_fsdp(self.trainer.accelerator.state.fsdp_plugin.fsdp_version)
+        if self.config.refresh.follows_graph:
+            check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
+        kept = Kept(lambda: int(self.trainer.state.global_step))
+        later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
+        later.check()
+        twins = Twins.of(self.trainer.pool_rows.tokens, self.trainer.pool_rows.prompt_length)
+        in_block = twins.within(BLOCK)  # the first look goes, and is kept, block by block
+        stored = StoredLook(
+            first,
+            in_block.sharing(self._door("first look", first)),
+            self._everywhere("first look is over", first.close),
+            signals_dir,
+            self._parts,
+        )
+        cost, selector = self.cost, self.config.selector
+        snapshots = selector.checkpoints if isinstance(selector, Taught) else 1
+        begin = Meter(
+            stored,
+            lambda rows: cost.measurement(rows, snapshots),
+            self._everywhere("first references", first.look.references),
+            twins=in_block,
+            reference_flops=self._decoy_flops(),
+        )
+        references = self._everywhere("references", later.references)
+
+        def later_flops(rows: Rows) -> float:
+            """Of a look, without those of references that an earlier one of this refresh has measured."""
+            return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
+
+        look = twins.sharing(self._door("look", later))
+        return Meter(look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops())
+
+    def _mismatched(self) -> Mismatched | None:
+        selector, rows = self.config.selector, self.trainer.pool_rows
+        if not (isinstance(selector, Suspicious) and selector.mismatched):
+            return None
+        return Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
+
+    def _decoy_flops(self) -> float:
+        return 0.0 if self.decoys is None else self.cost.losses(2 * len(self.decoys))
+
+    def _harvested(self) -> Callable[[], Any] | None:
+        """What a refresh asks the training steps for; None where nothing is harvested."""
+        if not self._harvests():
+            return None
+        trainer = self.trainer
+        self.harvest = RunHarvest(trainer.model, self.config.needs, self.settings, trainer.processes)
+        return self.harvest.taken
+
+    def _harvests(self) -> bool:
+        """Whether training steps are; where "auto" would and cannot, the log says why."""
+        refresh, trainer = self.config.refresh, self.trainer
+        if refresh.harvest != "auto":
+            return refresh.harvest
+        again = self.config.refresh_every not in ("never", "adaptive")
+        if not (again and refresh.may_harvest(self.config.needs)):
+            return False
+        why = trainer.harvest_obstacle(trainer.args, trainer.compute_loss_func)
+        if not trainer.tells_rows:
+            why = f"train_dataset has no column {EXAMPLE_ID} with each row's place among `rows`"
+        if why and trainer.is_world_process_zero():
+            log.warning("rows just trained on are looked at again: %s", why)
+        return why is None
+
+    def _door(self, name: str, look: Measure) -> Measure:
+        """The look with its rows dealt out to all processes."""
+        return self.trainer.processes.door(name, look, self.trainer.pool_rows.length)
+
+    def _everywhere(self, name: str, work: Callable[[], Any]) -> Callable[[], Any]:
+        """`work` done by every process; what it gives on the first."""
+        self.trainer.processes.answers(name, work)
+        return lambda: self.trainer.processes.call(name)[0]
+
+    def _look(self, snapshots: Any, once: Once) -> Look:
+        trainer = self.trainer
+        bar = not trainer.args.disable_tqdm and trainer.is_world_process_zero()
+        return Look(
+            trainer.model,
+            trainer.pool_rows,
+            self.config.needs,
+            self.settings,
+            trainer.processing_class,
+            snapshots,
+            self.targets,
+            bar,
+            once,
+            self.decoys,
+        )
+
+    def _first(self) -> Sequence[Snapshot]:
+        if not self.config.taught:
+            return self._now()
+        moments = self.settings.preconditioner != "none"
+        return read_snapshots(self.folders, self.trainer.model, with_moments=moments)
+
+    def _now(self) -> Sequence[Snapshot]:
+        """The state under training: its weights, and what of its rate and moments the signals depend on."""
+        trainer = self.trainer
+        rate = trainer.lr_scheduler.get_last_lr()[0] if TRAJECTORY in self.config.needs else 1.0
+        moments = None
+        if self.settings.preconditioner != "none":
+            moments = Moments.of(trainer.optimizer, trainer.model)
+        return [Snapshot("now", {}, rate, moments)]
+
+    def _parts(self, snapshots: Sequence[Snapshot]) -> Mapping[str, str]:
+        trainer = self.trainer
+        return {
+            **model_parts(trainer.model, trainer.processing_class),
+            "rows": rows_fingerprint(trainer.pool_rows),
+            "targets": " ".join(rows_fingerprint(target.rows) for target in self.targets) or "none",
+            "snapshots": " ".join(map(snapshot_fingerprint, snapshots)),
+        }

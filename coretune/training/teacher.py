@@ -1,0 +1,294 @@
+"""The teacher of a method that looks through one: a short stock run on random rows, made beside the training.
+
+    RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included
+    RUN/_coretune/teacher/teacher.json    what it is of, and whether it is finished
+
+[paper: LESS and BRIEF] one epoch on a random share of the pool. It is trained by the stock trainer with the
+run's own arguments, in the model itself; then the model is put back bit for bit, so that the training after
+it is the same whether the teacher was made just before or found.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+
+from coretune.ledger import Ledger
+from coretune.measure.snapshots import find_snapshots
+from coretune.progress import progress
+from coretune.rounds.sampler import PoolRows
+from coretune.rounds.schedule import CoresetConfig
+from coretune.storing.fingerprint import differences
+from coretune.training.identity import drawn_fingerprint, model_parts
+from coretune.training.model_cost import ModelCost
+from coretune.training.processes import Processes
+from coretune.types import Rows
+
+NOTE = "teacher.json"
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+#: How the names of training arguments begin that change nothing in what is learnt.
+UNLEARNT = (
+    "output_dir",
+    "run_name",
+    "project",
+    "trackio_",
+    "report_to",
+    "disable_tqdm",
+    "debug",
+    "skip_memory_metrics",
+    "log",
+    "eval_",
+    "per_device_eval",
+    "prediction_loss_only",
+    "include_",
+    "batch_eval",
+    "save_",
+    "hub_",
+    "push_",
+    "load_best",
+    "metric_for",
+    "greater_is",
+    "resume_from",
+    "do_",
+    "dataloader_",
+)
+log = logging.getLogger("coretune")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher is trained on.
+
+    rows   random pool rows in the order drawn
+    marks  optimiser steps after which it is kept, rising, evenly spaced; the last is the end of its one epoch
+    """
+
+    rows: Rows
+    marks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: CoresetConfig, n: int, batch: int, checkpoints: int) -> Lesson:
+        """n rows in the pool, `batch` of them a step. ValueError for fewer steps than checkpoints."""
+        drawn = np.random.default_rng([config.seed, 0, 2]).permutation(n)[: math.ceil(config.warmup * n)]
+        steps = math.ceil(len(drawn) / batch)
+        if steps < checkpoints:
+            raise ValueError(
+                f"{checkpoints} checkpoints of a teacher are asked for, and its warm-up on {len(drawn)} rows "
+                f"takes {steps} steps: raise coreset.warmup, or lower coreset.checkpoints"
+            )
+        marks = tuple(steps * (k + 1) // checkpoints for k in range(checkpoints))
+        return cls(drawn.astype(np.int64), marks)
+
+
+@dataclass(frozen=True)
+class School:
+    """All that training a teacher takes of the trainer it is for.
+
+    stock     the class of the stock trainer
+    dataset   the pool as that trainer takes it, row i of it `rows`' row i
+    settings  its arguments beside model, args, train_dataset, processing_class and callbacks
+    """
+
+    stock: type
+    model: nn.Module
+    args: Any
+    dataset: Any
+    rows: PoolRows
+    tokenizer: Any
+    settings: Mapping[str, Any]
+
+
+def refuse_school(trainer: Any) -> None:
+    """ValueError for a trainer whose model cannot take a teacher's weights, or train one."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "a method that looks through a teacher puts its weights into the whole model, and FSDP and "
+            "DeepSpeed split it: select without them (coretune select), and train on coreset.jsonl"
+        )
+    if trainer.coreset_config.teaching and trainer.optimizer is not None:
+        raise ValueError(
+            "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
+            "of optimizers, or a folder of checkpoints as coreset.teacher"
+        )
+
+
+def teach(
+    school: School, lesson: Lesson, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
+) -> list[Path]:
+    """The teacher's checkpoint folders, one a mark: found in `folder`, gone on with, or made. Called by all.
+
+    Booked as warm-up: rows, tokens and FLOPs also where it is found, since the coreset rests on them; seconds
+    are those spent here. ValueError when the folder holds a teacher of something else, naming what differs.
+    """
+    args = _arguments(school.args, folder, lesson)
+    tokens, flops = int(school.rows.length[lesson.rows].sum()), cost.training(lesson.rows)
+    with ledger.phase("warm-up", rows=len(lesson.rows), tokens=tokens, flops=flops):
+        finished, newest = processes.decide(lambda: _begin(school, args, lesson, folder), lambda begun: begun)
+        if not finished:
+            with lent(school.model):
+                _train(school, args, lesson, newest)
+            processes.wait()
+            if processes.first:
+                _write(folder, {**_read(folder), "finished": True})
+            processes.wait()
+    return find_snapshots(folder, len(lesson.marks))
+
+
+def _begin(school: School, args: Any, lesson: Lesson, folder: Path) -> tuple[bool, Path | None]:
+    """Whether the teacher is there, and else what to go on from."""
+    parts, found = _parts(school, args, lesson), _read(folder)
+    if found and (different := differences(found["parts"], parts)):
+        raise ValueError(
+            f"{folder} holds a teacher of something else: {'; '.join(different)}. Remove it or take another "
+            "output_dir; to look through it all the same, give it as coreset.teacher"
+        )
+    if found and found["finished"]:
+        log.warning("the teacher in %s is of this model, rows and settings: it is taken as it is", folder)
+        return True, None
+    _write(folder, {"finished": False, "parts": parts})
+    return False, _newest(folder)
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """Inside, the model may be trained; afterwards it is what it was: weights and buffers bit for bit, and
+    whatever trainers hang on its modules (wrapped forwards, marks of having been prepared) is gone.
+    """
+    kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _changing(model).items()}
+    hung = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in hung:
+            vars(module).clear()
+            vars(module).update(attributes)
+        with torch.no_grad():
+            for name, tensor in _changing(model).items():
+                tensor.copy_(kept[name])
+        model.zero_grad(set_to_none=True)
+
+
+def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**trainable, **dict(model.named_buffers())}
+
+
+def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
+    """The run's arguments for one epoch on the lesson, which is saved at its marks and reported nowhere.
+
+    [choice] The schedule is the run's own on the teacher's length: the learning rate rises over the same
+    share of the steps.
+    """
+    steps = lesson.marks[-1]
+    args = copy.copy(given)
+    args.warmup_steps = given.get_warmup_steps(given.max_steps) / given.max_steps
+    args.output_dir, args.max_steps, args.num_train_epochs = str(folder), steps, 1
+    args.eval_strategy, args.eval_on_start, args.save_strategy = "no", False, "no"
+    args.load_best_model_at_end = args.push_to_hub = args.save_only_model = False
+    args.save_total_limit, args.report_to, args.dataloader_drop_last = None, [], False
+    args.logging_strategy, args.logging_steps = "steps", 1  # the learning rate of every step is kept so
+    args.ignore_data_skip = False
+    return args
+
+
+def _parts(school: School, args: Any, lesson: Lesson) -> dict[str, str]:
+    """All that decides what the teacher learns, as text by name."""
+    learnt = {
+        f"training.{name}": json.dumps(value, default=str)
+        for name, value in args.to_dict().items()
+        if not name.startswith(tuple(UNLEARNT))
+    }
+    return {
+        **model_parts(school.model, school.tokenizer),
+        "rows": drawn_fingerprint(school.rows, lesson.rows),
+        "marks": " ".join(map(str, lesson.marks)),
+        "trainer": school.stock.__qualname__,
+        "device": f"{args.device.type} × {args.world_size}",
+        **{name: _described(value) for name, value in school.settings.items()},
+        **learnt,
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def _described(value: Any) -> str:
+    """A collator, a loss, an optimiser's class and settings by their names: code has no fingerprint."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_described, value))
+    if isinstance(value, (type, FunctionType)):
+        return value.__qualname__
+    return json.dumps(value, default=lambda other: type(other).__qualname__)
+
+
+def _train(school: School, args: Any, lesson: Lesson, resume: Path | None) -> None:
+    set_seed(args.seed)
+    bar = _Lesson(lesson.marks, args.disable_tqdm or not args.should_log)
+    trainer = school.stock(
+        model=school.model,
+        args=args,
+        train_dataset=school.dataset.select(lesson.rows),
+        processing_class=school.tokenizer,
+        callbacks=[bar],
+        **school.settings,
+    )
+    for shown in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(shown)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    trainer.accelerator.free_memory()
+
+
+class _Lesson(TrainerCallback):
+    """Saves at the marks; a bar of the steps."""
+
+    def __init__(self, marks: Sequence[int], hidden: bool) -> None:
+        self.marks = frozenset(marks)
+        self.bar = progress(max(marks), "teacher", "step", shown=not hidden)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update()
+        control.should_save = state.global_step in self.marks
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+def _newest(folder: Path) -> Path | None:
+    """The last checkpoint that is whole: trainer_state.json is what transformers writes last."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The note; empty where there is none."""
+    if not (folder / NOTE).is_file():
+        return {}
+    note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    return note
+
+
+def _write(folder: Path, note: Mapping[str, Any]) -> None:
+    """At any kill the note is the old one or the new one, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{NOTE}.part"
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(note, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, folder / NOTE)

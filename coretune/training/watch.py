@@ -1,0 +1,43 @@
+"""The page of a run that is still going: written anew after selections, so that one can look in."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from coretune.recording.selection_log import is_selection
+from coretune.report import write_report
+
+log = logging.getLogger("coretune")
+SHARE = 0.02  # of the run's time that writing may take
+
+
+class ReportWriter(TrainerCallback):
+    """Writes the run's page after a selection, unless that took too large a share of the time since.
+
+    [choice] The page's cost grows with the number of selections and hardly with the pool; a run that selects
+    every few seconds would spend its time on pages that nobody opens. So a page is due when SHARE of the time
+    since the last one covers what the last one took; the first is always due. The seconds are the ledger's
+    "other". A page that cannot be written is a warning, since the run is worth more than its page.
+
+    trainer  a CoresetTrainer: its output_dir and its ledger
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._due = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        began = time.monotonic()
+        if not state.is_world_process_zero or not is_selection(logs) or began < self._due:
+            return
+        try:
+            with self.trainer.ledger.phase("other"):
+                write_report(self.trainer.args.output_dir, state.log_history)
+        except OSError as error:
+            log.warning("report.html was not written: %s", error)
+        took = time.monotonic() - began
+        self._due = began + took / SHARE
