@@ -92,7 +92,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
     meter = meter_of(meter, state.pool)
-    rows, fresh = _harvest(state, meter, ledger)
+    rows, fresh = _harvest(state, meter)
     harvested, blind, calm = len(rows), _blind(config, state.pool), _calm(config, state, meter)
     if (blind or calm) and not _due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
@@ -226,14 +226,12 @@ def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledge
     return np.concatenate([rows, more]), fresh
 
 
-def _harvest(state: State, meter: Meter, ledger: Ledger) -> Shown:
-    """Usable rows that training has shown since the last refresh; their FLOPs were those of training."""
+def _harvest(state: State, meter: Meter) -> Shown:
+    """Usable rows that training has shown since the last refresh, at no cost but that of training."""
     if meter.harvested is None or not state.selections:
         return np.zeros(0, np.int64), {}
     rows, signals = meter.harvested()
     good = state.pool.usable[rows]
-    tokens = int(state.pool.cost[rows[good]].sum())
-    ledger.add("measurement", rows=int(good.sum()), tokens=tokens, flops=0.0)
     return rows[good], {name: value[good] for name, value in signals.items()}
 
 
