@@ -8,6 +8,7 @@ A training on random rows that change is recorded once a seed, with a look at ev
 given the signals of the rows it plans and of no others, and is held against all of them, refresh by refresh.
 Rows that are equal are looked at once, as in a run. No row rests: what is chosen is a matter of the signals.
 
+    harvest       beside those looked at, the rows that training has shown since the last refresh, at no cost
     looks         tokens looked at, of those of a look at everything (equal rows once)
     seconds       of the processor: plan, spread, mend, and with candidates choose, a refresh
     loss, norm    Spearman of the loss, of the gradient's norm, with the truth
@@ -60,11 +61,12 @@ COLUMNS = ("looks", "seconds", "loss", "norm", "cosine", "edges", *SELECTORS, "F
 
 @dataclass(frozen=True)
 class Setting:
-    """A refresh, and how many looks of the record lie between two of them."""
+    """A refresh, how many looks of the record lie between two of them, whether training shows its rows."""
 
     name: str
     refresh: AnchorRefresh
     every: int = 1
+    harvest: bool = False
 
 
 def settings() -> list[Setting]:
@@ -83,6 +85,9 @@ def settings() -> list[Setting]:
         Setting("random, no propagation", replace(random, propagate="none")),
         Setting("random, changes", random),
         Setting("random, fit", replace(random, propagate="fit")),
+        Setting("harvest, priority, changes", BASE, harvest=True),
+        Setting("harvest, priority β 1, fit", fit, harvest=True),
+        Setting("harvest, 0.01 anchors, β 1, fit", replace(fit, anchor_share=0.01), harvest=True),
         Setting("candidates, changes", chosen),
         Setting("candidates, fit", replace(chosen, propagate="fit")),
     ]
@@ -134,9 +139,9 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
         def measured(rows: Rows, number: int = number) -> Mapping[str, Array]:
             return looks.at(number, rows)
 
-        meter = Meter(
-            twins.sharing(measured), lambda rows: 0.0, partial(dict, looks.compared[number]), twins=twins
-        )
+        references = partial(dict, looks.compared[number])
+        shown = partial(tuple, looks.shown[number]) if setting.harvest else None
+        meter = Meter(twins.sharing(measured), lambda rows: 0.0, references, shown, twins)
         ledger = Ledger()
         state = State(number, number - 1, number, pool, nothing)
         began = time.process_time()

@@ -2,8 +2,9 @@
 
 The library's own trainer on random rows that change; all rows are looked at each time, and kept:
 
-    OUT/<pool>-<model>-<looks>-<rate>-<seed>/0.npz 1.npz …     a signal an array, row i describes row i
-                                             first.npy         the lowest row that is equal to each
+    OUT/<pool>-<model>-<looks>-<rate>-<seed>/
+        0.npz 1.npz …   a signal an array, row i describes row i; what training has shown since the look before
+        first.npy       the lowest row that is equal to each
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from trl import SFTConfig
 
 from coretune import CoresetSFTTrainer, coreset, run
 from coretune.data.corpus import Corpus
+from coretune.rounds.sampler import with_example_id
 from coretune.rounds.twins import Twins
 from coretune.select.grace import Grace
 from coretune.select.random import Random
+from coretune.training.run_harvest import RunHarvest
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
 
 COMPARED = (MISMATCHED, MATCHED)
 SIGNALS = ("prompt_embedding", "response_embedding", "loss", "gradient", "gradient_norm")
+SHOWN = "shown_"  # before the name of what a training step has shown
 EVERY = 25  # steps between looks, and before the first
 
 
@@ -35,6 +40,7 @@ class Recorder:
 
     folder: str
 
+    harvest: ClassVar[RunHarvest | None] = None  # of the training that is being recorded
     name = "recorder"
     mismatched, tells_above = Grace().mismatched, 0.0
 
@@ -48,9 +54,14 @@ class Recorder:
         looks = len(list(Path(self.folder).glob("*.npz")))
         path = Path(self.folder) / f"{looks}.npz"
         beside = path.with_suffix(".part")
+        assert Recorder.harvest is not None
+        rows, seen = Recorder.harvest.taken()
+        Recorder.harvest.began = True
+        shown = {SHOWN + name: seen.get(name, np.zeros(0)) for name in SIGNALS}
         with beside.open("wb") as file:
             compared = {name: pool.references[name] for name in COMPARED}
-            np.savez(file, cost=pool.cost, **compared, **{name: pool.feature(name) for name in SIGNALS})
+            features = {name: pool.feature(name) for name in SIGNALS}
+            np.savez(file, cost=pool.cost, **compared, **features, **{SHOWN + "rows": rows}, **shown)
         os.replace(beside, path)
         return Random().select(pool, budget, rng)
 
@@ -61,12 +72,14 @@ class Looks:
 
     signals   a look each: name -> (n, ...)
     compared  a look each: `Pool.references`
+    shown     before each look: rows that training has shown since the last, and their signals
     cost      (n,) int64  tokens of a row
     first     (n,) int64  the lowest row that is equal to each
     """
 
     signals: list[dict[str, Array]]
     compared: list[dict[str, Array]]
+    shown: list[tuple[Rows, dict[str, Array]]]
     cost: Array
     first: Rows
 
@@ -83,13 +96,14 @@ def recorded(asked: argparse.Namespace, seed: int) -> Looks:
         with tempfile.TemporaryDirectory(dir=asked.out) as home:
             record(asked, seed, Path(home))
             (Path(home) / "looks").rename(folder)
-    signals, compared = [], []
+    signals, compared, shown = [], [], []
     for number in range(asked.looks):
         with np.load(folder / f"{number}.npz") as file:
             signals.append({name: np.asarray(file[name]) for name in SIGNALS})
             compared.append({name: np.asarray(file[name]) for name in COMPARED})
+            shown.append((file[SHOWN + "rows"], {name: file[SHOWN + name] for name in SIGNALS}))
             cost = np.asarray(file["cost"])
-    return Looks(signals, compared, cost, np.load(folder / "first.npy"))
+    return Looks(signals, compared, shown, cost, np.load(folder / "first.npy"))
 
 
 def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
@@ -136,4 +150,8 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
             repair="none",
         ),
     )
+    # seen by the recorder alone: all rows are looked at again
+    trainer.data_collator = with_example_id(trainer.data_collator)
+    Recorder.harvest = RunHarvest(trainer.model, SIGNALS, trainer.sight.settings, trainer.processes)
+    trainer.sight.harvest = Recorder.harvest
     trainer.train()
