@@ -3,7 +3,7 @@
 The library's own trainer on random rows that change; all rows are looked at each time, and kept:
 
     OUT/<pool>-<model>-<looks>-<rate>-<seed>/
-        0.npz 1.npz …   a signal an array, row i describes row i; what training has shown since the look before
+        0.npz 1.npz …   a signal an array, row i describes row i; what training has shown since the last
         first.npy       the lowest row that is equal to each
 """
 
