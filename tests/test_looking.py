@@ -199,6 +199,25 @@ class Shown(FakeModel):
         return dataclasses.replace(super().meter(*names), harvested=harvested)
 
 
+def test_what_training_shows_of_a_row_is_known_of_its_equals() -> None:
+    class ShownOfTwo(Shown):
+        """Rows 20 to 39 are rows 0 to 19 again; training shows those below 36."""
+
+        def signal(self, name: str) -> Array:
+            return _twice(super().signal(name))
+
+        def meter(self, *names: str) -> Meter:
+            plain, twins = super().meter(*names), Twins(np.arange(N) % (N // 2))
+            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), twins=twins)
+
+    run = Run(config(anchors="trained", propagate="none"), ShownOfTwo(N)).go(1)
+    assert run.ledger.rounds[-1].rows_measured == 0
+    assert (run.state.pool.measured_at == 1).all()
+    for name, value in run.state.pool.features.items():
+        if name in run.config.needs:
+            np.testing.assert_array_equal(value[: N // 2], value[N // 2 :])
+
+
 def calm_run(**settings: Any) -> Run:
     settings = {"anchors": "candidates", "anchor_share": 1.0, **settings}
     return Run(config(Grace(mismatched=8, rest=0, copies=2), **settings), Shown(N, drift=0.0))

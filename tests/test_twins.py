@@ -48,6 +48,17 @@ def test_each_group_is_measured_once_and_all_get_its_values(kinds: list[int], dr
     assert seen == twins.distinct(asked).tolist()
 
 
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.data())
+def test_what_is_found_of_some_is_told_of_their_equals(kinds: list[int], data: st.DataObject) -> None:
+    first = np.array([kinds.index(kind) for kind in kinds])
+    rows = np.array(data.draw(st.permutations(range(len(kinds)))), np.int64)
+    rows = rows[: data.draw(st.integers(0, len(kinds)))]
+    asked = [kinds[row] for row in rows]
+    everyone, found = Twins(first).told(rows, {"place": np.arange(len(rows))})
+    assert everyone.tolist() == [row for row, kind in enumerate(kinds) if kind in asked]
+    assert found["place"].tolist() == [asked.index(kinds[row]) for row in everyone]
+
+
 def test_blocks_part_equal_rows() -> None:
     twins = Twins(np.array([0, 0, 2, 0, 0, 2]))
     assert twins.within(3).first.tolist() == [0, 0, 2, 3, 3, 5]

@@ -227,10 +227,15 @@ def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledge
 
 
 def _harvest(state: State, meter: Meter) -> Shown:
-    """Usable rows that training has shown since the last refresh, at no cost but that of training."""
+    """Usable rows that training has shown since the last refresh, and their equals, at no cost of its own.
+
+    Without their equals copies would be known by an older model, and pass for rows of their own.
+    """
     if meter.harvested is None or not state.selections:
         return np.zeros(0, np.int64), {}
     rows, signals = meter.harvested()
+    if meter.twins is not None:
+        rows, signals = meter.twins.told(rows, signals)
     good = state.pool.usable[rows]
     return rows[good], {name: value[good] for name, value in signals.items()}
 

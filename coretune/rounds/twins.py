@@ -72,6 +72,12 @@ class Twins:
 
         return shared
 
+    def told(self, rows: Rows, found: Mapping[str, Array]) -> tuple[Rows, dict[str, Array]]:
+        """What was found of some rows, for them and their equals; of two that are equal the first counts."""
+        everyone, order = self.together(rows), np.argsort(self.first[rows], kind="stable")
+        at = order[np.searchsorted(self.first[rows], self.first[everyone], sorter=order)]
+        return everyone, {name: value[at] for name, value in found.items()}
+
     def _places(self, rows: Rows) -> tuple[Rows, Rows]:
         """Where each group's first row stands in `rows`, and (m,) the group of each of them."""
         _, places, of = np.unique(self.first[rows], return_index=True, return_inverse=True)
