@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from tiny_run import Spy, arguments, coreset_config, corpus, model_folder, trainer, weights
 from tiny_tokenizer import tiny_tokenizer
 from transformers import Trainer, TrainerCallback
@@ -287,6 +287,14 @@ def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
     assert made.ledger.by_phase()["measurement"].flops > made.cost._look(
         made.pool_rows.length, made.pool_rows.length - made.pool_rows.prompt_length, made.cost.signals
     )
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_refused_where_rows_are_looked_at(tmp_path: Path, kind: type) -> None:
+    adapter = {"peft_config": kind(num_virtual_tokens=4, task_type="CAUSAL_LM"), "max_steps": 1}
+    with pytest.raises(ValueError, match=f"{kind.__name__} puts virtual tokens before each row"):
+        trainer(tmp_path, **adapter)
+    trainer(tmp_path, coreset_config("random"), **adapter)
 
 
 def test_processes_that_share_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from peft import PeftModel
+
 from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array
 
@@ -125,6 +127,16 @@ def refuse_first_fsdp(version: int) -> None:
         raise ValueError(
             f"fsdp_version is {version}, which puts another model around the one that is looked at, so that "
             "looks would meet a part of its weights; set fsdp_version: 2"
+        )
+
+
+def refuse_virtual_tokens(model: Any) -> None:
+    """ValueError for an adapter that is tokens of its own before each row."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        kind = type(model.active_peft_config).__name__
+        raise ValueError(
+            f"{kind} puts virtual tokens before each row, which looks at rows do not know: train LoRA or all "
+            "weights, or take a method that looks at nothing, as random does"
         )
 
 

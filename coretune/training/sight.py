@@ -30,7 +30,7 @@ from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint
 from coretune.training.look import FirstLook, Look, StoredLook, Target
 from coretune.training.model_cost import ModelCost
-from coretune.training.refusals import refuse_first_fsdp
+from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.teacher import Lesson, School, refuse_school, teach
 from coretune.types import Measure, Rows, Suspicious, Taught
@@ -126,6 +126,7 @@ class Sight:
     def _meter(self, signals_dir: Path) -> Meter | None:
         if not self.config.needs:
             return None
+        refuse_virtual_tokens(self.trainer.model)
         if self.trainer.is_fsdp_enabled:
             refuse_first_fsdp(self.trainer.accelerator.state.fsdp_plugin.fsdp_version)
         if self.config.refresh.follows_graph:
