@@ -43,6 +43,17 @@ def clean_rows(pool: Path, data: Path) -> Path:
     return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
 
 
+def distinct_rows(pool: Path, data: Path) -> Path:
+    """A file of the pool's rows, of those with equal prompt and response the first."""
+    rows = {(row["prompt"], row["completion"]): line for line, row in reversed(_parsed(pool / "pool.jsonl"))}
+    return _lines(data / f"{pool.name}-distinct.jsonl", list(rows.values())[::-1])
+
+
+def whole(pool: Path, data: Path) -> Path:
+    """The pool's own file."""
+    return pool / "pool.jsonl"
+
+
 def labels_of(pool: Path) -> dict[str, str]:
     """id -> kind. For the table and the ceiling alone: no selector sees a label."""
     lines = _read(pool / "labels.jsonl")
@@ -128,6 +139,11 @@ def short_rows(whole: Path, characters: str, data: Path) -> Path:
 def _read(path: Path) -> list[str]:
     """Its lines; not `splitlines`, which also cuts at line breaks of Unicode within a row."""
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _parsed(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Its lines, each with the row that it is."""
+    return [(line, json.loads(line)) for line in _read(path)]
 
 
 def _lines(path: Path, lines: list[str]) -> Path:

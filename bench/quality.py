@@ -4,8 +4,9 @@
                             --methods full,random:refresh_every=never,random,grace
 
 An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settings are those of the `coreset`
-section, and steps; what an arm does not say is --steps, --budget and --refresh-every. Two are no methods:
+section, and steps; what an arm does not say is --steps, --budget and --refresh-every. Three are no methods:
     full    the whole pool, reshuffled all the time
+    distinct  the same, of rows with equal prompt and response but one
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
 Methods that look through a teacher (brief, gtp) select once unless the arm says otherwise, and are trained
 weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --target-skill all arms that take a
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pools import clean_rows, labels_of, of_skill, pool_and_model, target_file
+from pools import clean_rows, distinct_rows, labels_of, of_skill, pool_and_model, target_file, whole
 
 from coretune.comparing.arm_runs import outcomes, run_job
 from coretune.comparing.arms import arm_section
@@ -44,7 +45,8 @@ from coretune.config import check_config
 from coretune.recording.run_files import RunFiles
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
-CLEAN = "clean"
+CLEAN, DISTINCT = "clean", "distinct"
+PLAIN = {CLEAN: "random", DISTINCT: "full"}  # the method that draws from their rows
 
 
 def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
@@ -52,10 +54,10 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
     pool = Path(asked.pool)
     method, colon, settings = arm.partition(":")
     shared = {"budget": asked.budget, "refresh_every": _number(asked.refresh_every)}
-    section = arm_section(f"random{colon}{settings}" if method == CLEAN else arm, shared)
+    section = arm_section(f"{PLAIN.get(method, method)}{colon}{settings}", shared)
     steps = int(section.pop("steps", asked.steps))
     target = target_file(arm, section.pop("target", None), asked, data)
-    rows = clean_rows(pool, data) if method == CLEAN else pool / "pool.jsonl"
+    rows = {CLEAN: clean_rows, DISTINCT: distinct_rows}.get(method, whole)(pool, data)
     scored = pool / "eval.jsonl"
     if asked.target_skill:
         scored = of_skill(scored, asked.target_skill, data)
