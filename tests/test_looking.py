@@ -11,7 +11,7 @@ from fake_model import FakeModel
 from fake_run import COST, N, Run, config
 
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.looking import Meter, _calm, _due
+from coretune.rounds.looking import Meter, _calm, due
 from coretune.rounds.twins import Twins
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
@@ -179,9 +179,9 @@ def _twice(values: Array) -> Array:
 
 
 def test_a_run_is_asked_again_each_time_it_is_so_many_times_as_old() -> None:
-    assert [n for n in range(20) if _due(2.0, n)] == [0, 1, 2, 4, 8, 16]
-    assert [n for n in range(20) if _due(1.5, n)] == [0, 1, 2, 3, 4, 6, 8, 12, 18]
-    assert all(_due(1.0, n) for n in range(20))
+    assert [n for n in range(20) if due(2.0, n)] == [0, 1, 2, 4, 8, 16]
+    assert [n for n in range(20) if due(1.5, n)] == [0, 1, 2, 3, 4, 6, 8, 12, 18]
+    assert all(due(1.0, n) for n in range(20))
 
 
 class Shown(FakeModel):

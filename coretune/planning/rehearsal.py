@@ -74,7 +74,7 @@ def rehearse(
     cost    (n,) tokens of the rows
     """
     n = len(cost)
-    config = replace(config, audit_every=None, quota=None)
+    config = replace(config, audit_every=None, quota=None, wait=False)
     if n <= MOST:
         return _play(config, sample, cost, seed, clock)
     half, whole = (_play(config, sample, _thinned(cost, m), seed, clock) for m in (MOST // 2, MOST))

@@ -55,6 +55,7 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     if settings.needs and settings.refresh.k >= few:
         section["k"] = few - 1
     section.pop("audit_every", None)
+    section["wait"] = False  # so that there is a look to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
     small = {"train_data": str(path), "coreset": section, "training": training}
     return elsewhere(config, folder, "small").model_copy(update=small)

@@ -17,10 +17,20 @@ import numpy as np
 from coretune.ledger import Ledger, Round, overlap
 from coretune.neighbors import graph
 from coretune.refreshing.approximation import compare
-from coretune.rounds.looking import Looked, Meter, look, look_around, meter_of, select, with_found
+from coretune.rounds.looking import (
+    Looked,
+    Meter,
+    look,
+    look_around,
+    meter_of,
+    select,
+    unmeasured,
+    with_found,
+)
 from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
+from coretune.rounds.waiting import asked, draw
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.types import Array, Coreset, Pool, Rows, Valued
 
@@ -120,6 +130,10 @@ def _trained(state: State, rows: Rows) -> State:
 def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: Ledger) -> State:
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
+    if config.needs and meter is not None:
+        waiting = asked(config, state, meter, ledger)
+        if waiting is not None:
+            return _drawn(config, state, waiting, meter, ledger, began)
     pool = state.pool
     looked = Looked(pool, pool, np.zeros(0, np.int64), 0, 0)
     figures: dict[str, float] = {}
@@ -139,6 +153,18 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     chosen = len(coreset.indices)
     ledger.add_round(Round(state.round, looked.passed, chosen, seconds, same, figures, coreset.figures))
     return State(state.round, state.round, state.selections + 1, pool, coreset)
+
+
+def _drawn(
+    config: CoresetConfig, state: State, pool: Pool, meter: Meter, ledger: Ledger, began: float
+) -> State:
+    """A coreset without a look, while a look would tell nothing."""
+    with ledger.phase("selection"):
+        chosen = draw(config, pool, pool.feature(TRAINED_TIMES), meter, state.round)
+    same = overlap(state.coreset.indices if state.selections else None, chosen.indices)
+    rows, seconds = len(chosen.indices), ledger.clock() - began
+    ledger.add_round(Round(state.round, 0, rows, seconds, same, {}, chosen.figures))
+    return State(state.round, state.round, state.selections + 1, pool, chosen)
 
 
 def _settled(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> bool:
@@ -175,7 +201,7 @@ def _audit(
     config: CoresetConfig, state: State, pool: Pool, coreset: Coreset, meter: Meter | None, ledger: Ledger
 ) -> Mapping[str, float]:
     """How far the propagated pool is from a full measurement at the same weights; its cost is "other"."""
-    if not (config.audit_every and config.needs and state.selections):
+    if not (config.audit_every and config.needs and state.selections) or unmeasured(state.pool):
         return {}
     if state.selections % config.audit_every:
         return {}

@@ -91,24 +91,24 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     `look_again` times as old, to see whether it is so still.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
-    meter = meter_of(meter, state.pool)
     rows, fresh = _harvest(state, meter)
-    harvested, blind, calm = len(rows), _blind(config, state.pool), _calm(config, state, meter)
-    if (blind or calm) and not _due(config.refresh.look_again, state.round):
+    meter = meter_of(meter, state.pool)
+    harvested, spared = len(rows), blind(config, state.pool) or _calm(config, state, meter)
+    if spared and not due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
-    state = replace(state, pool=_with_references(state.pool, meter, ledger))
-    if config.refresh.anchors != "candidates" or not state.selections:
+    state = replace(state, pool=with_references(state.pool, meter, ledger))
+    if config.refresh.anchors != "candidates" or unmeasured(state.pool):
         more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
         rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, pool, rows, len(meter.distinct(rows[harvested:])), harvested)
-    if blind or calm:
+    if spared:
         heard = _heard(config, state.pool, state.coreset, state.round, rng)
         some = np.setdiff1d(np.union1d(config.refresh.some(state.pool, rng), heard), rows)
         rows, fresh = _with_look(meter, state.pool, some, (rows, fresh), ledger)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for turn in range(0 if calm or _blind(config, pool) else LOOKS):
+    for turn in range(0 if _calm(config, state, meter) or blind(config, pool) else LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
         asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
@@ -133,7 +133,12 @@ def meter_of(meter: Meter | None, pool: Pool) -> Meter:
     """The one to look through now; the first look has its own where there is one."""
     if meter is None:
         raise ValueError("this method measures the pool, so it needs a model to measure with")
-    return meter.first if meter.first is not None and (pool.measured_at < 0).all() else meter
+    return meter.first if meter.first is not None and unmeasured(pool) else meter
+
+
+def unmeasured(pool: Pool) -> bool:
+    """Whether nobody has looked at any of its rows."""
+    return bool((pool.measured_at < 0).all())
 
 
 def select(config: CoresetConfig, pool: Pool, round: int, ledger: Ledger) -> Coreset:
@@ -156,7 +161,7 @@ def _placed(pool: Pool, before: Pool) -> Pool:
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
 
-def _blind(config: CoresetConfig, pool: Pool) -> bool:
+def blind(config: CoresetConfig, pool: Pool) -> bool:
     """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
     selector = config.selector
     if not (_spares_looks(config) and isinstance(selector, Suspicious) and selector.mismatched):
@@ -175,7 +180,7 @@ def _spares_looks(config: CoresetConfig) -> bool:
     return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
 
 
-def _due(look_again: float, round: int) -> bool:
+def due(look_again: float, round: int) -> bool:
     """Whether the run became `look_again` times as old since the last round for which this held."""
     if look_again == 1 or round < 2:
         return True
@@ -226,14 +231,17 @@ def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledge
     return np.concatenate([rows, more]), fresh
 
 
-def _harvest(state: State, meter: Meter) -> Shown:
+def _harvest(state: State, meter: Meter | None) -> Shown:
     """Usable rows that training has shown since the last refresh, and their equals, at no cost of its own.
 
     Without their equals copies would be known by an older model, and pass for rows of their own.
     """
-    if meter.harvested is None or not state.selections:
-        return np.zeros(0, np.int64), {}
+    nothing: Shown = np.zeros(0, np.int64), {}
+    if meter is None or meter.harvested is None or not state.selections:
+        return nothing
     rows, signals = meter.harvested()
+    if unmeasured(state.pool):  # a first look is at all rows, as they are now
+        return nothing
     if meter.twins is not None:
         rows, signals = meter.twins.told(rows, signals)
     good = state.pool.usable[rows]
@@ -247,6 +255,6 @@ def _absorb(
         return config.refresh.absorb(state.pool, rows, fresh, state.round)
 
 
-def _with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
+def with_references(pool: Pool, meter: Meter, ledger: Ledger) -> Pool:
     with ledger.phase("measurement", flops=meter.reference_flops):
         return replace(pool, references=meter.references())

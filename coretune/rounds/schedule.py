@@ -32,6 +32,9 @@ class CoresetConfig:
     warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
                    methods that look at nothing have none. For a method that looks through a teacher: share of
                    the pool that the teacher is trained on, aside; the training itself has no warm-up then
+    wait           [choice] a method that suspects rows looks at the pool only once the model tells responses
+                   after their own prompts from those after others (`waiting.py`): until then coresets are
+                   random draws, each of equal rows once, nobody twice before all came once
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
@@ -53,6 +56,7 @@ class CoresetConfig:
     warmup: float = 0.05
     check_every: int = 10
     threshold: float = 0.1
+    wait: bool = True
     audit_every: int | None = None
     record_others: int = 10_000
     weighted: bool = False

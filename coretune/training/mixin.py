@@ -10,6 +10,7 @@ the Trainer reads the sampler's length once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -168,6 +169,7 @@ class CoresetMixin(Trainer):
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
         self._refuse_second_run()
+        self.coreset_config = replace(self.coreset_config, wait=False)
         self.stop_at = self.clock.warmup_rounds * self.clock.steps
         if self.stop_at:
             self.train()

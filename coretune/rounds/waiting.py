@@ -1,0 +1,47 @@
+"""Before the first look at the pool: as long as it would tell nothing, rows are drawn (`CoresetConfig.wait`).
+
+responses after their own and after other prompts ─► the model tells them apart ─► first look (`looking.py`)
+                                                     it does not ─► the next rows of the draw, no look
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coretune.ledger import Ledger
+from coretune.rounds.looking import Meter, blind, due, meter_of, unmeasured, with_references
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.select.ranking import coreset, take_in_order
+from coretune.types import MATCHED, MISMATCHED, Array, Coreset, Pool
+
+
+def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Pool | None:
+    """The pool with what its rows would be compared with, where a first look would tell nothing; else None.
+
+    That is asked anew each time the run is `look_again` times as old.
+    """
+    pool = state.pool
+    if not config.wait or config.refresh_every == "never" or not unmeasured(pool):
+        return None
+    if MATCHED not in pool.references or due(config.refresh.look_again, state.round):
+        pool = with_references(pool, meter_of(meter, pool), ledger)
+    return pool if blind(config, pool) else None
+
+
+def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> Coreset:
+    """[choice] The budget's fill of random rows, each of equals once, nobody twice before all came once.
+
+    times   (n,) how often each row was trained on
+    number  of the round
+    """
+    everyone = np.arange(pool.n)
+    again = ~np.isin(everyone, meter.distinct(everyone))
+    luck = np.random.default_rng([config.seed, number, 2]).random(pool.n)
+    order = np.lexsort((luck, times, again))
+    budget = config.budget.resolve(pool)
+    if config.quota is not None:
+        budget = config.with_quota(pool, budget)
+    rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
+    costs = {name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)}
+    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **costs})

@@ -1,0 +1,147 @@
+"""A first look that waits until it can tell something."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeModel
+from fake_run import COST, N, Run, assert_same, config
+from tiny_run import coreset_config, trainer
+
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.looking import Meter
+from coretune.rounds.state import load, save
+from coretune.rounds.twins import Twins
+from coretune.select.facility_location import FacilityLocation
+from coretune.select.grace import Grace
+from coretune.types import Array, Rows
+
+
+def patient(**settings: Any) -> Any:
+    settings = {"anchors": "candidates", "wait": True, "warmup": 0.1, **settings}
+    return config(Grace(mismatched=8, rest=0), **settings)
+
+
+def deaf() -> FakeModel:
+    model = FakeModel(N, drift=0.0)
+    model.mismatched = 1.0
+    return model
+
+
+def test_while_a_look_would_tell_nothing_rows_are_drawn_and_nobody_is_looked_at() -> None:
+    """It is asked in the rounds 1, 2, 4 and 8, and the first look comes when it is answered."""
+    model = deaf()
+    run = Run(patient(), model).go(5)
+    assert model.looks == []
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [0] * 5
+    assert all(state.coreset.figures["drawn"] == 1 for state in run.states[1:])
+    assert run.state.coreset.figures["mismatched_loss"] == 1.0
+    model.mismatched = 4.0
+    run.go(2)
+    assert model.looks == []
+    run.go(1)
+    assert [len(rows) for rows in model.looks] == [N]
+    assert "drawn" not in run.state.coreset.figures
+    assert run.state.pool.graph is not None
+
+
+def test_nobody_comes_twice_before_all_came_once() -> None:
+    run = Run(patient(warmup=0.0), deaf()).go(12)
+    rows = np.concatenate([run.rows(state) for state in run.states])
+    for at in range(0, len(rows) - N + 1, N):
+        assert sorted(rows[at : at + N]) == list(range(N))
+
+
+def test_of_equal_rows_one_is_drawn() -> None:
+    class Copied(FakeModel):
+        def meter(self, *names: str) -> Meter:
+            return dataclasses.replace(super().meter(*names), twins=Twins(np.arange(N) % (N // 2)))
+
+    model = Copied(N)
+    model.mismatched = 1.0
+    run = Run(patient(), model).go(8)
+    assert all((state.coreset.indices < N // 2).all() for state in run.states[1:])
+    whole = Run(patient(budget=parse_budget("100%")), model).go(1)
+    assert len(whole.state.coreset.indices) == N
+
+
+@pytest.mark.parametrize("budget", ["6", "25%", "100 tokens"])
+def test_the_budget_is_kept(budget: str) -> None:
+    run = Run(patient(budget=parse_budget(budget)), deaf()).go(2)
+    asked, rows = run.config.budget.resolve(run.state.pool), run.state.coreset.indices
+    if asked.unit == "rows":
+        assert len(rows) == asked.amount
+    else:
+        assert asked.amount - COST.max() < COST[rows].sum() <= asked.amount
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"wait": False},
+        {"refresh_every": "never"},
+        {"anchors": "priority"},
+        {"refresh_every": "adaptive", "check_every": 1},
+    ],
+)
+def test_where_nothing_hangs_on_suspicion_nobody_waits(changes: dict[str, Any]) -> None:
+    model = deaf()
+    Run(patient(warmup=0.0, **changes), model)
+    assert [len(rows) for rows in model.looks] == [N]
+
+
+def test_methods_that_suspect_nobody_do_not_wait() -> None:
+    model = deaf()
+    Run(config(FacilityLocation(), anchors="candidates", wait=True), model)
+    assert [len(rows) for rows in model.looks] == [N]
+
+
+def test_what_training_showed_before_the_first_look_is_no_news_after_it() -> None:
+    class Shown(FakeModel):
+        """Training shows row 3, and what it was when it was trained on."""
+
+        shown: list[int]
+
+        def meter(self, *names: str) -> Meter:
+            def harvested() -> tuple[Rows, dict[str, Array]]:
+                rows, self.shown = np.array(self.shown, np.int64), []
+                return rows, {name: self.signal(name)[rows] + 7 for name in names}
+
+            return dataclasses.replace(super().meter(*names), harvested=harvested)
+
+    model = Shown(N, drift=0.0)
+    model.mismatched, model.shown = 1.0, []
+    run = Run(patient(), model).go(3)
+    model.shown, model.mismatched = [3], 4.0
+    run.go(1)
+    assert [len(rows) for rows in model.looks] == [N]
+    assert model.shown == []
+    np.testing.assert_array_equal(run.state.pool.feature("loss"), model.signal("loss"))
+
+
+def test_a_run_that_is_cut_while_it_waits_goes_on_the_same(tmp_path: Path) -> None:
+    whole = Run(patient(), deaf()).go(3)
+    save(whole.state, tmp_path)
+    again = Run(patient(), deaf())
+    again.states = [load(tmp_path)]
+    for run in (whole, again):
+        run.model.mismatched = 4.0
+        run.go(3)
+    assert_same(whole.state, again.state)
+
+
+def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
+    """A model of random weights hears nothing from a prompt."""
+    coreset = coreset_config(wait=True)
+    coreset = dataclasses.replace(coreset, selector=dataclasses.replace(coreset.selector, tells_above=1.5))
+    run = trainer(tmp_path, coreset)
+    run.train()
+    assert run.ledger.by_phase()["measurement"].rows == 0
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [0, 0, 0]
+    assert (tmp_path / "_coretune" / "selection.parquet").exists()
+    chosen = trainer(tmp_path / "select", coreset).select()
+    assert "drawn" not in chosen.coreset.figures
