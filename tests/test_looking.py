@@ -61,7 +61,7 @@ def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twi
     """Meanwhile nobody is looked at; once it can tell, candidates are, in the same refresh."""
     model = FakeModel(N, drift=0.0)
     model.mismatched = 0.1
-    settings = {"anchors": "candidates", "anchor_share": 0.1}
+    settings = {"anchors": "candidates", "anchor_share": 0.1, "wait": False}
     run = Run(config(Grace(mismatched=8, rest=0), **settings), model).go(8)
     assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]

@@ -26,7 +26,15 @@ from coretune.data.raw import CorpusError
 from coretune.recording import audit
 from coretune.recording.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, SELECTION
 
-CORESET = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, "audit_every": 2}
+CORESET = {
+    "method": "grace",
+    "budget": "25%",
+    "refresh_every": 2,
+    "warmup": 0.1,
+    "k": 4,
+    "audit_every": 2,
+    "wait": False,  # this model tells nothing, and looks all the same
+}
 TRAINING = {
     "max_steps": 8,
     "per_device_train_batch_size": 4,

@@ -30,7 +30,7 @@ from coretune.rounds.looking import (
 from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
-from coretune.rounds.waiting import asked, draw
+from coretune.rounds.waiting import asked, draw, waits
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.types import Array, Coreset, Pool, Rows, Valued
 
@@ -131,9 +131,9 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     """Measure the planned rows, absorb what they tell, choose again unless the adaptive test says wait."""
     began = ledger.clock()
     if config.needs and meter is not None:
-        waiting = asked(config, state, meter, ledger)
-        if waiting is not None:
-            return _drawn(config, state, waiting, meter, ledger, began)
+        state = replace(state, pool=asked(config, state, meter, ledger))
+        if waits(config, state.pool):
+            return _drawn(config, state, meter, ledger, began)
     pool = state.pool
     looked = Looked(pool, pool, np.zeros(0, np.int64), 0, 0)
     figures: dict[str, float] = {}
@@ -155,10 +155,9 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     return State(state.round, state.round, state.selections + 1, pool, coreset)
 
 
-def _drawn(
-    config: CoresetConfig, state: State, pool: Pool, meter: Meter, ledger: Ledger, began: float
-) -> State:
+def _drawn(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger, began: float) -> State:
     """A coreset without a look, while a look would tell nothing."""
+    pool = state.pool
     with ledger.phase("selection"):
         chosen = draw(config, pool, pool.feature(TRAINED_TIMES), meter, state.round)
     same = overlap(state.coreset.indices if state.selections else None, chosen.indices)

@@ -97,7 +97,8 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     if spared and not due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
-    state = replace(state, pool=with_references(state.pool, meter, ledger))
+    if not (unmeasured(state.pool) and MATCHED in state.pool.references):  # just asked (`waiting.py`)
+        state = replace(state, pool=with_references(state.pool, meter, ledger))
     if config.refresh.anchors != "candidates" or unmeasured(state.pool):
         more = np.setdiff1d(config.refresh.plan(state.pool, state.round, rng), rows)
         rows, fresh = _with_look(meter, state.pool, more, (rows, fresh), ledger)
@@ -161,12 +162,18 @@ def _placed(pool: Pool, before: Pool) -> Pool:
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
 
+def suspicious(config: CoresetConfig) -> Suspicious | None:
+    """The selector, where candidates are looked at to know whom it suspects."""
+    selector = config.selector
+    if _spares_looks(config) and isinstance(selector, Suspicious) and selector.mismatched:
+        return selector
+    return None
+
+
 def blind(config: CoresetConfig, pool: Pool) -> bool:
     """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
-    selector = config.selector
-    if not (_spares_looks(config) and isinstance(selector, Suspicious) and selector.mismatched):
-        return False
-    return MATCHED in pool.references and not tells(pool, selector.tells_above)
+    selector = suspicious(config)
+    return selector is not None and MATCHED in pool.references and not tells(pool, selector.tells_above)
 
 
 def _calm(config: CoresetConfig, state: State, meter: Meter) -> bool:

@@ -9,24 +9,32 @@ from __future__ import annotations
 import numpy as np
 
 from coretune.ledger import Ledger
-from coretune.rounds.looking import Meter, blind, due, meter_of, unmeasured, with_references
+from coretune.rounds.looking import Meter, blind, due, meter_of, suspicious, unmeasured, with_references
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.ranking import coreset, take_in_order
 from coretune.types import MATCHED, MISMATCHED, Array, Coreset, Pool
 
 
-def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Pool | None:
-    """The pool with what its rows would be compared with, where a first look would tell nothing; else None.
-
-    That is asked anew each time the run is `look_again` times as old.
-    """
+def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Pool:
+    """The pool; where its first look may wait with what its rows would be compared with, which is asked anew
+    each time the run is `look_again` times as old."""
     pool = state.pool
-    if not config.wait or config.refresh_every == "never" or not unmeasured(pool):
-        return None
-    if MATCHED not in pool.references or due(config.refresh.look_again, state.round):
-        pool = with_references(pool, meter_of(meter, pool), ledger)
-    return pool if blind(config, pool) else None
+    if not _may_wait(config, pool):
+        return pool
+    if MATCHED in pool.references and not due(config.refresh.look_again, state.round):
+        return pool
+    return with_references(pool, meter_of(meter, pool), ledger)
+
+
+def waits(config: CoresetConfig, pool: Pool) -> bool:
+    """Whether the first look would tell nothing yet."""
+    return _may_wait(config, pool) and blind(config, pool)
+
+
+def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
+    again = config.refresh_every != "never"
+    return config.wait and again and suspicious(config) is not None and unmeasured(pool)
 
 
 def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> Coreset:
