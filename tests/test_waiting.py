@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from fake_model import FakeModel
 from fake_run import COST, N, Run, assert_same, config
+from recorded_run import decode, fake_rows
 from tiny_run import coreset_config, trainer
 
+from coretune.recording import run_record
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.looking import Meter
 from coretune.rounds.state import load, save
@@ -145,3 +148,24 @@ def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
     assert (tmp_path / "_coretune" / "selection.parquet").exists()
     chosen = trainer(tmp_path / "select", coreset).select()
     assert "drawn" not in chosen.coreset.figures
+
+
+def test_the_map_is_made_once_the_pool_was_looked_at(tmp_path: Path) -> None:
+    model = deaf()
+    run = Run(patient(), model).go(1)
+    rows, path = fake_rows(N), tmp_path / "_coretune" / "pool.parquet"
+
+    def record() -> Any:
+        settings = {"embedding": run.config.refresh.embedding, "others": N, "seed": 0}
+        run_record.record(tmp_path, run.state, rows, decode, **settings)
+        return pq.read_table(path)
+
+    assert record()["x"].null_count == N
+    model.mismatched = 4.0
+    run.go(1)
+    table = record()
+    assert table["x"].null_count == table["copies"].null_count == 0
+    written = path.stat().st_mtime_ns
+    run.go(1)
+    record()
+    assert path.stat().st_mtime_ns == written

@@ -1,7 +1,8 @@
 """What a run keeps, so that it can be read without its data and its model.
 
 pool.parquet       one line a pool row, in the order of the pool: id, source, tokens, an excerpt of the text,
-                   its place on a map, its group of copies. Written once, at the first selection.
+                   its place on a map, its group of copies. Written at the first selection, and again at the
+                   first that the pool was looked at for.
 selection.parquet  one line a row and selection (`audit.py`)
 
 A reader can so say of any row what it holds, who its neighbours are and how they read. Nothing else is kept:
@@ -68,7 +69,7 @@ def record(
     """
     path = Path(folder) / POOL
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    if not path.exists() or (_mapped(state.pool, embedding) is not None and not _has_map(path)):
         _write(path, describe_pool(state.pool, rows, decode, embedding, seed))
     kept = audit.rows_to_keep(state.pool, state.coreset, others, seed)
     table = audit.describe(state.pool, state.coreset, round=state.round, ids=rows.ids, rows=kept)
@@ -92,7 +93,7 @@ def describe_pool(pool: Pool, rows: PoolRows, decode: Decode, embedding: str, se
     for name in ("x", "y"):
         columns[name] = pa.nulls(pool.n, pa.float32())
     mapped = _mapped(pool, embedding)
-    if mapped is not None and pool.n > 2:
+    if mapped is not None:
         facts["embedding"] = mapped
         places, facts["variance_shown"] = plane(pool.features[mapped], seed)
         columns |= {"x": places[:, 0], "y": places[:, 1]}
@@ -103,8 +104,15 @@ def describe_pool(pool: Pool, rows: PoolRows, decode: Decode, embedding: str, se
     return pa.table(columns, schema=SCHEMA.with_metadata({MAP_FACTS: json.dumps(facts)}))
 
 
+def _has_map(path: Path) -> bool:
+    return "variance_shown" in json.loads(pq.read_schema(path).metadata[MAP_FACTS])
+
+
 def _mapped(pool: Pool, embedding: str) -> str | None:
-    """The signal to map: that embedding, else another, else gradients; None where no signal is a vector."""
+    """The signal to map: that embedding, else another, else gradients; None where no signal is a vector, or
+    too few rows span a plane."""
+    if pool.n <= 2:
+        return None
     vectors = [n for n, v in pool.features.items() if v.ndim == 2 and 2 < v.shape[1] <= MAP_WIDTH]
     first = [name for name in (embedding, "prompt_embedding", RESPONSES) if name in vectors]
     return next(iter([*first, *sorted(vectors)]), None)
