@@ -93,7 +93,8 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     rng = np.random.default_rng([config.seed, state.round, 3])
     rows, fresh = _harvest(state, meter)
     meter = meter_of(meter, state.pool)
-    harvested, spared = len(rows), blind(config, state.pool) or _calm(config, state, meter)
+    harvested, calm = len(rows), _calm(config, state, meter)
+    spared = calm or blind(config, state.pool)
     if spared and not due(config.refresh.look_again, state.round):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
@@ -109,7 +110,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
         some = np.setdiff1d(np.union1d(config.refresh.some(state.pool, rng), heard), rows)
         rows, fresh = _with_look(meter, state.pool, some, (rows, fresh), ledger)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for turn in range(0 if _calm(config, state, meter) or blind(config, pool) else LOOKS):
+    for turn in range(0 if calm or blind(config, pool) else LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
         asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
