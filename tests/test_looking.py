@@ -179,9 +179,14 @@ def _twice(values: Array) -> Array:
 
 
 def test_a_run_is_asked_again_each_time_it_is_so_many_times_as_old() -> None:
-    assert [n for n in range(20) if due(2.0, n)] == [0, 1, 2, 4, 8, 16]
-    assert [n for n in range(20) if due(1.5, n)] == [0, 1, 2, 3, 4, 6, 8, 12, 18]
-    assert all(due(1.0, n) for n in range(20))
+    def of(look_again: float, refreshes: range) -> list[int]:
+        return [n for n in refreshes if due(look_again, n, n - refreshes.step)]
+
+    assert of(2.0, range(20)) == [0, 1, 2, 4, 8, 16]
+    assert of(1.5, range(20)) == [0, 1, 2, 3, 4, 6, 8, 12, 18]
+    assert of(2.0, range(1, 40, 2)) == [1, 3, 5, 9, 17, 33]  # a refresh every second round
+    assert of(2.0, range(2, 40, 3)) == [2, 5, 8, 17, 32]
+    assert of(1.0, range(20)) == list(range(20))
 
 
 class Shown(FakeModel):

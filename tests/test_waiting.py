@@ -52,6 +52,17 @@ def test_while_a_look_would_tell_nothing_rows_are_drawn_and_nobody_is_looked_at(
     assert run.state.pool.graph is not None
 
 
+def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
+    """The rounds of refreshes are then 1, 3, 5, …, none of them a power of two but the first."""
+    model = deaf()
+    run = Run(patient(refresh_every=2, warmup=0.1), model)
+    assert run.clock.every == 2 and run.clock.warmup_rounds == 1
+    run.go(1)
+    model.mismatched = 4.0
+    run.go(2)
+    assert [len(rows) for rows in model.looks] == [N]
+
+
 def test_nobody_comes_twice_before_all_came_once() -> None:
     run = Run(patient(warmup=0.0), deaf()).go(12)
     rows = np.concatenate([run.rows(state) for state in run.states])

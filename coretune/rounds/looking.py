@@ -95,7 +95,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     meter = meter_of(meter, state.pool)
     harvested, calm = len(rows), _calm(config, state, meter)
     spared = calm or blind(config, state.pool)
-    if spared and not due(config.refresh.look_again, state.round):
+    if spared and not due(config.refresh.look_again, state.round, state.selected_in):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
     if not (unmeasured(state.pool) and MATCHED in state.pool.references):  # just asked (`waiting.py`)
@@ -188,11 +188,14 @@ def _spares_looks(config: CoresetConfig) -> bool:
     return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
 
 
-def due(look_again: float, round: int) -> bool:
-    """Whether the run became `look_again` times as old since the last round for which this held."""
-    if look_again == 1 or round < 2:
+def due(look_again: float, now: int, last: int) -> bool:
+    """Whether the run became `look_again` times as old, once more, after round `last` and by round `now`.
+
+    Of a refresh `last` is the refresh before, which may be several rounds ago; below 1 = there was none.
+    """
+    if look_again == 1 or last < 1:
         return True
-    return math.floor(math.log(round, look_again)) > math.floor(math.log(round - 1, look_again))
+    return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
 
 
 def with_found(state: State, looked: Looked, chosen: Coreset) -> Coreset:

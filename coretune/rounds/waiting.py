@@ -22,7 +22,8 @@ def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> 
     pool = state.pool
     if not _may_wait(config, pool):
         return pool
-    if MATCHED in pool.references and not due(config.refresh.look_again, state.round):
+    again = due(config.refresh.look_again, state.round, state.selected_in)
+    if MATCHED in pool.references and not again:
         return pool
     return with_references(pool, meter_of(meter, pool), ledger)
 
