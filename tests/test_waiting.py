@@ -56,7 +56,7 @@ def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
     """The rounds of refreshes are then 1, 3, 5, …, none of them a power of two but the first."""
     model = deaf()
     run = Run(patient(refresh_every=2, warmup=0.1), model)
-    assert run.clock.every == 2 and run.clock.warmup_rounds == 1
+    assert (run.clock.every, run.clock.warmup_rounds) == (2, 1)
     run.go(1)
     model.mismatched = 4.0
     run.go(2)
