@@ -22,8 +22,7 @@ def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> 
     pool = state.pool
     if not _may_wait(config, pool):
         return pool
-    again = due(config.refresh.look_again, state.round, state.selected_in)
-    if MATCHED in pool.references and not again:
+    if MATCHED in pool.references and not due(config.refresh.look_again, state.round, state.selected_in):
         return pool
     return with_references(pool, meter_of(meter, pool), ledger)
 
@@ -34,8 +33,8 @@ def waits(config: CoresetConfig, pool: Pool) -> bool:
 
 
 def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
-    again = config.refresh_every != "never"
-    return config.wait and again and suspicious(config) is not None and unmeasured(pool)
+    asks_again = config.refresh_every != "never"
+    return config.wait and asks_again and suspicious(config) is not None and unmeasured(pool)
 
 
 def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> Coreset:
