@@ -30,7 +30,7 @@ from coretune.rounds.looking import (
 from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
-from coretune.rounds.waiting import asked, draw, waits
+from coretune.rounds.waiting import asked, draw, waits, warmup_rows
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.types import Array, Coreset, Pool, Rows, Valued
 
@@ -55,7 +55,8 @@ def start(config: CoresetConfig, pool: Pool, clock: Clock, meter: Meter | None, 
     """Round 0: the warm-up's random rows, or the first selection where there is none."""
     config.budget.resolve(pool)  # a budget that cannot be filled is an error now, not after the warm-up
     if clock.warmup_rounds:
-        return State(0, NO_SELECTION, 0, pool, _warmup_rows(config, pool, clock))
+        rows = warmup_rows(config, pool, meter, clock.rows * clock.warmup_rounds)
+        return State(0, NO_SELECTION, 0, pool, Coreset(rows, np.ones(len(rows)), np.zeros(len(rows))))
     return _refresh(config, State(0, NO_SELECTION, 0, pool, _nothing()), meter, ledger)
 
 
@@ -104,14 +105,6 @@ def row_weights(state: State) -> Array:
     weights = np.zeros(state.pool.n)
     weights[state.coreset.indices] = state.coreset.weights
     return weights
-
-
-def _warmup_rows(config: CoresetConfig, pool: Pool, clock: Clock) -> Coreset:
-    """As many distinct random rows as the warm-up's rounds can take."""
-    usable = np.flatnonzero(pool.usable)
-    take = min(len(usable), clock.rows * clock.warmup_rounds)
-    rows = np.random.default_rng([config.seed, 0, 2]).permutation(usable)[:take]
-    return Coreset(rows.astype(np.int64), np.ones(take), np.zeros(take))
 
 
 def _nothing() -> Coreset:

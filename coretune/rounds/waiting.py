@@ -13,7 +13,7 @@ from coretune.rounds.looking import Meter, blind, due, meter_of, suspicious, unm
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.ranking import coreset, take_in_order
-from coretune.types import MATCHED, MISMATCHED, Array, Coreset, Pool
+from coretune.types import MATCHED, MISMATCHED, Array, Coreset, Pool, Rows
 
 
 def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Pool:
@@ -37,19 +37,33 @@ def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
     return config.wait and asks_again and suspicious(config) is not None and unmeasured(pool)
 
 
+def warmup_rows(config: CoresetConfig, pool: Pool, meter: Meter | None, most: int) -> Rows:
+    """(at most `most`,) random usable rows; where the first look may wait each of equals once, as in `draw`."""
+    if meter is not None and _may_wait(config, pool):
+        order, _ = _order(config, pool, np.zeros(pool.n), meter, 0)
+    else:
+        order = np.random.default_rng([config.seed, 0, 2]).permutation(pool.n)
+    return order[pool.usable[order]][:most].astype(np.int64)
+
+
 def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> Coreset:
     """[choice] The budget's fill of random rows, each of equals once, nobody twice before all came once.
 
     times   (n,) how often each row was trained on
     number  of the round
     """
-    everyone = np.arange(pool.n)
-    again = ~np.isin(everyone, meter.distinct(everyone))
-    luck = np.random.default_rng([config.seed, number, 2]).random(pool.n)
-    order = np.lexsort((luck, times, again))
+    order, luck = _order(config, pool, times, meter, number)
     budget = config.budget.resolve(pool)
     if config.quota is not None:
         budget = config.with_quota(pool, budget)
     rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
     costs = {name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)}
     return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **costs})
+
+
+def _order(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> tuple[Rows, Array]:
+    """(n,) all rows in the order in which they are drawn, and (n,) what luck each had."""
+    everyone = np.arange(pool.n)
+    again = ~np.isin(everyone, meter.distinct(everyone))
+    luck = np.random.default_rng([config.seed, number, 2]).random(pool.n)
+    return np.lexsort((luck, times, again)), luck
