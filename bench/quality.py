@@ -46,6 +46,7 @@ from coretune.recording.run_files import RunFiles
 
 DIRTY_TARGET = 2.0  # standard errors by which the first method must beat random, refreshed alike
 CLEAN, DISTINCT = "clean", "distinct"
+AUDITED = ("spearman", "coreset_share")  # of what is propagated with the truth, see `approximation.py`
 PLAIN = {CLEAN: "random", DISTINCT: "full"}  # the method that draws from their rows
 
 
@@ -101,7 +102,7 @@ def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
         here = job.config.model_copy(update={"output_dir": f"{folder}/run"})
         found = run_job(replace(job, config=here))
         run = RunFiles.of(here.output_dir)
-        chosen = run.chosen(run.rounds[-1])
+        chosen, audited, audits_flops = run.chosen(run.rounds[-1]), *audits_of(run)
     wrong = None
     if (pool / "labels.jsonl").exists():
         kinds = labels_of(pool)
@@ -112,11 +113,20 @@ def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
         "job": {"arm": job.arm, "seed": job.seed, "steps": job.steps, **told},
         **found["metrics"],
         "seconds": found["seconds"],
-        "flops": found["flops"],
+        "flops": found["flops"] - audits_flops,
         "selection_seconds": found["choosing"],
         "tokens": found["tokens"],
         "wrong": wrong,
+        **audited,
     }
+
+
+def audits_of(run: RunFiles) -> tuple[dict[str, float], float]:
+    """Means over an arm's audits (`audit_every`), none where it has none; and the FLOPs that they took."""
+    told = [entry["approximation"] for entry in run.ledger["rounds"]]
+    found = {name: [one[name] for one in told if one.get(name) is not None] for name in AUDITED}
+    flops = run.ledger["phases"]["other"]["flops"] if any(found.values()) else 0.0
+    return {name: float(np.mean(values)) for name, values in found.items() if values}, flops
 
 
 def run_all(
@@ -143,6 +153,8 @@ HEADER = (
     "loss − random",
     "95 %",
     "wrong rows",
+    "Spearman",
+    "overlap",
     "tokens",
     "seconds",
     "selecting",
@@ -151,7 +163,11 @@ HEADER = (
 
 
 def print_table(results: list[dict[str, Any]], title: str) -> None:
-    """95 %: bootstrap intervals of the mean to their left. loss − random: paired by seed."""
+    """95 %: bootstrap intervals of the mean to their left. loss − random: paired by seed.
+
+    Spearman of the loss and overlap of the coreset with a full measurement: of arms with `audit_every`; the
+    FLOPs of their audits do not count.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -172,6 +188,7 @@ def print_table(results: list[dict[str, Any]], title: str) -> None:
             *_figure([r["exact_match"] for r in rows if "exact_match" in r]),
             *(_against(rows, by_arm["random"]) if arm != "random" and "random" in by_arm else ("", "")),
             f"{np.mean(wrong):.0%}" if wrong else "-",
+            *(_mean([r[name] for r in rows if name in r]) for name in AUDITED),
             f"{mean['tokens']:,.0f}",
             f"{mean['seconds']:.0f}",
             f"{mean['selection_seconds']:.0f}",
@@ -187,6 +204,10 @@ def _figure(values: list[float], sign: str = "") -> tuple[str, str]:
     mean, error = mean_se(values)
     low, high = bootstrap(values)
     return f"{mean:{sign}.3f} ± {error:.3f}", f"{low:{sign}.3f} … {high:{sign}.3f}"
+
+
+def _mean(values: list[float]) -> str:
+    return f"{np.mean(values):.2f}" if values else ""
 
 
 def _against(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> tuple[str, str]:

@@ -70,11 +70,27 @@ def test_nobody_comes_twice_before_all_came_once() -> None:
         assert sorted(rows[at : at + N]) == list(range(N))
 
 
-def test_of_equal_rows_one_is_drawn() -> None:
-    class Copied(FakeModel):
-        def meter(self, *names: str) -> Meter:
-            return dataclasses.replace(super().meter(*names), twins=Twins(np.arange(N) % (N // 2)))
+class Copied(FakeModel):
+    """The pool's second half is equal to its first."""
 
+    def meter(self, *names: str) -> Meter:
+        return dataclasses.replace(super().meter(*names), twins=Twins(np.arange(N) % (N // 2)))
+
+
+def test_the_warm_up_leaves_out_equal_rows() -> None:
+    """And what was trained on in it comes again only after all others."""
+    model = Copied(N)
+    model.mismatched = 1.0
+    run = Run(patient(), model)
+    warmed = set(run.rows())
+    assert run.clock.warmup_rounds == 1
+    assert len(warmed) == run.clock.rows
+    assert max(warmed) < N // 2
+    assert not warmed & set(run.go(1).rows())
+    assert max(Run(patient(wait=False), Copied(N)).rows()) >= N // 2
+
+
+def test_of_equal_rows_one_is_drawn() -> None:
     model = Copied(N)
     model.mismatched = 1.0
     run = Run(patient(), model).go(8)

@@ -38,7 +38,7 @@ def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
 
 
 def warmup_rows(config: CoresetConfig, pool: Pool, meter: Meter | None, most: int) -> Rows:
-    """(at most `most`,) random usable rows; where the first look may wait each of equals once, as in `draw`."""
+    """(at most `most`,) random usable rows; where the first look may wait drawn as by `draw`."""
     if meter is not None and _may_wait(config, pool):
         order, _ = _order(config, pool, np.zeros(pool.n), meter, 0)
     else:
