@@ -38,8 +38,8 @@ def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
 
 
 def warmup_rows(config: CoresetConfig, pool: Pool, meter: Meter | None, most: int) -> Rows:
-    """(at most `most`,) random usable rows; where the first look may wait drawn as by `draw`."""
-    if meter is not None and _may_wait(config, pool):
+    """(at most `most`,) random usable rows; of a method that suspects rows drawn as by `draw`."""
+    if meter is not None and suspicious(config) is not None:
         order, _ = _order(config, pool, np.zeros(pool.n), meter, 0)
     else:
         order = np.random.default_rng([config.seed, 0, 2]).permutation(pool.n)
