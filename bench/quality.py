@@ -222,6 +222,8 @@ def missed(results: list[dict[str, Any]], method: str) -> list[str]:
     by_arm = {arm: [r for r in results if r["job"]["arm"] == arm] for arm in (method, "random")}
     if not all(by_arm.values()):
         return [f"the arms {method} and random are both needed for --check"]
+    if min(map(len, by_arm.values())) < 2:
+        return ["one seed has no standard error to judge by: --check needs two or more, and no --quick"]
     misses = []
     for name, sign in (("loss", -1.0), ("exact_match", 1.0)):
         if name not in results[0]:
