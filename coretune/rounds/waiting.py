@@ -1,4 +1,5 @@
-"""Before the first look at the pool: as long as it would tell nothing, rows are drawn (`CoresetConfig.wait`).
+"""Before the first look at the pool rows are drawn: the warm-up's, and as long as a look would tell nothing
+those after it (`CoresetConfig.wait`).
 
 responses after their own and after other prompts ─► the model tells them apart ─► first look (`looking.py`)
                                                      it does not ─► the next rows of the draw, no look
