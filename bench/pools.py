@@ -72,7 +72,7 @@ def pool_and_model(
 
 
 def _folder(pool: str, data: Path) -> Path:
-    """Where the pool lies, made in `data` if need be."""
+    """Where the pool lies, made in `data` if need be; SystemExit, with one line, where it does not."""
     from coretune.playground import make_pool
 
     if pool.startswith(DIRTY):
@@ -81,8 +81,10 @@ def _folder(pool: str, data: Path) -> Path:
         whole, characters = pool.split(SHORT)
         return short_rows(_folder(whole, data), characters, data)
     if not pool.startswith(MADE):
-        found = Path(pool)
-        return found if _read(found / "eval.jsonl") else held_out(found, data)
+        found, scored = Path(pool), Path(pool) / "eval.jsonl"
+        if not (found / "pool.jsonl").is_file():
+            raise SystemExit(f"{pool}: no pool.jsonl there; give the pool's folder, or made: and its settings")
+        return found if scored.is_file() and _read(scored) else held_out(found, data)
     settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
     made = data / pool.replace(MADE, "made-").replace(";", ",")
     make_pool(**{"seed": 0, "rows": 4000, **settings}).write(made)
