@@ -83,7 +83,7 @@ def _folder(pool: str, data: Path) -> Path:
     if not pool.startswith(MADE):
         found, scored = Path(pool), Path(pool) / "eval.jsonl"
         if not (found / "pool.jsonl").is_file():
-            raise SystemExit(f"{pool}: no pool.jsonl there; give the pool's folder, or made: and its settings")
+            raise SystemExit(f"{pool}: no pool.jsonl there; give its folder, or made: with settings")
         return found if scored.is_file() and _read(scored) else held_out(found, data)
     settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
     made = data / pool.replace(MADE, "made-").replace(";", ",")
