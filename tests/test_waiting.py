@@ -132,19 +132,31 @@ def test_methods_that_suspect_nobody_do_not_wait() -> None:
     assert [len(rows) for rows in model.looks] == [N]
 
 
+class Shown(FakeModel):
+    """Training shows some rows, and what they were when they were trained on."""
+
+    shown: list[int]
+
+    def meter(self, *names: str) -> Meter:
+        def harvested() -> tuple[Rows, dict[str, Array]]:
+            rows, self.shown = np.array(self.shown, np.int64), []
+            return rows, {name: self.signal(name)[rows] + 7 for name in names}
+
+        return dataclasses.replace(super().meter(*names), harvested=harvested)
+
+
+def test_what_training_showed_is_not_kept_while_the_look_waits() -> None:
+    model = Shown(N, drift=0.0)
+    model.mismatched, model.shown = 1.0, []
+    run = Run(patient(), model)
+    for row in range(3):
+        model.shown = [row]
+        run.go(1)
+        assert model.shown == []
+    assert model.looks == []
+
+
 def test_what_training_showed_before_the_first_look_is_no_news_after_it() -> None:
-    class Shown(FakeModel):
-        """Training shows row 3, and what it was when it was trained on."""
-
-        shown: list[int]
-
-        def meter(self, *names: str) -> Meter:
-            def harvested() -> tuple[Rows, dict[str, Array]]:
-                rows, self.shown = np.array(self.shown, np.int64), []
-                return rows, {name: self.signal(name)[rows] + 7 for name in names}
-
-            return dataclasses.replace(super().meter(*names), harvested=harvested)
-
     model = Shown(N, drift=0.0)
     model.mismatched, model.shown = 1.0, []
     run = Run(patient(), model).go(3)

@@ -149,8 +149,13 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
 
 
 def _drawn(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger, began: float) -> State:
-    """A coreset without a look, while a look would tell nothing."""
+    """A coreset without a look, while a look would tell nothing.
+
+    What training has shown is forgotten: kept, it would become as large as the pool's signals.
+    """
     pool = state.pool
+    if meter.harvested is not None:
+        meter.harvested()
     with ledger.phase("selection"):
         chosen = draw(config, pool, pool.feature(TRAINED_TIMES), meter, state.round)
     same = overlap(state.coreset.indices if state.selections else None, chosen.indices)
