@@ -256,7 +256,7 @@ def _notes(run: RunFiles, found: Details) -> dict[str, str]:
     facts = run.map_facts
     if "variance_shown" in facts:
         notes["map"] = (
-            f"The two principal components of {facts['embedding'].replace('_', ' ')} at the first selection; "
+            f"The two principal components of {facts['embedding'].replace('_', ' ')} at the first look; "
             f"they show {facts['variance_shown']:.0%} of its variance."
         )
     if found.left_out:
