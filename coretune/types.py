@@ -201,7 +201,8 @@ class Taught(Protocol):
 @runtime_checkable
 class Suspicious(Protocol):
     """A selector that holds a row's loss against what a response costs the model after another row's prompt,
-    which it finds in `Pool.references["mismatched_loss"]`, and after its own, in ["matched_loss"].
+    which it finds in `Pool.references["mismatched_loss"]`, and the same response after its own, at the same
+    place of ["matched_loss"].
 
     mismatched   how many such pairs are measured before a selection; 0 = none
     tells_above  how many times what it costs after its own prompt a response has to cost after another, for
@@ -213,6 +214,10 @@ class Suspicious(Protocol):
 
     @property
     def tells_above(self) -> float: ...
+
+    def suspects(self, pool: Pool) -> int:
+        """How many of those responses seem wrong to it."""
+        ...
 
 
 @runtime_checkable

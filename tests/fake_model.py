@@ -22,6 +22,7 @@ class FakeModel:
     def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:
         self.n, self.seed, self.drift, self.age = n, seed, drift, 0
         self.mismatched = 4.0  # what a response costs after another prompt; after its own 1
+        self.wrong = 1  # of 8 responses, which cost as much after their own prompts
         self.broken: set[int] = set()
         self.looks: list[Rows] = []
 
@@ -42,7 +43,8 @@ class FakeModel:
             return {name: self.signal(name)[rows] for name in names}
 
         def references() -> Mapping[str, Array]:
-            costs = {"mismatched_loss": self.mismatched, "matched_loss": 1.0}
-            return {name: np.full(8, value, np.float32) for name, value in costs.items()}
+            other, own = np.full(8, self.mismatched, np.float32), np.ones(8, np.float32)
+            own[: self.wrong] = other[: self.wrong]
+            return {"mismatched_loss": other, "matched_loss": own}
 
         return Meter(measure, lambda rows: 10.0 * len(rows), references)

@@ -179,6 +179,18 @@ def test_decoys_are_measured_under_the_weights_of_the_moment(model: Any) -> None
         np.testing.assert_allclose(again[name], before[name], rtol=1e-4)
 
 
+def test_a_response_is_compared_where_both_its_losses_are_finite(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = corpus()
+    decoys = Mismatched.of(rows, rows.length, 4, seed=0)
+    losses = {id(decoys): np.float32([np.nan, 2, 3, 4]), id(rows): np.float32([5, 6, 7, np.inf])}
+    monkeypatch.setattr(Look, "_losses", lambda look, of, which: losses[id(of)])
+    found = dataclasses.replace(a_look(model, ("loss",)), rows=rows, decoys=decoys).references()
+    assert found["mismatched_loss"].tolist() == [2, 3]
+    assert found["matched_loss"].tolist() == [6, 7]
+
+
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:
     two = [Target(corpus(), 0.5), Target(corpus(), 0.5)]
     with pytest.raises(ValueError, match="target_cosine compares with one target, and 2 are given"):

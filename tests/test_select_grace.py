@@ -260,6 +260,19 @@ def test_rows_that_their_neighbourhood_contradicts_are_not_chosen() -> None:
     assert set(USABLE) - set(strict.indices.tolist()) == {harder, wrong}
 
 
+def test_responses_asked_after_seem_wrong_by_their_loss_and_by_the_other_prompt() -> None:
+    """They cost 1, a mismatched response 6: as above 2.6 is not suspected and 2.7 is."""
+    own, other = [1, 1, 1, 1, 1, 2.6, 2.7, 9, 9], [6, 6, 6, 6, 1, 2.6, 3, 10, 10.5]
+
+    def asked(own: Sequence[float], other: Sequence[float]) -> Pool:
+        return dataclasses.replace(POOL, references=compared(*other, own=own))
+
+    assert Grace().suspects(asked(own, other)) == 2
+    assert Grace(mismatch_above=0.3).suspects(asked(own, other)) == 3
+    assert Grace().suspects(asked([1, 1, 9], [6, 6, 90])) == 0
+    assert Grace().suspects(asked([], [])) == 0
+
+
 def test_nobody_is_suspected_where_no_response_could_be_anothers() -> None:
     pool = dataclasses.replace(POOL, references=compared(own=()))
     coreset = selected(plain(mismatched=32), pool, Budget(len(USABLE)))

@@ -34,5 +34,8 @@ def test_the_line_says_by_what_rows_were_contradicted() -> None:
     blind = figures(Round(2, 3, 2, 0.5, None, {}, {"matched_loss": 2.5, "mismatched_loss": 2.25}), state)
     told = "; nobody can be suspected (a response costs 2.50 nats, after another row's prompt 2.25)"
     assert line(blind, 40).endswith(told)
+    drawn = {"drawn": 1, "suspects": 0, "matched_loss": 1.5, "mismatched_loss": 2.5}
+    nobody = line(figures(Round(2, 3, 2, 0.5, None, {}, drawn), state), 40)
+    assert "; drawn at random, nobody asked after seems wrong (a response costs 1.50 nats" in nobody
     unasked = figures(Round(2, 3, 2, 0.5, None, {}, {}), state)
     assert "suspected" not in line(unasked, 40)

@@ -52,6 +52,24 @@ def test_while_a_look_would_tell_nothing_rows_are_drawn_and_nobody_is_looked_at(
     assert run.state.pool.graph is not None
 
 
+def test_a_look_that_waited_comes_only_where_a_response_seems_wrong() -> None:
+    """One that comes at the first question does not wait for that."""
+    model = deaf()
+    run = Run(patient(), model).go(1)
+    model.mismatched, model.wrong = 4.0, 0
+    run.go(6)
+    assert model.looks == []
+    assert run.state.coreset.figures["drawn"] == 1
+    assert run.state.coreset.figures["suspects"] == 0
+    model.wrong = 1
+    run.go(1)
+    assert [len(rows) for rows in model.looks] == [N]
+    early = FakeModel(N, drift=0.0)
+    early.wrong = 0
+    Run(patient(), early).go(1)
+    assert [len(rows) for rows in early.looks] == [N]
+
+
 def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
     """The rounds of refreshes are then 1, 3, 5, …, none of them a power of two but the first."""
     model = deaf()

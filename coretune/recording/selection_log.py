@@ -89,7 +89,8 @@ def line(logs: Mapping[str, float], step: int) -> str:
 
 def _contradicted(found: Mapping[str, float]) -> str:
     """How many, and by what they were told (`Clues`)."""
-    many = "drawn at random, nobody can be suspected" if "drawn" in found else "nobody can be suspected"
+    many = "drawn at random, nobody " if "drawn" in found else "nobody "
+    many += "asked after seems wrong" if "suspects" in found else "can be suspected"
     if "contradicted" in found:
         many = f"contradicted: {found['contradicted']:,.0f}"
     costs = f"{found['matched_loss']:.2f} nats, after another row's prompt {found['mismatched_loss']:.2f}"

@@ -125,7 +125,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
     began = ledger.clock()
     if config.needs and meter is not None:
         state = replace(state, pool=asked(config, state, meter, ledger))
-        if waits(config, state.pool):
+        if waits(config, state):
             return _drawn(config, state, meter, ledger, began)
     pool = state.pool
     looked = Looked(pool, pool, np.zeros(0, np.int64), 0, 0)
@@ -149,7 +149,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
 
 
 def _drawn(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger, began: float) -> State:
-    """A coreset without a look, while a look would tell nothing.
+    """A coreset without a look, while a look would tell nothing or find nobody.
 
     What training has shown is forgotten: kept, it would become as large as the pool's signals.
     """

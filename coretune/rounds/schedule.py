@@ -35,7 +35,7 @@ class CoresetConfig:
     wait           [choice] a method that suspects rows looks at the pool only once the model tells responses
                    after their own prompts from those after others (`waiting.py`): until then coresets are
                    random draws. They and such a method's warm-up have each of equal rows once, and nobody
-                   twice before all came once
+                   twice before all came once. A look that has waited also needs a response that seems wrong
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.

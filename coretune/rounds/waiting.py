@@ -3,6 +3,9 @@ those after it (`CoresetConfig.wait`).
 
 responses after their own and after other prompts ─► the model tells them apart ─► first look (`looking.py`)
                                                      it does not ─► the next rows of the draw, no look
+
+[choice] A look that has waited costs more of the training that is left, so it comes only where there seems to
+be somebody to find: where one at least of the 32 responses seems wrong by itself (`Suspicious.suspects`).
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> 
     return with_references(pool, meter_of(meter, pool), ledger)
 
 
-def waits(config: CoresetConfig, pool: Pool) -> bool:
-    """Whether the first look would tell nothing yet."""
-    return _may_wait(config, pool) and blind(config, pool)
+def waits(config: CoresetConfig, state: State) -> bool:
+    """Whether the first look would tell nothing yet or, once it has waited, find nobody."""
+    if not _may_wait(config, state.pool):
+        return False
+    return blind(config, state.pool) or (state.selections > 0 and _suspects(config, state.pool) == 0)
 
 
 def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
@@ -59,7 +64,14 @@ def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: 
         budget = config.with_quota(pool, budget)
     rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
     costs = {name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)}
-    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **costs})
+    suspects = {} if blind(config, pool) else {"suspects": _suspects(config, pool)}
+    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **suspects, **costs})
+
+
+def _suspects(config: CoresetConfig, pool: Pool) -> int:
+    """How many of the responses that were asked after seem wrong."""
+    selector = suspicious(config)
+    return 0 if selector is None else selector.suspects(pool)
 
 
 def _order(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> tuple[Rows, Array]:

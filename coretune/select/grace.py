@@ -11,11 +11,22 @@ from coretune.select.copies import best_of_copies
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
 from coretune.select.held_back import CONTRADICTED, COPY, OUTLIER, RESTING
-from coretune.select.importance import Clues, clues, cut_off, importance, regional_loss, scaled, tells
+from coretune.select.importance import (
+    Clues,
+    clues,
+    cut_off,
+    importance,
+    matched_clues,
+    regional_loss,
+    scaled,
+    tells,
+)
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset, take_in_order
 from coretune.select.similarity import pool_similarity
-from coretune.types import Array, Budget, Coreset, Pool, Rows
+from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
+
+NEARLY = 0.9  # of what it costs after another prompt, a response costs after its own: it may be wrong
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,14 @@ class Grace:
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
+
+    def suspects(self, pool: Pool) -> int:
+        """[choice] How many of the responses asked after would be held back, were the others their
+        neighbours, and cost hardly less after their own prompts than after another's, as a wrong one does.
+        """
+        contradicted = matched_clues(pool).contradicted(self.loss_above, self.mismatch_above)
+        near = pool.references[MATCHED] >= NEARLY * pool.references[MISMATCHED]
+        return int((contradicted & near).sum())
 
     def choose(
         self,

@@ -8,7 +8,7 @@ others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,14 +111,25 @@ def clues(pool: Pool) -> Clues:
             f'the pool has no references["{MISMATCHED}"] and ["{MATCHED}"], the losses of responses after '
             "other rows' prompts and after their own: measure them, or set mismatched to 0"
         )
-    own, costs, matched = _signal(pool, "loss"), _median(pool, MISMATCHED), _median(pool, MATCHED)
-    around = _around(pool, own)
+    own = _signal(pool, "loss")
+    found = _against(pool, own, _around(pool, own))
+    return replace(found, suspicion=np.where(pool.usable, found.suspicion, 0))
+
+
+def matched_clues(pool: Pool) -> Clues:
+    """Of the m responses in `references["matched_loss"]`, as if all of them were each one's neighbours."""
+    own = pool.references[MATCHED].astype(np.float64)
+    return _against(pool, own, np.full(len(own), np.median(own) if len(own) else 0.0))
+
+
+def _against(pool: Pool, own: Array, around: Array) -> Clues:
+    """Of rows with these losses, among neighbours with those."""
+    costs, matched = _median(pool, MISMATCHED), _median(pool, MATCHED)
     ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
     if costs is None:
-        return Clues(ratio, np.zeros(pool.n), None, None)
+        return Clues(ratio, np.zeros(len(own)), None, None)
     way = np.maximum(costs - around, LEAST_LOSS)
-    suspicion = np.where(pool.usable, np.clip((own - around) / way, 0, 1), 0)
-    return Clues(ratio, suspicion, costs, matched)
+    return Clues(ratio, np.clip((own - around) / way, 0, 1), costs, matched)
 
 
 def tells(pool: Pool, above: float) -> bool:

@@ -94,10 +94,7 @@ class Look:
 
     def references(self) -> Mapping[str, Array]:
         """For `Pool.references`: what losses are compared with, and trajectories where there are targets."""
-        found = {}
-        if self.decoys is not None:
-            found[MISMATCHED] = self._losses(self.decoys, np.arange(len(self.decoys)))
-            found[MATCHED] = self._losses(self.rows, self.decoys.responses)
+        found = {} if self.decoys is None else self._compared(self.decoys)
         if TRAJECTORY not in self.signals or not self.targets:
             return found
         targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
@@ -113,8 +110,14 @@ class Look:
         )
         return {**found, **pursued}
 
+    def _compared(self, decoys: Mismatched) -> dict[str, Array]:
+        """(m,) float32 each: responses after other prompts, and after their own, where both are finite."""
+        other, own = self._losses(decoys, np.arange(len(decoys))), self._losses(self.rows, decoys.responses)
+        both = np.isfinite(other) & np.isfinite(own)
+        return {MISMATCHED: other[both], MATCHED: own[both]}
+
     def _losses(self, rows: TokenRows, which: Rows) -> Array:
-        """(m,) float32 under the weights of that moment; a row whose loss is not finite is left out."""
+        """(m,) float32 under the weights of that moment."""
         measure = measurer(
             self.model,
             rows,
@@ -123,8 +126,7 @@ class Look:
             pad_token_id=self.tokenizer.pad_token_id,
             bos_token_id=self._first_token(),
         )
-        loss = measure(which)["loss"]
-        return loss[np.isfinite(loss)]
+        return measure(which)["loss"]
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
         return taught_measurer(
