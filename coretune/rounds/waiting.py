@@ -33,9 +33,10 @@ def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> 
 
 def waits(config: CoresetConfig, state: State) -> bool:
     """Whether the first look would tell nothing yet or, once it has waited, find nobody."""
-    if not _may_wait(config, state.pool):
+    pool, selector = state.pool, suspicious(config)
+    if selector is None or not _may_wait(config, pool):
         return False
-    return blind(config, state.pool) or (state.selections > 0 and _suspects(config, state.pool) == 0)
+    return blind(config, pool) or (state.selections > 0 and selector.suspects(pool) == 0)
 
 
 def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
@@ -64,14 +65,8 @@ def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: 
         budget = config.with_quota(pool, budget)
     rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
     costs = {name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)}
-    suspects = {} if blind(config, pool) else {"suspects": _suspects(config, pool)}
-    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **suspects, **costs})
-
-
-def _suspects(config: CoresetConfig, pool: Pool) -> int:
-    """How many of the responses that were asked after seem wrong."""
-    selector = suspicious(config)
-    return 0 if selector is None else selector.suspects(pool)
+    nobody = {} if blind(config, pool) else {"suspects": 0}
+    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **nobody, **costs})
 
 
 def _order(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> tuple[Rows, Array]:
