@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from coretune.files import write_text
 from coretune.types import Array, Rows
 
 PHASES = ("warm-up", "measurement", "graph", "selection", "training", "evaluation", "other")
@@ -165,14 +165,7 @@ class Ledger:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` as JSON; at any kill `path` is either the old file or the new one, whole."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(target.name + ".part")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=2, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False))
 
     def table(self) -> list[tuple[str, ...]]:
         """Printable rows under TABLE_HEADER: the phases that cost something, then the total."""

@@ -28,6 +28,7 @@ from trl import SFTConfig
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
 from coretune.data.corpus import Corpus
+from coretune.files import whole, write_text
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
@@ -338,16 +339,13 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
         "max_steps": trainer.args.max_steps,
         "round_steps": trainer.clock.steps,
     }
-    path = Path(config.output_dir) / CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    write_text(Path(config.output_dir) / CONFIG, yaml.safe_dump(resolved, sort_keys=False))
 
 
 def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
     """One line a chosen row. The file appears whole or not at all."""
     coreset = state.coreset
-    beside = path.with_suffix(".part")
-    with beside.open("w", encoding="utf-8") as file:
+    with whole(path) as file:
         for rank, row in enumerate(coreset.indices):
             facts = {
                 "id": pool.ids[row],
@@ -356,8 +354,9 @@ def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
                 "gain": float(coreset.gains[rank]),
                 "components": {name: _number(values[row]) for name, values in coreset.reasons.items()},
             }
-            file.write(json.dumps({**pool.record(row), "coretune": facts}, ensure_ascii=False) + "\n")
-    os.replace(beside, path)
+            file.write(
+                json.dumps({**pool.record(row), "coretune": facts}, ensure_ascii=False).encode() + b"\n"
+            )
 
 
 def _number(value: Any) -> float | None:

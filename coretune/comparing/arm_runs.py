@@ -17,8 +17,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from coretune.comparing.compare import Job, Prices, Result, write_json
+from coretune.comparing.compare import Job, Prices, Result
 from coretune.console import NOISE
+from coretune.files import write_json
 from coretune.planning.workload import looked_at
 
 Run = Callable[[Job], Result]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from scipy import stats
 
 from coretune.comparing.arms import arm_section
 from coretune.config import ConfigError, RunConfig, check_config
+from coretune.files import write_json
 
 RESULTS, SIGNALS, COMPARISON = "results", "signals", "compare.json"
 BASELINE = "random"
@@ -236,11 +236,3 @@ def write_summary(out: Path, found: Mapping[str, Any]) -> Path:
 
 def _plus_minus(mean: float, error: float) -> str:
     return f"{mean:.3f}" if math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(beside, path)

@@ -25,6 +25,7 @@ from coretune.data.encode import EMPTY, Tokenizer, encode_batch
 from coretune.data.formats import filled_columns, recognise
 from coretune.data.raw import CorpusError, Row
 from coretune.data.records import files_of, read_rows
+from coretune.files import write_json
 
 IGNORED = -100  # the label that transformers' losses leave out
 SHOWN = 10  # bad rows named in a message
@@ -85,7 +86,7 @@ class Account:
         return cls(dropped, kept["truncated"], kept["fingerprint"])
 
     def write(self, folder: Path) -> None:
-        (folder / "account.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        write_json(folder / "account.json", asdict(self))
 
 
 def freeze(

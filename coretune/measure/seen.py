@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coretune.files import whole
 from coretune.types import Array, Rows
 
 
@@ -39,7 +40,9 @@ def latest(parts: Sequence[Seen]) -> Seen:
 
 def save(seen: Seen, path: str | os.PathLike[str]) -> None:
     """Write to an .npz file; `load` gives back an equal one."""
-    np.savez(path, rows=seen.rows, step=seen.step, **{f"signal/{k}": v for k, v in seen.signals.items()})  # type: ignore[arg-type]
+    signals = {f"signal/{name}": values for name, values in seen.signals.items()}
+    with whole(path) as file:
+        np.savez(file, rows=seen.rows, step=seen.step, **signals)  # type: ignore[arg-type]
 
 
 def load(path: str | os.PathLike[str]) -> Seen:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coretune.files import write_json
 from coretune.ledger import PHASES, Cost
 from coretune.planning.rehearsal import Rehearsal
 from coretune.recording.run_files import OWN
@@ -229,10 +230,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
 def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
     """FOLDER/_coretune/plan.json, whole or not at all."""
     path = Path(folder) / PLAN
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(plan.to_dict(), indent=2), encoding="utf-8")
-    os.replace(beside, path)
+    write_json(path, plan.to_dict(), indent=2)
     return path
 
 

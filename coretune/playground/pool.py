@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coretune.files import write_text
 from coretune.playground.skills import SKILLS, Skill
 
 Record = dict[str, str]
@@ -131,4 +132,4 @@ def _named(prefix: str, rows: list[Record]) -> list[Record]:
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -10,6 +10,7 @@ import numpy as np
 
 from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
+from coretune.files import whole
 from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import coreset_rows
 
@@ -40,9 +41,9 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     few = min(n, max(ROWS, 8 * batch))
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
     path = folder / "rows.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(trainer.pool_rows.record(row), ensure_ascii=False) + "\n")
+    lines = (json.dumps(trainer.pool_rows.record(row), ensure_ascii=False) + "\n" for row in rows)
+    with whole(path) as file:
+        file.writelines(line.encode() for line in lines)
     lesson = trainer.sight.lesson
     warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
     section = dict(config.coreset)

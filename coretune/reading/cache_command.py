@@ -123,9 +123,8 @@ def _some_stores(folder: Path) -> list[Path]:
 
 def _remove(folder: Path) -> None:
     """Arrays first, the manifest last: cut off in between, it is a damaged store, not nameless files."""
-    import fcntl
-    import os
-
+    from coretune import locks
+    from coretune.files import PART
     from coretune.storing.manifest import MANIFEST
     from coretune.storing.store import LOCK, acquire, foreign
 
@@ -134,13 +133,13 @@ def _remove(folder: Path) -> None:
         raise ValueError(
             f"{folder} holds {others[0]}, which is no store's: move it away, or remove all by hand"
         )
-    lock = acquire(folder, fcntl.LOCK_EX)
+    lock = acquire(folder, locks.EXCLUSIVE)
     try:
-        for path in (*arrays, folder / f"{MANIFEST}.part", folder / MANIFEST, folder / LOCK):
+        for path in (*arrays, folder / (MANIFEST + PART), folder / MANIFEST, folder / LOCK):
             path.unlink(missing_ok=True)
         folder.rmdir()
     finally:
-        os.close(lock)
+        locks.release(lock)
 
 
 def _mebibytes(folder: Path) -> str:

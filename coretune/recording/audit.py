@@ -39,6 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coretune.files import whole
 from coretune.recording.representative import STANDS_WITH, stand_ins
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
@@ -167,17 +168,9 @@ def append(path: str | os.PathLike[str], table: pa.Table) -> None:
     if target.exists():
         schema = pa.unify_schemas([_schema(target), schema])
         earlier = takewhile(lambda part: part["round"][0].as_py() < present[0], _rounds(target))
-    beside = target.with_name(target.name + ".part")
-    try:
-        with beside.open("wb") as file:
-            with _writer(file, schema) as writer:
-                for part in chain(earlier, [table]):
-                    writer.write_table(_widened(part, schema), row_group_size=len(part))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(target) as file, _writer(file, schema) as writer:
+        for part in chain(earlier, [table]):
+            writer.write_table(_widened(part, schema), row_group_size=len(part))
 
 
 def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:

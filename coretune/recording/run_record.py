@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse.linalg import svds
 
+from coretune.files import whole
 from coretune.recording import audit
 from coretune.recording.run_files import MAP_FACTS, POOL, SELECTION
 from coretune.rounds.sampler import PoolRows
@@ -68,9 +69,10 @@ def record(
     others     so many rows of a large pool that were not chosen are recorded as well
     """
     path = Path(folder) / POOL
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or (_mapped(state.pool, embedding) is not None and not _has_map(path)):
-        _write(path, describe_pool(state.pool, rows, decode, embedding, seed))
+        described = describe_pool(state.pool, rows, decode, embedding, seed)
+        with whole(path) as file:
+            pq.write_table(described, file, compression="zstd")
     kept = audit.rows_to_keep(state.pool, state.coreset, others, seed)
     table = audit.describe(state.pool, state.coreset, round=state.round, ids=rows.ids, rows=kept)
     audit.append(Path(folder) / SELECTION, table)
@@ -163,13 +165,3 @@ def _decoded(pieces: Sequence[Array], decode: Decode) -> list[str]:
     heads = decode([p[: HEAD if cut else EXCERPT].tolist() for p, cut in zip(pieces, long, strict=True)])
     tails = iter(decode([p[HEAD - EXCERPT :].tolist() for p, cut in zip(pieces, long, strict=True) if cut]))
     return [f"{head} … {next(tails)}" if cut else head for head, cut in zip(heads, long, strict=True)]
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """At any kill the file is there whole, or not at all."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from coretune.files import write_text
 from coretune.recording.run_files import REPORT, RunFiles
 from coretune.report.facts import gather
-from coretune.report.page import render, write
+from coretune.report.page import render
 
 
 def write_report(run: str | os.PathLike[str], history: Sequence[Mapping[str, Any]] | None = None) -> Path:
@@ -26,5 +27,5 @@ def write_report(run: str | os.PathLike[str], history: Sequence[Mapping[str, Any
     """
     files = RunFiles.of(run)
     path = files.path / REPORT
-    write(path, render(gather(files, history)))
+    write_text(path, render(gather(files, history)))
     return path

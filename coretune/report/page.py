@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,13 +27,6 @@ def render(facts: dict[str, Any]) -> str:
         scripts=[own[name] for name in SCRIPTS],
         plotly=Markup(_plotly()),
     )
-
-
-def write(path: Path, page: str) -> None:
-    """At any kill the file is the old page or the new one, whole."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, path)
 
 
 @cache

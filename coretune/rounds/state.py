@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from coretune.files import whole, write_json
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Reserve
 
 ARRAYS, NUMBERS = "coreset_state.npz", "coreset_state.json"
@@ -55,15 +56,11 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
             arrays |= {
                 f"reserve/{field.name}": getattr(graph.reserve, field.name) for field in fields(Reserve)
             }
-    beside = Path(folder) / f"{ARRAYS}.part"
-    with beside.open("wb") as file:
+    with whole(Path(folder) / ARRAYS) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, Path(folder) / ARRAYS)
     numbers = {name: getattr(state, name) for name in COUNTS}
     numbers |= {"figures": dict(coreset.figures)}
-    (Path(folder) / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+    write_json(Path(folder) / NUMBERS, numbers)
 
 
 def refuse_without(folder: str | os.PathLike[str]) -> None:

@@ -7,7 +7,6 @@ bytes. A line that cannot be read takes its block back, never the store; without
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from coretune.files import whole
 from coretune.storing.fingerprint import checksum, differences
 
 MANIFEST = "coretune-store.jsonl"
@@ -101,14 +101,9 @@ class Manifest:
             "signals": self.signals,
         }
         head["checksum"] = checksum(json.dumps(head).encode())
-        beside = folder / f"{MANIFEST}.part"
-        with beside.open("wb") as file:
+        with whole(folder / MANIFEST) as file:
             file.write(json.dumps(head).encode() + b"\n")
             file.writelines(self.line(block, sums) for block, sums in sorted(self.commits.items()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, folder / MANIFEST)
-        sync_folder(folder)
 
     @staticmethod
     def line(block: int, checksums: Mapping[str, str]) -> bytes:
@@ -179,15 +174,6 @@ class Manifest:
     def _parts(self) -> dict[str, str]:
         layout = {f"signal {name}": f"{shape} {dtype}" for name, (shape, dtype) in self.signals.items()}
         return {**self.fingerprint, "number of rows": f"{self.rows:,}", **layout}
-
-
-def sync_folder(folder: Path) -> None:
-    """Names made or replaced in the folder outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -13,25 +13,23 @@ was cut: if `measure` is a function of its rows alone, the arrays do not depend 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import logging
 import os
-import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from coretune import locks
+from coretune.files import FULL, PART, free_bytes, sync_folder
 from coretune.storing.fingerprint import bytes_of, checksum
-from coretune.storing.manifest import MANIFEST, Manifest, StoreError, array_path, sync_folder
+from coretune.storing.manifest import MANIFEST, Manifest, StoreError, array_path
 from coretune.types import Array, Measure, Rows
 
 LOCK = "lock"
 BLOCK = 512  # [choice] rows in a block: seconds to a minute of measuring, which is what a kill may cost
-NOTE_BYTES = 256  # of the lock file: of one length, so that a full disk has room for the next note
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +71,12 @@ class Store:
         }
         wanted = Manifest(dict(fingerprint), int(rows), int(block), layout)
         if (folder / MANIFEST).exists() and Manifest.read(folder).finished:
-            store = cls._locked(folder, wanted, fcntl.LOCK_SH)
+            store = cls._locked(folder, wanted, locks.SHARED)
             if store.finished and not store.verify():
-                note_holder(store._lock)
+                locks.sign(store._lock)
                 return store
             store.close()  # only who is alone with it may mend it
-        store = cls._locked(folder, wanted, fcntl.LOCK_EX)
+        store = cls._locked(folder, wanted, locks.EXCLUSIVE)
         try:
             store._mend()
         except BaseException:
@@ -92,7 +90,7 @@ class Store:
             raise StoreError(f"{folder} is no store, but holds {others[0]}: give an empty or a new folder")
         lock = acquire(folder, how)
         try:
-            if how == fcntl.LOCK_EX and not (folder / MANIFEST).exists():
+            if how == locks.EXCLUSIVE and not (folder / MANIFEST).exists():
                 _begin(folder, wanted)
             manifest = Manifest.read(folder)
             if different := manifest.differences(wanted):
@@ -101,7 +99,7 @@ class Store:
                     f"or remove this one with `coretune cache rm {folder}`"
                 )
         except BaseException:
-            os.close(lock)
+            locks.release(lock)
             raise
         return cls(folder, manifest, lock)
 
@@ -134,7 +132,7 @@ class Store:
                 _write_at(array_path(self.folder, name), manifest.offset(name, block), data)
             self._commit(block, sums)
         if self.finished:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            locks.share(self._lock)
 
     def read(self, name: str) -> Array:
         """(rows, …) memory map of a signal, read-only. Raises StoreError while blocks are missing."""
@@ -153,7 +151,7 @@ class Store:
     def close(self) -> None:
         """Let go of the lock; memory maps stay readable."""
         if self._lock >= 0:
-            os.close(self._lock)  # no LOCK_UN, which would unlock for a forked process too
+            locks.release(self._lock)
             self._lock = -1
 
     def __enter__(self) -> Store:
@@ -183,7 +181,7 @@ class Store:
             _restore(array_path(self.folder, name), manifest.header(name), manifest.array_bytes(name))
         sync_folder(self.folder)
         if self.finished:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            locks.share(self._lock)
 
     def _check(self, block: int, values: Mapping[str, Array]) -> None:
         signals = self.manifest.signals
@@ -220,42 +218,21 @@ def fill(store: Store, measure: Measure) -> None:
 
 def foreign(folder: Path, own: Iterable[str] = ()) -> list[str]:
     """Names in the folder that are no store's, and not among `own`; none when there is no folder."""
-    known = {LOCK, MANIFEST, f"{MANIFEST}.part", *own}
+    known = {LOCK, MANIFEST, MANIFEST + PART, *own}
     return sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
 
 
 def acquire(folder: Path, how: int) -> int:
-    """Descriptor that holds the folder's lock as fcntl.LOCK_EX or LOCK_SH until it is closed.
-
-    Raises StoreError naming who opened it last when others hold it; never waits.
-    """
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, NOTE_BYTES, 0).decode(errors="replace").strip()
-            os.close(lock)
-            raise StoreError(
-                f"the store {folder} is in use, last opened by {holder or 'another process'}: wait for it"
-            ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
-                break
-        os.close(lock)  # the store was removed between the two calls, and its lock file with it
-    if how == fcntl.LOCK_EX:
-        note_holder(lock)
-    return lock
-
-
-def note_holder(lock: int) -> None:
-    os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}".encode().ljust(NOTE_BYTES), 0)
+    """Descriptor that holds the store's lock (`locks.py`); StoreError names who opened it last."""
+    try:
+        return locks.acquire(folder / LOCK, how)
+    except locks.Held as held:
+        raise StoreError(f"the store {folder} is in use, last opened by {held}: wait for it") from None
 
 
 def _begin(folder: Path, manifest: Manifest) -> None:
     """The manifest comes first, so that a folder with arrays and no manifest is none of ours."""
-    needed, free = sum(map(manifest.array_bytes, manifest.signals)), shutil.disk_usage(folder).free
+    needed, free = sum(map(manifest.array_bytes, manifest.signals)), free_bytes(folder)
     if needed > free:
         raise StoreError(
             f"the store {folder} needs {needed:,} bytes, {free:,} are free: make room or take another folder"
@@ -265,8 +242,7 @@ def _begin(folder: Path, manifest: Manifest) -> None:
 
 def _restore(path: Path, header: bytes, size: int) -> None:
     """Give the file its header and its size; what is there stays, what is not is a hole."""
-    path.touch()
-    with path.open("r+b") as file:
+    with _open(path, os.O_RDWR | os.O_CREAT) as file:
         if file.read(len(header)) == header and os.fstat(file.fileno()).st_size == size:
             return
         file.seek(0)
@@ -277,11 +253,16 @@ def _restore(path: Path, header: bytes, size: int) -> None:
 
 def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
     # Not through a memory map: there a full disk is a signal that ends the process, here an OSError.
-    with path.open("r+b") as file:
+    with _open(path, os.O_RDWR) as file:
         file.seek(offset)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _open(path: Path, how: int) -> BinaryIO:
+    """To be changed in place; OSError for a link, which others could have put into a shared folder."""
+    return open(os.open(path, how | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
 
 
 @contextlib.contextmanager
@@ -289,10 +270,10 @@ def _room_for(manifest: Manifest, block: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise StoreError(
             f"disk full: block {block} of {folder} needs {manifest.block_bytes(block):,} bytes, "
-            f"{shutil.disk_usage(folder).free:,} are free. The {len(manifest.commits)} of {manifest.blocks} "
+            f"{free_bytes(folder):,} are free. The {len(manifest.commits)} of {manifest.blocks} "
             "blocks committed before are safe: make room and go on"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from coretune.files import write_text
 from coretune.ledger import TABLE_HEADER, Ledger
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
@@ -41,4 +42,4 @@ def write_section(path: Path, text: str) -> None:
     card = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, _, after = card.partition(BEGIN)
     rest = after.partition(END)[2].lstrip("\n")
-    path.write_text(f"{before.rstrip()}\n\n{text}{rest}", encoding="utf-8")
+    write_text(path, f"{before.rstrip()}\n\n{text}{rest}")

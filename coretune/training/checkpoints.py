@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from coretune.files import write_json
 from coretune.rounds.schedule import Clock
 from coretune.storing.fingerprint import checksum
 
@@ -57,12 +58,7 @@ def write_note(folder: str | os.PathLike[str], note: Note) -> None:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name not in (NOTE, STOCK_LAST)
     }
-    beside = root / f"{NOTE}.part"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump({**asdict(note), "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, root / NOTE)
+    write_json(root / NOTE, {**asdict(note), "files": files}, indent=1)
 
 
 def read_note(folder: str | os.PathLike[str]) -> Note:

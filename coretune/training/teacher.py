@@ -14,7 +14,6 @@ import copy
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
+from coretune.files import write_json
 from coretune.ledger import Ledger
 from coretune.measure.snapshots import find_snapshots
 from coretune.progress import progress
@@ -144,7 +144,7 @@ def teach(
                 _train(school, args, lesson, newest)
             processes.wait()
             if processes.first:
-                _write(folder, {**_read(folder), "finished": True})
+                write_json(folder / NOTE, {**_read(folder), "finished": True}, indent=2)
             processes.wait()
     return find_snapshots(folder, len(lesson.marks))
 
@@ -160,7 +160,7 @@ def _begin(school: School, args: Any, lesson: Lesson, folder: Path) -> tuple[boo
     if found and found["finished"]:
         log.warning("the teacher in %s is of this model, rows and settings: it is taken as it is", folder)
         return True, None
-    _write(folder, {"finished": False, "parts": parts})
+    write_json(folder / NOTE, {"finished": False, "parts": parts}, indent=2)
     return False, _newest(folder)
 
 
@@ -281,14 +281,3 @@ def _read(folder: Path) -> dict[str, Any]:
         return {}
     note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     return note
-
-
-def _write(folder: Path, note: Mapping[str, Any]) -> None:
-    """At any kill the note is the old one or the new one, whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{NOTE}.part"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(note, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, folder / NOTE)
