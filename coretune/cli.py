@@ -43,9 +43,9 @@ def train(
     """Fine-tune on a coreset that changes as the model learns."""
 
     def work() -> None:
-        from coretune import run
-
         settings = _load(config, overrides, skip_bad_rows)
+        from coretune import run  # seconds: after what is wrong with the config was said
+
         if quiet or as_json:
             run.quiet()
         trainer = run.train(settings, on_step=(lambda: None) if quiet or as_json else None)
@@ -69,12 +69,12 @@ def select(
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Choose the coreset without training on it, and write it as coreset.jsonl for any trainer."""
+    """Choose the coreset without training on it, and write it as _coretune/coreset.jsonl for any trainer."""
 
     def work() -> None:
-        from coretune import run
-
         settings = _load(config, overrides, skip_bad_rows)
+        from coretune import run  # seconds: after what is wrong with the config was said
+
         if quiet or as_json:
             run.quiet()
         path = run.select(settings, quiet or as_json)

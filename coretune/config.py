@@ -15,14 +15,12 @@ report:    when report.html is written: after refreshes and at the end, at the e
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coretune.measure.settings import MeasureSettings
 from coretune.refreshing.refresh import AnchorRefresh
@@ -30,17 +28,18 @@ from coretune.rounds.budget import BudgetRequest, parse_budget
 from coretune.rounds.quota_request import QuotaRequest, parse_quota
 from coretune.rounds.schedule import CoresetConfig
 from coretune.scoring.evaluate_section import EvaluateSection
+from coretune.secrets import HIDDEN, is_secret, without_secrets
 from coretune.select import SELECTORS
+from coretune.stock_fields import LORA, SFT, field_types, first_wrong
 from coretune.types import Selector, Taught
+from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
+TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
+PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _OWN = {"method", "budget", "quota"}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
-
-
-class ConfigError(ValueError):
-    """One line: which key, what is wrong, what to do."""
 
 
 class RunConfig(BaseModel):
@@ -57,7 +56,7 @@ class RunConfig(BaseModel):
     corpus_dir: str | None = None
     signals_dir: str | None = None
     columns: dict[str, str] | None = None
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)  # what numpy's generators take
     skip_bad_rows: bool = False
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}
@@ -91,34 +90,12 @@ class CoresetSection:
         return {key: value for key, value in written.items() if key not in differing}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML reads 1e-3 as text, since YAML 1.1 asks for a dot. No key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {twice!r} is written twice{node.start_mark}")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `key=value` overrides (`coreset.budget=5%`), check every key.
 
     Raises ConfigError; an unknown key names the nearest known one.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"{path} is no file; give the path of a YAML file")
-    try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    raw = read_file(path)
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{path} holds {type(raw).__name__}; a config is `key: value` lines, see the README"
@@ -135,8 +112,11 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
         config = RunConfig(**raw)
     except ValidationError as error:
         raise ConfigError(_first(error)) from None
+    _check_texts(config)
     build_coreset(config.coreset, config.seed)
     _check_shares(config.target_data)
+    _check_stock(config)
+    _check_places(config)
     return config
 
 
@@ -198,13 +178,71 @@ def _check_shares(targets: str | Mapping[str, float] | None) -> None:
         )
 
 
+def _check_stock(config: RunConfig) -> None:
+    """ConfigError for keys and values of `training` and `peft` that the stock classes do not know."""
+    for name in TOP_ONLY:
+        if name in config.training:
+            raise ConfigError(f"training.{name} belongs at the top of the config: write {name} there")
+    sections = {"training": (SFT, config.training)}
+    if config.peft is not None and str(config.peft.get("peft_type", "LORA")).upper() == "LORA":
+        sections["peft"] = (LORA, config.peft)
+    for name, (classes, section) in sections.items():
+        refuse_unknown(f"{name}.", section, field_types(classes))
+        if wrong := first_wrong(classes, section):
+            key, remedy = wrong
+            raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")
+
+
+def _check_texts(config: RunConfig) -> None:
+    """ConfigError for names of files and models that no file system has."""
+    targets: Any = config.target_data or []
+    texts = {name: getattr(config, name) for name in PLACES} | {
+        "target_data": [targets] if isinstance(targets, str) else list(targets)
+    }
+    for name, value in texts.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not (text.strip() and text.isprintable()):
+                raise ConfigError(f"{name} is {text!r:.80}: give a name of printable characters")
+
+
+def _check_places(config: RunConfig) -> None:
+    """ConfigError for a folder of rows or signals where a push to a hub would take it along."""
+    home = _resolved(config.output_dir)
+    for name in ("corpus_dir", "signals_dir"):
+        given = getattr(config, name)
+        if given is None:
+            continue
+        place = _resolved(given)
+        if place != home and home not in place.parents:
+            continue
+        if place == home or not place.relative_to(home).parts[0].startswith("_"):
+            raise ConfigError(
+                f"{name} is {given}, within output_dir, which push_to_hub uploads, and holds what is of your "
+                f"rows: put it beside output_dir, or below {config.output_dir}/_coretune"
+            )
+
+
+def _resolved(path: str) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links; a user who has no home
+        raise ConfigError(f"{path} is no path: {error}") from None
+
+
+def _shown(key: str, value: Any) -> str:
+    """The value as a message has it: short, and no secret."""
+    return HIDDEN if is_secret(key) else f"{without_secrets(value)!r:.80}"
+
+
 def _method(section: Mapping[str, Any]) -> type:
     known = ", ".join(sorted(SELECTORS))
     if "method" not in section:
         raise ConfigError(f"coreset.method is missing; there are {known}")
     method = section["method"]
     if not isinstance(method, str) or method not in SELECTORS:
-        raise ConfigError(f"coreset.method is {method!r}{nearest(str(method), SELECTORS)}; there are {known}")
+        raise ConfigError(
+            f"coreset.method is {method!r:.80}{nearest(str(method), SELECTORS)}; there are {known}"
+        )
     return SELECTORS[method]
 
 
@@ -262,9 +300,9 @@ def _checked(part: type, name: str, value: Any) -> Any:
     try:
         checked = TypeAdapter(get_type_hints(part)[name]).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"{key} is {value!r}: {error.errors()[0]['msg'].lower()}") from None
+        raise ConfigError(f"{key} is {value!r:.80}: {error.errors()[0]['msg'].lower()}") from None
     if isinstance(value, bool) and not isinstance(checked, bool):  # pydantic takes true for 1
-        raise ConfigError(f"{key} is {value!r}: give a value that is not true or false")
+        raise ConfigError(f"{key} is {value!r:.80}: give a value that is not true or false")
     return checked
 
 
@@ -279,10 +317,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw[section]
         if not isinstance(raw, dict):
             raise ConfigError(f"{override!r}: {section} is not a section")
-    try:
-        raw[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r} is not YAML: {' '.join(str(error).split())}") from None
+    raw[last] = read_text(value, repr(override))
 
 
 def _first(error: ValidationError) -> str:
@@ -290,4 +325,4 @@ def _first(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{key} is missing from the config"
-    return f"{key} is {first['input']!r}: {first['msg'].lower()}"
+    return f"{key} is {first['input']!r:.80}: {first['msg'].lower()}"

@@ -1,7 +1,7 @@
 """One whole job: data and model in, a run directory out.
 
 config ─ corpora ─ trainer ─► train ─► evaluate ─► RUN/weights · RUN/_coretune/…
-                           └► select ────────────► RUN/coreset.jsonl · RUN/_coretune/…
+                           └► select ────────────► RUN/_coretune/coreset.jsonl …
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
 from coretune import __version__
-from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, refuse_unknown
+from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
 from coretune.data.corpus import Corpus
 from coretune.files import whole, write_text
 from coretune.ledger import TABLE_HEADER
@@ -34,12 +34,13 @@ from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
 from coretune.progress import SECONDS
 from coretune.reading.disk import disk_bytes
-from coretune.recording.run_files import CONFIG, LEDGER, SELECTION, SIGNALS, TEACHER
+from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SELECTION, SIGNALS, TEACHER
 from coretune.report import write_report
 from coretune.rounds.state import State
 from coretune.scoring.evaluate import Row
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
+from coretune.secrets import without_secrets
 from coretune.training.look import Target
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
@@ -91,7 +92,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
     _write_config(config, trainer)
     state = trainer.select()
-    path = Path(config.output_dir) / "coreset.jsonl"
+    path = Path(config.output_dir) / CORESET
     _write_coreset(path, _corpus(trainer), state)
     trainer.ledger.write(Path(config.output_dir) / LEDGER)
     _write_report(config, trainer)
@@ -181,11 +182,7 @@ class _Steps(TrainerCallback):
 
 
 def training_arguments(config: RunConfig) -> SFTConfig:
-    """The stock SFTConfig of the `training` section; what the top of the config says is refused in it."""
-    refuse_unknown("training.", config.training, SFTConfig.__dataclass_fields__)
-    for name in ("output_dir", "seed", "resume_from_checkpoint"):
-        if name in config.training:
-            raise ConfigError(f"training.{name} belongs at the top of the config: write {name} there")
+    """The stock SFTConfig of the `training` section."""
     given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
     if not torch.accelerator.is_available():
         given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
@@ -242,7 +239,6 @@ def against_plan(trainer: CoresetSFTTrainer) -> str:
 def _lora(config: RunConfig) -> LoraConfig | None:
     if config.peft is None:
         return None
-    refuse_unknown("peft.", config.peft, LoraConfig.__dataclass_fields__)
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", **config.peft})
     except (ValueError, TypeError) as error:
@@ -327,10 +323,10 @@ def _compare_fingerprint(provenance: Mapping[str, Any], pool: Corpus) -> None:
 
 
 def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
-    """RUN/_coretune/config.yaml: what was asked for without the hub's token, all settings of the coreset with
-    their values, versions and fingerprints."""
+    """RUN/_coretune/config.yaml: what was asked for but for tokens and passwords, all settings of the coreset
+    with their values, versions and fingerprints."""
     resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
-    resolved["training"].pop("hub_token", None)
+    resolved = without_secrets(resolved)
     resolved["coreset"] = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
     resolved[PROVENANCE] = {
         "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},

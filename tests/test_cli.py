@@ -76,9 +76,9 @@ def test_select_says_where_the_coreset_is(data: Path, tmp_path: Path) -> None:
     path = config_file(data, tmp_path)
     result = CliRunner().invoke(app, ["select", str(path), "coreset.budget=3", "coreset.warmup=0"])
     assert result.exit_code == 0, result.output
-    assert f"coreset: {tmp_path / 'run' / 'coreset.jsonl'}" in result.stdout
+    assert f"coreset: {tmp_path / 'run' / '_coretune' / 'coreset.jsonl'}" in result.stdout
     assert "step 0: coreset of 3 of 40 rows" in result.stdout
-    assert len((tmp_path / "run" / "coreset.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "run" / "_coretune" / "coreset.jsonl").read_text().splitlines()) == 3
 
 
 def test_bad_rows_may_be_skipped_from_the_command_line(data: Path, tmp_path: Path) -> None:

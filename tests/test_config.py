@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,3 +325,63 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
     assert (found.refresh_every, found.refresh.k, found.budget) == (7, 4, coreset("random", budget=5).budget)
     with pytest.raises(ConfigError, match=r"unknown key coreset\.from_row"):
         coreset(Lowest(), budget=5, from_row=3)
+
+
+# ------------------------------------------------------------------------------------ stock sections, places
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate is 'fast': give a number"),
+        ({"training": {"max_steps": "200"}}, "training.max_steps is '200': give a whole number"),
+        ({"training": {"max_step": 2}}, "unknown key training.max_step, did you mean 'max_steps'?"),
+        ({"training": {"seed": 2}}, "training.seed belongs at the top of the config"),
+        ({"training": {"bf16": "x" * 10_000}}, "training.bf16 is 'xxxx"),
+        ({"training": {"hub_token": 12345}}, "training.hub_token is (hidden): give text or null"),
+        ({"peft": {"r": "sixteen"}}, "peft.r is 'sixteen': give a whole number"),
+        ({"peft": {"lora_dropout": [0.1]}}, "peft.lora_dropout is [0.1]: give a number"),
+        ({"peft": {"rank": 3}}, "unknown key peft.rank"),
+        ({"seed": -1}, "seed is -1: "),
+        ({"seed": 2**40}, "seed is 1099511627776: "),
+        ({"train_data": "po\0ol.jsonl"}, "train_data is 'po\\x00ol.jsonl': give a name of printable"),
+        ({"output_dir": ""}, "output_dir is '': give a name"),
+        ({"target_data": {"\x1b[2J": 1.0}}, "target_data is '\\x1b[2J': give a name"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_told_before_anything_is_loaded(
+    section: dict[str, Any], expected: str
+) -> None:
+    assert expected in message({**SMALL, **section})
+    assert len(message({**SMALL, **section})) < 300
+
+
+def test_a_bad_config_is_told_without_importing_torch(tmp_path: Path) -> None:
+    path = written(tmp_path, TEXT + "quixotic: 1\n")
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from coretune.cli import app
+for command in ("train", "select", "plan", "compare"):
+    result = CliRunner().invoke(app, [command, {str(path)!r}])
+    assert result.exit_code == 1 and "unknown key quixotic" in result.output, result.output
+print(sorted({{"torch", "transformers", "trl", "peft", "datasets"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key", ["corpus_dir", "signals_dir"])
+@pytest.mark.parametrize(
+    "place", ["{out}", "{out}/kept", "{out}/a/../kept", "{out}/checkpoint-1/kept", "link/kept"]
+)
+def test_rows_and_signals_are_not_kept_where_a_push_takes_them_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "x")
+    given = place.format(out="runs/x")
+    assert f"{key} is {given}, within output_dir, which push_to_hub uploads" in message({**SMALL, key: given})
+    for good in ("runs/kept", "runs/x/_coretune/kept", "runs/x-kept"):
+        assert getattr(check_config({**SMALL, key: good}), key) == good

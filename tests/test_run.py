@@ -239,6 +239,7 @@ def test_a_push_takes_the_model_and_its_card_and_no_text_of_the_pool(
         "hub_model_id": "me/mine",
         "hub_strategy": "checkpoint",
         "hub_token": "secret",
+        "model_init_kwargs": {"token": "secret"},
     }
     out = tmp_path / "run"
     run.train(config(data, out, training={**TRAINING, **hub})).push_to_hub()

@@ -50,8 +50,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in self.arm)
-        return f"{plain}-seed{self.seed}-steps{self.steps}"
+        return name_of(self.arm, self.seed, self.steps)
+
+
+def name_of(arm: str, seed: int, steps: int) -> str:
+    plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in arm)
+    return f"{plain}-seed{seed}-steps{steps}"
 
 
 @cache
@@ -82,10 +86,9 @@ def job_of(config: RunConfig, arm: str, seed: int, steps: int, out: Path) -> Job
         "report": "never",
         "signals_dir": str(out / SIGNALS),
         "evaluate": raw.get("evaluate", {"metric": ["loss", "exact_match"]}),
-        "output_dir": str(out),
+        "output_dir": str(out / name_of(arm, seed, steps)),
     }
-    made = Job(arm, seed, steps, check_config(raw))
-    return Job(arm, seed, steps, made.config.model_copy(update={"output_dir": str(out / made.name)}))
+    return Job(arm, seed, steps, check_config(raw))
 
 
 @dataclass(frozen=True)

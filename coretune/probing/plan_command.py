@@ -19,13 +19,14 @@ def plan(
     """What a run will cost and whether it can pay: a short probe on this machine, and nothing is trained."""
 
     def work() -> None:
-        from coretune import run
         from coretune.config import load_config
+
+        settings = load_config(config, overrides or ())
+        from coretune import run  # seconds: after what is wrong with the config was said
         from coretune.planning.plan import TABLE_HEADER, lines, table, write
         from coretune.probing.probe import PARTS, make_plan
         from coretune.progress import progress
 
-        settings = load_config(config, overrides or ())
         run.quiet()
         with progress(len(PARTS), PARTS[0], "part", shown=not (quiet or as_json)) as bar:
 

@@ -27,6 +27,7 @@ POOL, SELECTION, LEDGER, CONFIG = (
     f"{OWN}/{name}" for name in ("pool.parquet", "selection.parquet", "ledger.json", "config.yaml")
 )
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
+CORESET = f"{OWN}/coreset.jsonl"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 

@@ -1,0 +1,114 @@
+"""The fields of the stock SFTConfig and LoraConfig and what each takes, read from their source.
+
+Importing those classes takes many seconds, since it imports torch; a mistake in a config is to be told
+at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+#: Each class after those that it extends: (package, file, class). Without a file: a version that has none.
+SFT = (
+    ("transformers", "training_args.py", "TrainingArguments"),
+    ("trl", "trainer/base_config.py", "_BaseConfig"),
+    ("trl", "trainer/sft_config.py", "SFTConfig"),
+)
+LORA = (
+    ("peft", "config.py", "PeftConfigMixin"),
+    ("peft", "config.py", "PeftConfig"),
+    ("peft", "tuners/lora/config.py", "LoraConfig"),
+)
+#: Take more than their annotations say (transformers 5.23, peft 0.21): fsdp true, lora_alpha half numbers.
+WIDER = ("fsdp", "lora_alpha")
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+    "None": "null",
+}
+
+
+class _Anything:
+    """Literal[…], which some classes do not keep to themselves."""
+
+    def __getitem__(self, _: Any) -> Any:
+        return Any
+
+
+class _List:
+    """tuple[…]: YAML has lists alone."""
+
+    def __getitem__(self, _: Any) -> Any:
+        return list
+
+
+class _Names(dict[str, Any]):
+    """What annotations are made of; a class that is not named here takes anything."""
+
+    def __missing__(self, _: str) -> Any:
+        return Any
+
+
+_NAMES = _Names(
+    {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "tuple": _List()}
+    | {"Any": Any, "Optional": Optional, "Union": Union, "Literal": _Anything()}
+)
+
+
+@cache
+def field_types(classes: tuple[tuple[str, str, str], ...]) -> Mapping[str, ast.expr]:
+    """Field -> its annotation, as the last class that names it has it."""
+    found: dict[str, ast.expr] = {}
+    for package, file, name in classes:
+        spec = find_spec(package)
+        path = Path((spec.submodule_search_locations or [""])[0] if spec else "") / file
+        if path.is_file():
+            found |= dict(_fields(path, name))
+    return found
+
+
+def _fields(path: Path, name: str) -> Iterator[tuple[str, ast.expr]]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for line in node.body:
+                if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+                    continue
+                if "ClassVar" not in ast.unparse(line.annotation):
+                    yield line.target.id, line.annotation
+
+
+def first_wrong(
+    classes: tuple[tuple[str, str, str], ...], section: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """The first key of a section whose value its field does not take, and what to give; None: all do."""
+    types = field_types(classes)
+    for key, value in section.items():
+        if key in types and key not in WIDER and (remedy := wrong_value(types[key], value)):
+            return key, remedy
+    return None
+
+
+def wrong_value(annotation: ast.expr, value: Any) -> str | None:
+    """What to give instead of a value that the annotation does not take; None where it takes it.
+
+    A number is not read from text, and true is no number: the classes would take both and fail later.
+    """
+    kind = eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _NAMES)
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError:
+        names = {ast.unparse(part) for part in ast.walk(annotation)}
+        words = [word for name, word in WORDS.items() if name in names]
+        return f"give {' or '.join(words)}" if words else "give a value of its type"
+    return None

@@ -1,0 +1,65 @@
+"""What grants access stays out of what a run writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from coretune.secrets import is_secret, without_secrets
+
+TOKEN = "hf_" + "x" * 34
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "token",
+        "hub_token",
+        "use_auth_token",
+        "access_token",
+        "HF_TOKEN",
+        "api_key",
+        "wandb-api-key",
+        "password",
+        "client_secret",
+        "aws_secret_access_key",
+        "credentials",
+        "hub.api.token",
+        "authorization",
+    ],
+)
+def test_keys_that_grant_access_are_taken_out_at_any_depth(key: str) -> None:
+    assert is_secret(key)
+    assert without_secrets({"a": {"b": [{key: "s3cret", "kept": 1}]}}) == {"a": {"b": [{"kept": 1}]}}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "eos_token",
+        "pad_token",
+        "max_new_tokens",
+        "batch_tokens",
+        "trainable_token_indices",
+        "tokenizer",
+        "key_mapping",
+        "include_num_input_tokens_seen",
+        "length_column_name",
+        "alora_invocation_tokens",
+    ],
+)
+def test_keys_that_only_sound_so_stay(key: str) -> None:
+    assert without_secrets({key: "value"}) == {key: "value"}
+
+
+def test_a_mapping_written_as_json_is_looked_through() -> None:
+    text = json.dumps({"token": TOKEN, "torch_dtype": "bfloat16"})
+    assert json.loads(without_secrets(text)) == {"torch_dtype": "bfloat16"}
+    assert without_secrets('{"a":  1}') == '{"a":  1}'
+
+
+def test_tokens_and_passwords_within_texts_are_hidden() -> None:
+    assert without_secrets([f"run {TOKEN}"]) == ["run (hidden)"]
+    assert without_secrets("https://me:pa55@host/x") == "https://host/x"
+    assert without_secrets("runs/hf_small") == "runs/hf_small"

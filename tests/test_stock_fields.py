@@ -1,0 +1,53 @@
+"""What the stock classes take is known without importing them, and is what they themselves say."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+from trl import SFTConfig
+
+from coretune.stock_fields import LORA, SFT, WIDER, field_types, wrong_value
+
+
+@pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
+def test_every_field_is_known_and_takes_its_own_default(stock: Any, classes: Any) -> None:
+    types = field_types(classes)
+    assert set(types) == set(stock.__dataclass_fields__)
+    for field in fields(stock):
+        value = field.default if field.default_factory is MISSING else field.default_factory()
+        if value is not MISSING:
+            assert wrong_value(types[field.name], value) is None, field.name
+
+
+@pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
+def test_every_field_of_a_number_refuses_text(stock: Any, classes: Any) -> None:
+    types, numbers = field_types(classes), 0
+    for name, annotation in types.items():
+        names = {part.id for part in ast.walk(annotation) if isinstance(part, ast.Name)}
+        if names & {"int", "float", "bool"} and not names & {"str", "Any", "dict", "Literal", "list"}:
+            numbers += name not in WIDER
+            assert "give" in str(wrong_value(annotation, "fast"))
+            assert "give" in str(wrong_value(annotation, [1]))
+    assert numbers >= 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("learning_rate", "1e-3 ", "give a number"),
+        ("max_steps", "200", "give a whole number"),
+        ("max_steps", True, "give a whole number"),
+        ("max_steps", None, "give a whole number"),
+        ("bf16", "yes", "give true or false or null"),
+        ("lr_scheduler_kwargs", [1], "give text or a mapping or null"),
+        ("learning_rate", 1, None),
+        ("report_to", ["wandb"], None),
+        ("save_strategy", "no", None),
+    ],
+)
+def test_a_value_of_another_kind_is_told_what_to_be(name: str, value: Any, remedy: str | None) -> None:
+    assert wrong_value(field_types(SFT)[name], value) == remedy
