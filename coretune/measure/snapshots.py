@@ -146,6 +146,8 @@ def read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         for name in wanted
     }
     found = {name: _tensor(files[key], key) for name, key in places.items() if key in files}
+    if len(found) < len(wanted) and file_name is str:
+        found |= _renamed(folder, model, {name for name in wanted if name not in found})
     _refuse_others(
         {name: tuple(parameter.shape) for name, parameter in wanted.items()},
         {name: tuple(weight.shape) for name, weight in found.items()},
@@ -153,6 +155,21 @@ def read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         "the model",
     )
     return found
+
+
+def _renamed(folder: Path, model: Any, names: set[str]) -> dict[str, Tensor]:
+    """Those of the names that the folder's files have under others, or in other pieces.
+
+    transformers (5) keeps some models otherwise on disk than in memory (GPT-NeoX's head; the experts of
+    Mixtral and Qwen-MoE one by one), and only the model's own `from_pretrained` knows both.
+    """
+    if not hasattr(type(model), "from_pretrained") or not (folder / "config.json").is_file():
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        loaded = type(model).from_pretrained(folder, dtype="auto", output_loading_info=True)
+    whole, report = loaded
+    lacking = names & set(report["missing_keys"])
+    return {name: p.detach() for name, p in whole.named_parameters() if name in names - lacking}
 
 
 def learning_rate(folder: Path, after: int) -> float:

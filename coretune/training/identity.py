@@ -5,10 +5,12 @@ By content, never by name or path: both outlive a change of weights.
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Mapping
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,102 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from coretune.data.corpus import Corpus
+from coretune.measure.parameters import plain_name
 from coretune.measure.snapshots import Snapshot
 from coretune.rounds.sampler import PoolRows
 from coretune.storing.fingerprint import checksum, fingerprint_of_folder
 from coretune.types import Rows
 
 BLOCK = 4096  # rows whose tokens are held at once
+#: Whose versions may change what a model computes; the last few where they are installed.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "flash-attn",
+    "liger-kernel",
+    "kernels",
+)
+#: Of a model's config, what says where it came from or how it was saved, not what it computes.
+_NOT_COMPUTED = (
+    "_name_or_path",
+    "_commit_hash",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "id2label",
+    "label2id",
+)
 _WRITTEN_DIFFERENTLY = "tokenizer_config.json"  # says where the tokenizer was loaded from
 
 
 def model_parts(model: nn.Module, tokenizer: Any) -> dict[str, str]:
-    """weights, adapter, tokenizer: the parts of a fingerprint that a model and its tokenizer give."""
+    """weights, config, adapter, tokenizer: the parts of a fingerprint that a model and its tokenizer give."""
     return {
         "weights": weights_fingerprint(model),
+        "config": checksum(json.dumps(config_settings(model), sort_keys=True).encode()),
         "adapter": adapter_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+
+
+def config_settings(model: Any) -> dict[str, str]:
+    """Every entry of the model's config that changes what its weights compute, its attention, its code."""
+    found = _flat_config(model.config.to_dict(), "model.")
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    found["model.class"] = type(base).__qualname__
+    found["model.attention"] = str(model.config.get_text_config()._attn_implementation)
+    if not type(base).__module__.startswith("transformers."):  # the user's own, or come with the weights
+        found["model.code"] = _code_of(type(base))
+    return found
+
+
+def _code_of(kind: type) -> str:
+    """Hex of the file that a class is from; of one typed at a prompt there is none."""
+    try:
+        return checksum(Path(inspect.getfile(kind)).read_bytes())
+    except (OSError, TypeError):
+        return "not in a file"
+
+
+def _flat_config(part: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in part.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat_config(value, f"{prefix}{name}.") if name not in _NOT_COMPUTED else {}
+        elif name not in _NOT_COMPUTED:
+            found[f"{prefix}{name}"] = json.dumps(value, default=str)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def trained_checksums(model: nn.Module) -> dict[str, str]:
+    """Each parameter that requires a gradient -> hex of its bytes. Empty under ZeRO-3, whose own format
+    checks names. Weights that FSDP 2 has taken apart are gathered one by one: every process has to call."""
+    found: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if "ds_id" in vars(parameter):
+            return {}
+        if parameter.requires_grad:
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            found[plain_name(name)] = _checksum(whole)
+    return found
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -106,5 +188,6 @@ def _checksum(tensor: Tensor) -> str:
     """Of weights that are split over processes, what this process has of them: nobody else is asked."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    # A copy: numpy makes a storage fixed for ever, and FSDP 2 empties those of gathered weights.
+    flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8)
     return checksum(flat.numpy().data)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Kept, Once, anew
@@ -239,11 +238,8 @@ def _layout(
 def _settings_parts(look: Look) -> dict[str, str]:
     """What this look's settings, device and code add to the fingerprint."""
     settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
-    config = look.model.config
     return {
         "settings": json.dumps(settings, sort_keys=True),
-        "attention": str(config.get_text_config()._attn_implementation),
         "device": look.model.device.type,
         "code": fingerprint_of_folder(Path(__file__).parent.parent / "measure", "*.py"),
-        "torch": torch.__version__,
     }

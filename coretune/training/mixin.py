@@ -50,10 +50,11 @@ from coretune.training.refusals import (
     refuse_steps,
 )
 from coretune.training.resume import Resumed, Resumption
+from coretune.training.sealing import SealedCheckpoints
 from coretune.training.sight import Sight
 
 
-class CoresetMixin(Trainer):
+class CoresetMixin(SealedCheckpoints):
     """A stock trainer on a changing coreset of `train_dataset`.
 
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
@@ -242,10 +243,11 @@ class CoresetMixin(Trainer):
             self.resumption.save(folder)
         super()._save_checkpoint(model, trial)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """What transformers (5.23) writes before trainer_state.json; then nothing but that is missing."""
-        super()._save_rng_state(output_dir)
-        self.resumption.seal(output_dir)
+    def checkpoint_content(self) -> Mapping[str, Any]:
+        return self.resumption.content()
+
+    def meet(self) -> None:
+        self.processes.wait()
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""

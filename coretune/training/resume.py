@@ -1,7 +1,7 @@
 """Going on from a checkpoint: what is put into one, which one is taken, whether it is of this very run.
 
 train ─► begin: what is this run of? ─► resumed: is a checkpoint of it? ─► state, ledger, clock
-  └────► save ─► stock checkpoint ─► seal (checkpoints.py) ─► trainer_state.json
+  └────► save ─► stock checkpoint, sealed with our note (sealing.py)
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,23 @@ from coretune.rounds.state import State
 from coretune.training.checkpoints import (
     STOCK_LAST,
     Note,
+    changes,
+    known_note,
     newest_whole,
     read_note,
     refuse_another_run,
     settings_of,
-    write_note,
 )
 from coretune.training.identity import (
     adapter_fingerprint,
+    config_settings,
     rows_fingerprint,
     tensors_fingerprint,
     tokenizer_fingerprint,
+    versions,
     weights_fingerprint,
 )
+from coretune.training.learnt import compared
 from coretune.training.look import Target
 from coretune.training.processes import Processes
 
@@ -73,23 +78,44 @@ class Resumption:
         found: Resumed | None = processes.decide(lambda: self._find(asked), _without_pool)
         return found
 
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Of the run's inputs, as they are before its first step: first asked for no later than there."""
+        trainer = self.trainer
+        with trainer.ledger.phase("other"):
+            return parts_of(trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets)
+
     def _find(self, asked: str | bool | None) -> Resumed | None:
         trainer, args = self.trainer, self.trainer.args
-        with trainer.ledger.phase("other"):
-            parts = parts_of(
-                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets
-            )
-        settings = settings_of(trainer.coreset_config, trainer.sight.settings)
-        settings["pack"] = str(trainer.clock.pack)
-        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-        self.note = Note(parts, settings, trainer.clock, batches, args.max_steps)
-        folder = find_checkpoint(args.output_dir, asked)
-        if folder is None:
+        self.note = self._note()
+        found = find_checkpoint(args.output_dir, asked)
+        if found is None:
             return None
-        found = resumed(folder, self.note, trainer.coreset_config.seed)
-        steps = args.max_steps if found.max_steps is None or trainer.steps_given else found.max_steps
-        self.note = replace(self.note, clock=found.clock, max_steps=steps)
-        return replace(found, max_steps=steps)
+        gone_on = resumed(*found, self.note, trainer.coreset_config.seed)
+        steps = args.max_steps if gone_on.max_steps is None or trainer.steps_given else gone_on.max_steps
+        if (then := found[1].max_steps) != steps:
+            log.warning(
+                "max_steps was %d and is %d: the learning rate follows the schedule of the new length",
+                then,
+                steps,
+            )
+        self.note = replace(self.note, clock=gone_on.clock, max_steps=steps)
+        return replace(gone_on, max_steps=steps)
+
+    def _note(self) -> Note:
+        """What this run is."""
+        trainer, args = self.trainer, self.trainer.args
+        stock = {
+            "data_collator": trainer.sight.collator,
+            "compute_loss_func": trainer.compute_loss_func,
+            "optimizer": trainer.optimizer_cls_and_kwargs or trainer.optimizer,
+            "lr_scheduler": trainer.lr_scheduler,
+        }
+        training, around = compared(args, stock)
+        settings = settings_of(trainer.coreset_config, trainer.sight.settings)
+        settings |= {"pack": str(trainer.clock.pack), **config_settings(trainer.model), **training}
+        batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        return Note(self.parts, settings, trainer.clock, batches, args.max_steps, {**versions(), **around})
 
     def save(self, folder: Path) -> None:
         """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
@@ -103,12 +129,10 @@ class Resumption:
         if trainer.sight.harvest is not None:
             trainer.sight.harvest.save(folder)
 
-    def seal(self, folder: str) -> None:
-        """Once every process has written what it writes."""
-        self.trainer.processes.wait()
-        if self.note is not None:
-            write_note(folder, self.note)
-        self.trainer.processes.wait()
+    def content(self) -> dict[str, Any]:
+        """For the note in a checkpoint, on process 0."""
+        assert self.note is not None
+        return asdict(self.note)
 
 
 def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Target]) -> dict[str, str]:
@@ -131,12 +155,14 @@ def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Targe
     }
 
 
-def find_checkpoint(output_dir: str, asked: str | bool | None) -> str | None:
-    """The checkpoint to go on from: the one asked for, or the newest that is whole; None to start anew."""
+def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, Note] | None:
+    """The checkpoint to go on from and its note: the one asked for, or the newest that is whole; None to
+    start anew. ValueError where it is not whole, FileNotFoundError where it is none of a run on a coreset."""
     if asked is None or asked is False:
         return None
     if asked is not True:
-        return os.fspath(asked)
+        state.refuse_without(asked)
+        return os.fspath(asked), read_note(asked)
     found, passed_over = newest_whole(output_dir)
     for path, reason in passed_over:
         log.warning("passed over %s, which is not whole: %s", path, reason)
@@ -145,20 +171,25 @@ def find_checkpoint(output_dir: str, asked: str | bool | None) -> str | None:
             f"no checkpoint in {output_dir} that is whole; train without resume_from_checkpoint, from the "
             "beginning"
         )
-    return str(found)
+    state.refuse_without(found)
+    return str(found), known_note(found)
 
 
-def resumed(folder: str, now: Note, seed: int) -> Resumed:
-    """What the checkpoint in `folder` gives to the run described by `now`.
+def resumed(folder: str, then: Note, now: Note, seed: int) -> Resumed:
+    """What the whole checkpoint in `folder`, of the run `then`, gives to the run described by `now`.
 
     Where its steps took other batches, the rest of its round takes the new ones: the coreset stays, its
     passes go on where they stopped, the number of steps of rounds and of the run stays.
 
-    FileNotFoundError: no checkpoint of a run on a coreset. ValueError: it is not whole, or of another run.
+    ValueError: it is of another run.
     """
-    state.refuse_without(folder)
-    then = read_note(folder)
     refuse_another_run(folder, then, now)
+    if around := changes(then.around, now.around):
+        log.warning(
+            "%s was saved with %s: the run goes on, and may differ in the last digits",
+            folder,
+            "; ".join(around),
+        )
     found = state.load(folder)
     saved = json.loads((Path(folder) / LEDGER).read_text(encoding="utf-8"))
     clock = replace(then.clock, batch=now.clock.batch, group=now.clock.group)

@@ -27,7 +27,7 @@ from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.rounds.schedule import default_measuring
 from coretune.rounds.twins import Twins
 from coretune.storing.store import BLOCK
-from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint
+from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
 from coretune.training.look import FirstLook, Look, StoredLook, Target
 from coretune.training.model_cost import ModelCost
 from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
@@ -237,6 +237,7 @@ class Sight:
         trainer = self.trainer
         return {
             **model_parts(trainer.model, trainer.processing_class),
+            **versions(),
             "rows": rows_fingerprint(trainer.pool_rows),
             "targets": " ".join(rows_fingerprint(target.rows) for target in self.targets) or "none",
             "snapshots": " ".join(map(snapshot_fingerprint, snapshots)),

@@ -1,6 +1,6 @@
 """The teacher of a method that looks through one: a short stock run on random rows, made beside the training.
 
-    RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included
+    RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included, and sealed
     RUN/_coretune/teacher/teacher.json    what it is of, and whether it is finished
 
 [paper: LESS and BRIEF] one epoch on a random share of the pool. It is trained by the stock trainer with the
@@ -17,9 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -34,39 +32,15 @@ from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.storing.fingerprint import differences
-from coretune.training.identity import drawn_fingerprint, model_parts
+from coretune.training.checkpoints import why_not_whole
+from coretune.training.identity import config_settings, drawn_fingerprint, model_parts, versions
+from coretune.training.learnt import described, learnt
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
+from coretune.training.sealing import SealedCheckpoints
 from coretune.types import Rows
 
 NOTE = "teacher.json"
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
-#: How the names of training arguments begin that change nothing in what is learnt.
-UNLEARNT = (
-    "output_dir",
-    "run_name",
-    "project",
-    "trackio_",
-    "report_to",
-    "disable_tqdm",
-    "debug",
-    "skip_memory_metrics",
-    "log",
-    "eval_",
-    "per_device_eval",
-    "prediction_loss_only",
-    "include_",
-    "batch_eval",
-    "save_",
-    "hub_",
-    "push_",
-    "load_best",
-    "metric_for",
-    "greater_is",
-    "resume_from",
-    "do_",
-    "dataloader_",
-)
 log = logging.getLogger("coretune")
 
 
@@ -157,11 +131,12 @@ def _begin(school: School, args: Any, lesson: Lesson, folder: Path) -> tuple[boo
             f"{folder} holds a teacher of something else: {'; '.join(different)}. Remove it or take another "
             "output_dir; to look through it all the same, give it as coreset.teacher"
         )
-    if found and found["finished"]:
+    newest = _newest(folder, lesson.marks) if found else None
+    if found and found["finished"] and newest is not None and newest.name == _name(lesson.marks[-1]):
         log.warning("the teacher in %s is of this model, rows and settings: it is taken as it is", folder)
         return True, None
     write_json(folder / NOTE, {"finished": False, "parts": parts}, indent=2)
-    return False, _newest(folder)
+    return False, newest
 
 
 @contextmanager
@@ -208,36 +183,24 @@ def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
 
 def _parts(school: School, args: Any, lesson: Lesson) -> dict[str, str]:
     """All that decides what the teacher learns, as text by name."""
-    learnt = {
-        f"training.{name}": json.dumps(value, default=str)
-        for name, value in args.to_dict().items()
-        if not name.startswith(tuple(UNLEARNT))
-    }
     return {
         **model_parts(school.model, school.tokenizer),
+        **config_settings(school.model),
         "rows": drawn_fingerprint(school.rows, lesson.rows),
         "marks": " ".join(map(str, lesson.marks)),
         "trainer": school.stock.__qualname__,
         "device": f"{args.device.type} × {args.world_size}",
-        **{name: _described(value) for name, value in school.settings.items()},
-        **learnt,
-        **{name: version(name) for name in PACKAGES},
+        **{name: described(value) for name, value in school.settings.items()},
+        **learnt(args),
+        **versions(),
     }
-
-
-def _described(value: Any) -> str:
-    """A collator, a loss, an optimiser's class and settings by their names: code has no fingerprint."""
-    if isinstance(value, (tuple, list)):
-        return " ".join(map(_described, value))
-    if isinstance(value, (type, FunctionType)):
-        return value.__qualname__
-    return json.dumps(value, default=lambda other: type(other).__qualname__)
 
 
 def _train(school: School, args: Any, lesson: Lesson, resume: Path | None) -> None:
     set_seed(args.seed)
     bar = _Lesson(lesson.marks, args.disable_tqdm or not args.should_log)
-    trainer = school.stock(
+    # In memory only: what the teacher is of (`_parts`) says the stock class.
+    trainer = type("Teacher", (SealedCheckpoints, school.stock), {})(
         model=school.model,
         args=args,
         train_dataset=school.dataset.select(lesson.rows),
@@ -269,10 +232,20 @@ class _Lesson(TrainerCallback):
         self.bar.close()
 
 
-def _newest(folder: Path) -> Path | None:
-    """The last checkpoint that is whole: trainer_state.json is what transformers writes last."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def _newest(folder: Path, marks: Sequence[int]) -> Path | None:
+    """The last checkpoint that is whole with all before it; what comes after it is made again."""
+    newest = None
+    for path in (folder / _name(mark) for mark in marks):
+        if (reason := why_not_whole(path)) is not None:
+            if path.is_dir():
+                log.warning("%s is not whole and is made again: %s", path, reason)
+            break
+        newest = path
+    return newest
+
+
+def _name(mark: int) -> str:
+    return f"checkpoint-{mark}"
 
 
 def _read(folder: Path) -> dict[str, Any]:
