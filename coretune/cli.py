@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from coretune.comparing import compare_command
-from coretune.console import NOISE, Json, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import NOISE, Json, LogFormatter, Quiet, Traceback, guarded, print_json, print_table
 from coretune.probing import plan_command
 from coretune.reading import cache_command, reading_command
 
@@ -122,7 +122,9 @@ app.command()(compare_command.compare)
 
 def main() -> None:
     """Entry point of the command `coretune`."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", message=NOISE)
     app()
 

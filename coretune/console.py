@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from coretune.escaping import shown, shown_in_json
+
 WIDE = 1000  # characters
+UNFORESEEN = "unforeseen error, which --traceback tells the place of: "
 #: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
 NOISE = "`(is_)?gradient_checkpointing` is deprecated"
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
@@ -29,10 +34,40 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
     except (ValueError, OSError) as error:
         if traceback:
             raise
-        # Libraries' errors about files and models run over many lines; ours break lines only in lists.
-        text = " ".join(str(error).split()) if isinstance(error, OSError) else str(error)
-        print(f"coretune: {text}", file=sys.stderr)
+        print_error(error)
         raise typer.Exit(1) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # a fault of ours or of a library, which no message was written for
+        if traceback:
+            raise
+        print_error(error, unforeseen=True)
+        raise typer.Exit(1) from None
+
+
+def print_error(error: Exception, unforeseen: bool = False) -> None:
+    """`coretune: …` on stderr. Ours break lines in lists only, whose items are indented; libraries' errors
+    about files and models run over many lines, and become one."""
+    text = str(error)
+    if unforeseen or not text:
+        text = f"{type(error).__name__}: {text}"
+    items = [text] if unforeseen or isinstance(error, OSError) else text.split("\n  ")
+    lines = [shown(" ".join(item.split())) for item in items]
+    lines[0] = f"coretune: {UNFORESEEN if unforeseen else ''}{lines[0]}"
+    print("\n  ".join(lines), file=sys.stderr)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """One line each, whatever characters are in them."""
+    for line in lines:
+        print(shown(line))
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines name rows and files: shown escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown(super().formatMessage(record))
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -41,15 +76,31 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(title=cell(title), box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(cell(name), justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     console = Console()
     wanted = console.measure(table, options=console.options.update(max_width=WIDE)).maximum
     Console(width=max(console.width, wanted)).print(table)
 
 
+def cell(text: str) -> Any:
+    """Not as rich's markup, which a name may look like."""
+    from rich.text import Text
+
+    return Text(shown(text, keep="\n"))
+
+
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Valid JSON: a number that JSON has not (NaN, infinite) is null."""
+    print(shown_in_json(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

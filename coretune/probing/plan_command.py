@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_lines, print_table
 
 
 def plan(
@@ -41,7 +41,7 @@ def plan(
             return
         if not quiet:
             print_table("Predicted cost", [TABLE_HEADER, *table(found)])
-            print("\n".join(lines(found)))
+            print_lines(lines(found))
         print(f"plan: {path}; `coretune train` holds the outcome against it")
 
     guarded(work, traceback)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune.console import Json, print_json
+from coretune.console import Json, cell, print_error, print_json, print_lines
 
 app = typer.Typer(no_args_is_help=True, help="List, check and remove stores of measured signals.")
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, or any folder with stores below.")]
@@ -42,14 +41,15 @@ def ls(folder: Folder, as_json: Json = False) -> None:
         try:
             manifest = Manifest.read(path)
         except StoreError as error:
-            table.add_row(name, "", "", "", _mebibytes(path), str(error))
+            table.add_row(*map(cell, (name, "", "", "", _mebibytes(path), str(error))))
             continue
         share = f"{100 * len(manifest.commits) // manifest.blocks} %"  # 100 only when it is
         signals = "\n".join(
             f"{signal} {shape} {dtype}" for signal, (shape, dtype) in manifest.signals.items()
         )
         parts = "\n".join(f"{part}: {text}" for part, text in manifest.fingerprint.items())
-        table.add_row(name, share, f"{manifest.rows:,}", signals, _mebibytes(path), parts)
+        cells = (name, share, f"{manifest.rows:,}", signals, _mebibytes(path), parts)
+        table.add_row(*map(cell, cells))
     Console().print(table)
 
 
@@ -74,7 +74,7 @@ def rm(folder: Folder, yes: Annotated[bool, typer.Option("--yes", help="Do not a
     """Remove the store in FOLDER, or all stores below it."""
     with _plain_errors():
         stores = _some_stores(folder)
-        print("\n".join(f"{path}  {_mebibytes(path)} MiB" for path in stores))
+        print_lines(f"{path}  {_mebibytes(path)} MiB" for path in stores)
         if not yes:
             typer.confirm(f"Remove {len(stores)} stores?", abort=True)
         for path in stores:
@@ -89,7 +89,7 @@ def verify(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
     else:
-        print("\n".join(map(_line, found)))
+        print_lines(map(_line, found))
     if any("error" in one or one["damaged"] for one in found):
         raise typer.Exit(1)
 
@@ -157,5 +157,5 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"coretune: {error}", file=sys.stderr)
+        print_error(error)
         raise typer.Exit(1) from None

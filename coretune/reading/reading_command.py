@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json
+from coretune.console import Json, Traceback, guarded, print_json, print_lines
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -43,7 +43,7 @@ def explain(
         if as_json:
             print_json(found.to_dict())
         else:
-            print("\n".join(lines(found)))
+            print_lines(lines(found))
 
     guarded(work, traceback)
 
@@ -73,6 +73,6 @@ def diff(
         if as_json:
             print_json(found.to_dict())
         else:
-            print("\n".join(lines(found)))
+            print_lines(lines(found))
 
     guarded(work, traceback)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coretune.escaping import shown
 from coretune.ledger import Ledger, Round
 from coretune.rounds.state import State
 from coretune.types import Array
@@ -103,6 +104,6 @@ def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
     if len(lost) == 0:
         return None
     more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
-    names = ", ".join(ids[row] for row in lost[:NAMED])
+    names = ", ".join(shown(ids[row]) for row in lost[:NAMED])
     rows = "row is" if len(lost) == 1 else "rows are"
     return f"{len(lost)} {rows} excluded from now on, a signal was not finite: {names}{more}"
