@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,6 +217,42 @@ def test_while_a_run_goes_on_pages_take_a_bounded_share_of_its_time(monkeypatch:
     writer.on_log(None, SimpleNamespace(is_world_process_zero=False), None, logs={"coreset/round": 1.0})
 
 
+# ------------------------------------------------------------------------------- names of anybody's choice
+
+INHERITED = ("constructor", "toString", "__proto__", "hasOwnProperty", "valueOf")
+
+
+class OddRows(FakeRows):
+    """Rows and sources named as what every JavaScript object has."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [*INHERITED, *(f"row-{row}" for row in range(len(INHERITED), len(self.texts)))]
+
+
+def odd_page(folder: Path, n: int = 60) -> Path:
+    rows = fake_rows(n)
+    return write_report(
+        make_run(folder, rows=OddRows(rows.texts, np.array([INHERITED[i % 5] for i in range(n)], object)))
+    )
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
+def test_names_that_every_object_has_are_shown_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(details, "ROWS", 30)  # so that some rows that stand for others are not in the sample
+    page = odd_page(tmp_path)
+    stubs = Path(__file__).with_name("page_stubs.js")
+    done = subprocess.run(["node", str(stubs), str(page)], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert {"map", "sources", "overlap", "approximation"} <= set(found["drawn"])
+    assert sorted(found["drawn"]["sources"]["text"]) == sorted(INHERITED)
+    assert found["drawn"]["sources"]["ticks"] == found["drawn"]["sources"]["text"]
+    assert set(found["drawn"]["map"]["notes"]) <= set(INHERITED)  # of two on one place, the larger
+    assert "native code" not in done.stdout
+
+
 # ----------------------------------------------------------------------------------------- in a browser
 
 
@@ -357,6 +395,13 @@ def test_a_run_without_map_components_or_ledger_has_a_page_too(browser: Browser,
     opened(browser, write_report(tmp_path))
     assert browser.messages == []
     assert "No map: the run holds no vectors" in browser.evaluate("document.body.textContent")
+
+
+def test_sources_with_names_that_every_object_has_are_drawn(browser: Browser, tmp_path: Path) -> None:
+    opened(browser, odd_page(tmp_path))
+    assert browser.messages == []
+    ticks = "[...document.querySelectorAll('#sources .ytick text')].map(node => node.textContent)"
+    assert sorted(browser.evaluate(ticks)) == sorted(INHERITED)
 
 
 def test_a_hundred_thousand_rows_are_light_and_quick(browser: Browser, tmp_path: Path) -> None:

@@ -23,13 +23,26 @@ def section(config: CoresetConfig, state: State | None, ledger: Ledger) -> str:
             f"The last of {state.selections} coresets has {len(chosen):,} of {state.pool.n:,} examples and "
             f"{int(cost[chosen].sum()):,} of {int(cost.sum()):,} tokens.",
         ]
-    settings = {name: value for name, value in settings_of(config).items() if not name.startswith("budget.")}
     lines += ["", "| setting | value |", "|---|---|", f"| budget | {_budget(config)} |"]
-    lines += [f"| {name} | {value} |" for name, value in settings.items()]
+    lines += [f"| {name} | {_public(name, value)} |" for name, value in _settings(config).items()]
     lines += ["", "What it cost, the selection included:", ""]
     rows = [TABLE_HEADER, ("---",) * len(TABLE_HEADER), *ledger.table()]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, END, ""])
+
+
+def _settings(config: CoresetConfig) -> dict[str, str]:
+    """Without what names the user's data: a card is for everybody."""
+    found = {name: value for name, value in settings_of(config).items() if not name.startswith("budget.")}
+    if config.quota is not None:
+        found["quota.named"] = f"{len(config.quota.named)} values with shares of their own"
+    return found
+
+
+def _public(name: str, value: str) -> str:
+    if name == "ray_address" or "/" in value:  # of this machine: a host, a folder
+        value = "None" if value == "None" else "given"
+    return " ".join(value.replace("|", "\\|").split())
 
 
 def _budget(config: CoresetConfig) -> str:

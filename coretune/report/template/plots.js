@@ -9,6 +9,8 @@ const PALETTE = [CHOSEN, RED, GREEN, ORANGE, PINK, EARLIER, "#f0e442", INK];
 const last = R.refreshes.length - 1;
 let shown = last;
 
+// Names of rows, sources and signals are anybody's: "constructor" is in every object, and no object's own.
+const own = (object, name) => (Object.hasOwn(object, name) ? object[name] : undefined);
 const plain = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
 const label = name => name.replace(/_/g, " ");
 const at = i => R.refreshes[i].step ?? R.refreshes[i].round;
@@ -63,10 +65,10 @@ function map() {
 let named = null;
 function places() {
   if (named) return named;
-  const rows = {}, width = Math.max(...R.rows.x) - Math.min(...R.rows.x), height = Math.max(...R.rows.y) - Math.min(...R.rows.y), taken = [];
-  R.rows.source.forEach((name, i) => { if (name !== null) (rows[name] ??= []).push(i); });
+  const rows = new Map(), width = Math.max(...R.rows.x) - Math.min(...R.rows.x), height = Math.max(...R.rows.y) - Math.min(...R.rows.y), taken = [];
+  R.rows.source.forEach((name, i) => { if (name !== null) rows.set(name, rows.get(name) ?? []).get(name).push(i); });
   const median = values => values.sort((a, b) => a - b)[values.length >> 1];
-  for (const [name, some] of Object.entries(rows).sort((a, b) => b[1].length - a[1].length).slice(0, 12)) {
+  for (const [name, some] of [...rows].sort((a, b) => b[1].length - a[1].length).slice(0, 12)) {
     const x = median(some.map(i => R.rows.x[i])), y = median(some.map(i => R.rows.y[i]));
     if (taken.some(p => Math.abs(p.x - x) < width * 0.1 && Math.abs(p.y - y) < height * 0.055)) continue;
     taken.push({ x, y, text: plain(name.slice(0, 28)), showarrow: false, font: { size: 12, color: INK }, bgcolor: "rgba(255,255,255,.78)", borderpad: 2 });
@@ -82,7 +84,7 @@ function components() {
     const figure = document.createElement("figure"), head = document.createElement("h3"), plot = document.createElement("div");
     head.textContent = label(name); plot.id = "component-" + name; plot.className = "plot small";
     figure.append(head, plot); home.append(figure);
-    if (R.meaning[name]) figure.appendChild(document.createElement("figcaption")).textContent = R.meaning[name];
+    if (own(R.meaning, name)) figure.appendChild(document.createElement("figcaption")).textContent = R.meaning[name];
   }
   for (const [name, h] of found) {
     draw("component-" + name, area(h.edges, h.chosen, R.of_chosen.includes(name) ? [] : h.other, ".4~g"), { showlegend: false, margin: { l: 40, r: 8, t: 4, b: 24 }, xaxis: { nticks: 5 }, yaxis: { ...share, nticks: 4 } });
@@ -91,11 +93,11 @@ function components() {
 
 function sources() {
   const pool = R.sources.pool, sum = pool.reduce((a, b) => a + b, 0), now = R.sources.coreset[shown], total = now.reduce((a, b) => a + b, 0);
-  const order = pool.map((_, i) => i).sort((a, b) => pool[a] - pool[b]), y = order.map(i => plain(R.sources.names[i].slice(0, 24)));
+  const order = pool.map((_, i) => i).sort((a, b) => pool[a] - pool[b]), y = order.map((_, place) => place), text = order.map(i => plain(R.sources.names[i].slice(0, 24)));
   const a = order.map(i => pool[i] / sum), b = order.map(i => now[i] / total);
-  const dot = (x, name, color) => ({ x, y, mode: "markers", name, marker: { size: 11, color }, hovertemplate: "%{y}: %{x:.1%}<extra>" + name + "</extra>" });
+  const dot = (x, name, color) => ({ x, y, text, mode: "markers", name, marker: { size: 11, color }, hovertemplate: "%{text}: %{x:.1%}<extra>" + name + "</extra>" });
   draw("sources", [dot(a, "pool", OTHER), dot(b, "coreset", CHOSEN)], {
-    xaxis: { ...share, showgrid: true }, yaxis: { type: "category" },
+    xaxis: { ...share, showgrid: true }, yaxis: { tickvals: y, ticktext: text, range: [-0.5, y.length - 0.5] },  // not of categories: plotly keeps those in a plain object
     shapes: y.map((_, i) => ({ type: "line", x0: a[i], x1: b[i], y0: i, y1: i, layer: "below", line: { color: "#c3dcec", width: 4 } })),
   });
 }

@@ -23,7 +23,7 @@ function verdict(i) {
 function standIn(i) {
   const name = isIn(R.states[shown], i) ? null : R.states[shown].representative[i], there = PLACE.get(name);
   if (!name) return null;
-  const text = there === undefined ? R.stand_ins[name] : brief(R.rows.prompt[there]) + " → " + brief(R.rows.response[there]);
+  const text = there === undefined ? own(R.stand_ins, name) : brief(R.rows.prompt[there]) + " → " + brief(R.rows.response[there]);
   return text ? `${name}: ${text}` : null;
 }
 function parts(i) {
@@ -32,7 +32,7 @@ function parts(i) {
     if (R.codes.includes(name) || values[i] === null) continue;  // the verdict says those
     if (R.of_chosen.includes(name) && !isIn(state, i)) continue;
     const part = el("span");
-    part.title = R.meaning[name] ?? "";
+    part.title = own(R.meaning, name) ?? "";
     part.append(el("em", "", label(name)), document.createTextNode(number(values[i])));
     list.append(part);
   }
@@ -69,7 +69,7 @@ const ORDERS = { "rank, then times chosen": i => (isIn(R.states[shown], i) ? R.s
 function found() {
   const words = document.getElementById("search").value.toLowerCase(), filter = document.getElementById("filter").value, order = document.getElementById("order").value;
   const keep = { "": () => true, chosen: i => isIn(R.states[shown], i), not: i => !isIn(R.states[shown], i), ever: i => TIMES[i] > 0, never: i => TIMES[i] === 0 }[filter];
-  const key = ORDERS[order] ?? (i => -(R.states[shown].components[order]?.[i] ?? -Infinity));
+  const key = own(ORDERS, order) ?? (i => -(own(R.states[shown].components, order)?.[i] ?? -Infinity));
   return R.rows.id.map((_, i) => i).filter(i => keep(i) && (!words || HAY[i].includes(words))).sort((a, b) => key(a) - key(b) || a - b);
 }
 function table() {
