@@ -22,12 +22,14 @@ from transformers import (
     MixtralForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    TrainerCallback,
 )
 from trl import SFTConfig
 
+from coretune.measure.snapshots import read_weights
 from coretune.training import identity
 from coretune.training.checkpoints import NOTE, _read, _write, newest_whole, why_not_whole
-from coretune.training.identity import model_parts
+from coretune.training.identity import model_parts, tensors_fingerprint
 from coretune.training.learnt import AROUND, COUNTED, UNLEARNT, compared
 
 pytestmark = pytest.mark.xdist_group("same run")  # most go on from one run's checkpoints
@@ -258,11 +260,23 @@ def fresh(kind: str) -> Any:
         return RENAMED[kind]()
 
 
+class KeptAtSave(TrainerCallback):
+    """The weights in memory when step 2 is saved."""
+
+    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
+        self.kept = kept
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == 2:
+            self.kept |= {name: value.detach().clone() for name, value in model.named_parameters()}
+
+
 @pytest.mark.parametrize("kind", RENAMED)
 def test_a_model_with_other_names_in_its_files_goes_on_with_its_own_weights(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = a_trainer(tmp_path / "whole", model=fresh(kind))
+    whole, at_step_2 = a_trainer(tmp_path / "whole", model=fresh(kind)), {}
+    whole.add_callback(KeptAtSave(at_step_2))
     whole.train()
     resumed = a_trainer(tmp_path / "resumed", model=fresh(kind))
     with caplog.at_level(logging.WARNING, logger="coretune"):
@@ -270,6 +284,10 @@ def test_a_model_with_other_names_in_its_files_goes_on_with_its_own_weights(
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
     assert "weights otherwise than the model" in caplog.text
+    read = read_weights(tmp_path / "whole" / "checkpoint-2", fresh(kind))  # as a teacher's are
+    assert {name: tensors_fingerprint({"": weight}) for name, weight in read.items()} == {
+        name: tensors_fingerprint({"": weight.detach()}) for name, weight in at_step_2.items()
+    }
 
 
 def test_the_best_model_is_loaded_under_its_own_names_too(tmp_path: Path) -> None:

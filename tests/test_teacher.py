@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -180,6 +181,25 @@ def _killed(stock: Any) -> Any:
             raise KeyboardInterrupt
 
     return on_step_end
+
+
+@pytest.mark.parametrize(("step", "name"), [(6, "adapter_model.safetensors"), (3, "optimizer.pt")])
+def test_a_finished_teacher_with_a_changed_byte_is_made_again_from_there(
+    first: Any, tmp_path: Path, step: int, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, _ = first
+    damaged = with_teacher_of(made, tmp_path) / TEACHER / f"checkpoint-{step}" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    again = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA)
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        again.select()
+    assert f"checkpoint-{step} is not whole and is made again: {name} is damaged" in caplog.text
+    for mark in (3, 6):
+        file = Path(TEACHER) / f"checkpoint-{mark}" / "adapter_model.safetensors"
+        assert (tmp_path / file).read_bytes() == (Path(made.args.output_dir) / file).read_bytes()
+    assert np.array_equal(again.coreset_state.coreset.indices, made.coreset_state.coreset.indices)
 
 
 def test_a_teacher_of_something_else_is_refused_and_what_differs_is_named(first: Any, tmp_path: Path) -> None:
