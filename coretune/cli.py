@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from coretune.comparing import compare_command
-from coretune.console import NOISE, Json, LogFormatter, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import (
+    NOISE,
+    Json,
+    LogFormatter,
+    Quiet,
+    Traceback,
+    first_process,
+    guarded,
+    print_json,
+    print_table,
+)
 from coretune.probing import plan_command
 from coretune.reading import cache_command, reading_command
 
@@ -46,9 +56,11 @@ def train(
         settings = _load(config, overrides, skip_bad_rows)
         from coretune import run  # seconds: after what is wrong with the config was said
 
-        if quiet or as_json:
+        if quiet or as_json or not first_process():
             run.quiet()
         trainer = run.train(settings, on_step=(lambda: None) if quiet or as_json else None)
+        if not first_process():
+            return
         if as_json:
             print_json({"output_dir": settings.output_dir, **trainer.ledger.to_dict()})
             return
@@ -75,9 +87,11 @@ def select(
         settings = _load(config, overrides, skip_bad_rows)
         from coretune import run  # seconds: after what is wrong with the config was said
 
-        if quiet or as_json:
+        if quiet or as_json or not first_process():
             run.quiet()
         path = run.select(settings, quiet or as_json)
+        if not first_process():
+            return
         if as_json:
             print_json({"coreset": str(path)})
         else:

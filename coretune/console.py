@@ -23,6 +23,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for
 Quiet = Annotated[bool, typer.Option("--quiet", help="No bars and no notes; errors still show.")]
 
 
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun or accelerate has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def guarded(work: Callable[[], None], traceback: bool) -> None:
     """Run it; an error the user can mend is one line on stderr and exit code 1."""
     try:

@@ -58,7 +58,8 @@ def train(
     save     whether the trained weights are kept
     """
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
-    _write_config(config, trainer)
+    if trainer.is_world_process_zero():
+        _write_config(config, trainer)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, about_run(config)) or counted(trainer, config)
     trainer.train(config.resume_from_checkpoint)
@@ -73,9 +74,10 @@ def train(
         if on_step is None:
             trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.ledger.disk = disk_bytes(config.output_dir)
-    trainer.ledger.write(Path(config.output_dir) / LEDGER)
-    _write_report(config, trainer)
+    if trainer.is_world_process_zero():
+        trainer.ledger.disk = disk_bytes(config.output_dir)
+        trainer.ledger.write(Path(config.output_dir) / LEDGER)
+        _write_report(config, trainer)
     return trainer
 
 
@@ -90,12 +92,15 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     training = {**config.training, **quick}
     alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
     trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
-    _write_config(config, trainer)
+    first = trainer.is_world_process_zero()
+    if first:
+        _write_config(config, trainer)
     state = trainer.select()
     path = Path(config.output_dir) / CORESET
-    _write_coreset(path, _corpus(trainer), state)
-    trainer.ledger.write(Path(config.output_dir) / LEDGER)
-    _write_report(config, trainer)
+    if first:
+        _write_coreset(path, _corpus(trainer), state)
+        trainer.ledger.write(Path(config.output_dir) / LEDGER)
+        _write_report(config, trainer)
     return path
 
 
@@ -162,7 +167,7 @@ def _quality(section: EvaluateSection, trainer: CoresetSFTTrainer, rows: list[Ro
 
 def _write_report(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     """The last page: with the evaluation, and with the ledger as it was written."""
-    if config.report != "never" and trainer.is_world_process_zero():
+    if config.report != "never":
         write_report(config.output_dir)
 
 

@@ -1,6 +1,7 @@
 """A stock SFTTrainer script with one argument more.
 
     python examples/train.py                                        one process
+    torchrun --nproc_per_node 2 examples/train.py                   two, on GPUs or CPUs
     accelerate launch --config_file examples/accelerate/ddp_cpu.yaml examples/train.py
     python examples/train.py --resume                               goes on from the newest whole checkpoint
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 
+import torch
 from datasets import Dataset, load_dataset
 from trl import SFTConfig
 
@@ -49,6 +51,7 @@ def main() -> None:
             per_device_train_batch_size=8,
             learning_rate=1e-3,
             bf16=False,
+            use_cpu=not torch.accelerator.is_available(),  # else processes on CPUs do not find together
             save_steps=20,
             logging_steps=20,
             report_to="none",

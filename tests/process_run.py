@@ -22,8 +22,11 @@ from typing import Any
 import pytest
 import torch
 from taught import Pupil
-from tiny_run import coreset_config, corpus, trainer, weights
+from tiny_run import coreset_config, corpus, model_folder, records, trainer, weights, write_jsonl
+from trl import SFTConfig
 
+from coretune import run
+from coretune.config import check_config
 from coretune.measure.settings import MeasureSettings
 from coretune.select import SELECTORS
 from coretune.training.identity import tensors_fingerprint
@@ -116,6 +119,33 @@ def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
     )
 
 
+def command(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """What `coretune train` and `coretune select` do once their config is read."""
+    data = write_jsonl(folder / f"pool-{rank}.jsonl", records(24))
+    raw = {
+        "model_name_or_path": str(model_folder()),
+        "train_data": str(data),
+        "eval_data": str(data),
+        "columns": {"prompt": "prompt", "completion": "completion"},
+        "coreset": {"method": "loss", "budget": "25%", "refresh_every": 1, "warmup": 0},
+        "training": {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "ddp_timeout": WAIT},
+    }
+    made = run.train(check_config({**raw, "output_dir": str(folder / "command")}))
+    chosen = run.select(check_config({**raw, "output_dir": str(folder / "selected")}))
+    return {"rounds": len(made.ledger.rounds), "selected": str(chosen)}
+
+
+def strangers(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Arguments that do not join the processes, as where use_cpu is not set."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SFTConfig, "world_size", property(lambda _: 1))
+        try:
+            a_trainer(folder / "strangers", world)
+        except ValueError as error:
+            return {"error": str(error)}
+    return {"error": None}
+
+
 def failing(how: Callable[[], None]) -> Callable[[Path, int, int], dict[str, Any]]:
     """Process 1 does `how` in the first look at the pool."""
 
@@ -148,6 +178,8 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
     "resumed by one": (resumed, 1),
     "taught, one": (taught, 1),
     "taught, two": (taught, 2),
+    "command": (command, 2),
+    "strangers": (strangers, 2),
     "dies": (failing(dies), 2),
     "raises": (failing(raises), 2),
 }

@@ -1,17 +1,25 @@
-"""The examples: accelerate's own loader takes every configuration, and the script is as its page says."""
+"""The examples: accelerate takes every configuration, two processes start, the script is as its page says."""
 
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from coretune.ledger import Ledger
+from coretune.recording.run_files import LEDGER
+from coretune.training.checkpoints import NOTE
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = {
     "ddp": "MULTI_GPU",
-    "ddp_cpu": "MULTI_CPU",
+    "ddp_cpu": "MULTI_GPU",  # accelerate's MULTI_CPU starts one process
     "fsdp": "FSDP",
     "zero2": "DEEPSPEED",
     "zero3": "DEEPSPEED",
@@ -35,6 +43,23 @@ def test_every_configuration_is_named_here_and_in_the_documentation() -> None:
     page = (EXAMPLES.parent / "docs" / "trainer.md").read_text(encoding="utf-8")
     for name in CONFIGS:
         assert f"accelerate/{name}.yaml" in page
+
+
+@pytest.mark.xdist_group("processes")
+def test_two_processes_of_the_script_on_cpus_make_one_run(tmp_path: Path) -> None:
+    """As the page says: accelerate's launcher, which is torchrun's, the configuration and the script."""
+    config, script = EXAMPLES / "accelerate" / "ddp_cpu.yaml", EXAMPLES / "train.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    command += ["--main_process_port", "0", script, "--max-steps", "3", "--output-dir", tmp_path / "run"]
+    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    told = subprocess.run(list(map(str, command)), env=known, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr[-3000:]
+    note = json.loads((tmp_path / "run" / "checkpoint-3" / NOTE).read_text())
+    assert note["batches"] == [8, 1, 2]
+    assert {f"rng_state_{rank}.pth" for rank in range(2)} <= set(note["files"])
+    ledger = Ledger.from_dict(json.loads((tmp_path / "run" / LEDGER).read_text()))
+    costs = ledger.by_phase()
+    assert costs["warm-up"].rows + costs["training"].rows == 3 * 16
 
 
 def test_the_script_is_a_stock_script_with_one_argument_more() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import corpus
 
+from coretune.recording.run_files import CONFIG, LEDGER, REPORT
 from coretune.training.processes import Processes, deal, merge
 
 pytestmark = pytest.mark.xdist_group("processes")  # all read what one interpreter has run
@@ -88,6 +89,28 @@ def test_a_teacher_that_two_processes_train_teaches_the_same(ran: Ran) -> None:
         assert process["tokens"] == alone["tokens"]
     assert together[0]["weights"] == together[1]["weights"]
     assert together[0]["norm"] == pytest.approx(alone["norm"], rel=1e-6)
+
+
+def test_the_command_in_two_processes_writes_each_file_once(ran: Ran) -> None:
+    """Process 0 alone writes the ledger, the config, the coreset and the page."""
+    first, second = ran["command"]
+    assert (first["rounds"], second["rounds"]) == (2, 0)
+    run, selected = Path(first["selected"]).parents[2] / "command", Path(first["selected"]).parents[1]
+    for folder in (run, selected):
+        for name in (CONFIG, LEDGER, REPORT):
+            assert (folder / name).is_file(), name
+        assert not list(folder.rglob("*.part"))
+    rounds = json.loads((run / LEDGER).read_text())["rounds"]
+    assert [entry["rows_chosen"] for entry in rounds] == [6, 6]
+    assert len(Path(first["selected"]).read_text().splitlines()) == 6
+
+
+def test_processes_that_take_themselves_for_the_only_one_are_refused(ran: Ran) -> None:
+    for process in ran["strangers"]:
+        assert process["error"].startswith(
+            "2 processes were started, and the trainer's arguments know of one"
+        )
+        assert "use_cpu=True" in process["error"]
 
 
 def test_when_a_process_dies_the_other_stops_and_says_so(ran: Ran) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +23,7 @@ def can_weigh(trl: str) -> bool:
 
 def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
     """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
+    refuse_strangers(args.world_size)
     if args.train_sampling_strategy not in ("random", "group_by_length"):
         raise ValueError(
             f"train_sampling_strategy is {args.train_sampling_strategy!r}, and the coreset has an order "
@@ -46,6 +48,17 @@ def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> Non
         )
     if weighted:
         _refuse_unweightable(args, stock)
+
+
+def refuse_strangers(world: int) -> None:
+    """ValueError where torchrun or accelerate has started several processes and each takes itself for the
+    only one: all would train on all rows, and write into the same folder."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if "LOCAL_RANK" in os.environ and started > 1 and world == 1:
+        raise ValueError(
+            f"{started} processes were started, and the trainer's arguments know of one: on CPUs set "
+            "use_cpu=True, and make them where torchrun or accelerate launch has started the process"
+        )
 
 
 def _refuse_unweightable(args: Any, stock: Mapping[str, Any]) -> None:
