@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -70,6 +71,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent))
+
+
+def open_in_place(path: str | os.PathLike[str], how: int) -> int:
+    """Descriptor of a plain file that is read, or changed where it lies; how: flags as os.O_RDWR.
+
+    OSError for a link, which others could have put into a shared folder to have another file written, and
+    for a pipe or a device, which would never answer.
+    """
+    flags = how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _not_plain(path) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _not_plain(path)
+    return descriptor
+
+
+def _not_plain(path: str | os.PathLike[str]) -> OSError:
+    return OSError(f"{os.fspath(path)} is a link, a pipe or a device, which nobody here made: remove it")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import os
 import socket
 from pathlib import Path
 
+from coretune.files import open_in_place
+
 SHARED, EXCLUSIVE = fcntl.LOCK_SH, fcntl.LOCK_EX
 NOTE_BYTES = 256  # of the lock file: of one length, so that a full disk has room for the next note
 _held: set[int] = set()
@@ -27,7 +29,7 @@ def acquire(path: Path, how: int) -> int:
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        lock = open_in_place(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, how | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):

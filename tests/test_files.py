@@ -8,15 +8,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from coretune import locks
-from coretune.files import disk_full, whole, write_json, write_text, writing
+from coretune.files import PART, disk_full, whole, write_json, write_text, writing
+from coretune.storing.manifest import MANIFEST, StoreError
 from coretune.storing.store import Store
 
 
@@ -79,18 +81,60 @@ def test_a_link_at_the_file_itself_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["lock", "loss.npy"])
-def test_a_store_follows_no_link_planted_in_a_shared_folder(tmp_path: Path, name: str) -> None:
-    def opened() -> Store:
-        return Store.open(tmp_path / "store", {"of": "nothing"}, rows=4, signals={"loss": ((), "<f4")})
+def _link(place: Path, theirs: Path) -> None:
+    place.symlink_to(theirs)
 
-    opened().close()
-    (tmp_path / "theirs").write_bytes(b"")
-    (tmp_path / "store" / name).unlink(missing_ok=True)
-    (tmp_path / "store" / name).symlink_to(tmp_path / "theirs")
-    with pytest.raises(OSError, match=name):
-        opened().close()
-    assert (tmp_path / "theirs").read_bytes() == b""
+
+def _hard_link(place: Path, theirs: Path) -> None:
+    place.hardlink_to(theirs)
+
+
+def _pipe(place: Path, theirs: Path) -> None:
+    os.mkfifo(place)
+
+
+def _store(folder: Path, measured: bool) -> Store:
+    store = Store.open(folder, {"of": "nothing"}, rows=4, signals={"loss": ((), "<f4")})
+    if measured and store.missing():
+        store.write(0, {"loss": np.ones(4, np.float32)})
+    return store
+
+
+@pytest.mark.parametrize("planted", [_link, _hard_link, _pipe])
+@pytest.mark.parametrize("name", ["lock", "loss.npy", MANIFEST])
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_store_follows_nothing_planted_in_a_shared_folder(
+    tmp_path: Path, planted: Callable[[Path, Path], None], name: str, measured: bool
+) -> None:
+    """Neither a link to a file of ours, which it would write, nor a pipe, which it would wait for."""
+    _store(tmp_path / "store", measured).close()
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes((tmp_path / "store" / name).read_bytes())
+    before = theirs.read_bytes()
+    (tmp_path / "store" / name).unlink()
+    planted(tmp_path / "store" / name, theirs)
+    with pytest.raises(
+        OSError, match=rf"{name} is a link, a pipe or a device, which nobody here made: remove"
+    ):
+        _store(tmp_path / "store", measured)
+    assert theirs.read_bytes() == before
+
+
+def test_a_folder_planted_as_a_link_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StoreError, match="store is a link"):
+        _store(tmp_path / "store", measured=False)
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+def test_a_part_file_planted_beside_the_manifest_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.write_text("precious")
+    (tmp_path / "store" / (MANIFEST + PART)).symlink_to(theirs)
+    _store(tmp_path / "store", measured=True).close()
+    assert theirs.read_text() == "precious"
 
 
 def test_of_two_writers_of_one_file_the_later_wins_and_the_other_is_told(tmp_path: Path) -> None:

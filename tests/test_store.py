@@ -372,7 +372,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with opened(tmp_path / "store") as store:
         store.write(0, measure(store.rows_of(0)))
         with monkeypatch.context() as patch:
-            patch.setattr(store_module, "array_path", lambda folder, name: Path("/dev/full"))
+            patch.setattr(store_module, "open_in_place", lambda path, how: os.open("/dev/full", how))
             with pytest.raises(StoreError, match=r"disk full: block 1 of .* needs 60 bytes"):
                 store.write(1, measure(store.rows_of(1)))
     with opened(tmp_path / "store") as store:

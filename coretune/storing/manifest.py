@@ -7,6 +7,7 @@ bytes. A line that cannot be read takes its block back, never the store; without
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.files import whole
+from coretune.files import open_in_place, whole
 from coretune.storing.fingerprint import checksum, differences
 
 MANIFEST = "coretune-store.jsonl"
@@ -70,7 +71,7 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """The manifest as it is on disk; StoreError when its head is not there or cannot be read."""
-        first, *lines = (folder / MANIFEST).read_bytes().splitlines(keepends=True) or [b""]
+        first, *lines = _bytes_of(folder / MANIFEST).splitlines(keepends=True) or [b""]
         head = _parsed(first)
         stated = head.pop("checksum", None)
         if head.get("format") != FORMAT or stated != checksum(json.dumps(head).encode()):
@@ -158,7 +159,7 @@ class Manifest:
             if not path.is_file():
                 found |= self.commits.keys()
                 continue
-            with path.open("rb") as file:
+            with open(open_in_place(path, os.O_RDONLY), "rb") as file:
                 whole = file.read(len(header)) == header
                 for block, checksums in self.commits.items():
                     file.seek(self.offset(name, block))
@@ -174,6 +175,11 @@ class Manifest:
     def _parts(self) -> dict[str, str]:
         layout = {f"signal {name}": f"{shape} {dtype}" for name, (shape, dtype) in self.signals.items()}
         return {**self.fingerprint, "number of rows": f"{self.rows:,}", **layout}
+
+
+def _bytes_of(path: Path) -> bytes:
+    with open(open_in_place(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

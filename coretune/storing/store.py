@@ -17,13 +17,12 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from coretune import locks
-from coretune.files import FULL, PART, free_bytes, sync_folder
+from coretune.files import FULL, PART, free_bytes, open_in_place, sync_folder
 from coretune.storing.fingerprint import bytes_of, checksum
 from coretune.storing.manifest import MANIFEST, Manifest, StoreError, array_path
 from coretune.types import Array, Measure, Rows
@@ -70,6 +69,8 @@ class Store:
             name: (tuple(map(int, shape)), np.dtype(dtype).str) for name, (shape, dtype) in signals.items()
         }
         wanted = Manifest(dict(fingerprint), int(rows), int(block), layout)
+        if folder.is_symlink():
+            raise StoreError(f"{folder} is a link, which others may have put there: remove it")
         if (folder / MANIFEST).exists() and Manifest.read(folder).finished:
             store = cls._locked(folder, wanted, locks.SHARED)
             if store.finished and not store.verify():
@@ -242,7 +243,7 @@ def _begin(folder: Path, manifest: Manifest) -> None:
 
 def _restore(path: Path, header: bytes, size: int) -> None:
     """Give the file its header and its size; what is there stays, what is not is a hole."""
-    with _open(path, os.O_RDWR | os.O_CREAT) as file:
+    with open(open_in_place(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         if file.read(len(header)) == header and os.fstat(file.fileno()).st_size == size:
             return
         file.seek(0)
@@ -253,16 +254,11 @@ def _restore(path: Path, header: bytes, size: int) -> None:
 
 def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
     # Not through a memory map: there a full disk is a signal that ends the process, here an OSError.
-    with _open(path, os.O_RDWR) as file:
+    with open(open_in_place(path, os.O_RDWR), "r+b") as file:
         file.seek(offset)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _open(path: Path, how: int) -> BinaryIO:
-    """To be changed in place; OSError for a link, which others could have put into a shared folder."""
-    return open(os.open(path, how | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
 
 
 @contextlib.contextmanager
