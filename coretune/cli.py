@@ -115,7 +115,7 @@ def demo(
 
         from coretune.demo import run_demo
 
-        header, *rows = run_demo(Path(output_dir), seed, quiet=quiet or as_json)
+        header, *rows = run_demo(Path(output_dir).expanduser(), seed, quiet=quiet or as_json)
         if as_json:
             names = [name.replace("\n", " ") for name in header]
             print_json([dict(zip(names, row, strict=True)) for row in rows])

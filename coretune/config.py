@@ -15,6 +15,8 @@ report:    when report.html is written: after refreshes and at the end, at the e
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,6 +39,7 @@ from coretune.yaml_text import ConfigError, read_file, read_text
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
 TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
+_NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
 _OWN = {"method", "budget", "quota"}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
@@ -108,6 +111,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
     refuse_unknown("", raw, RunConfig.model_fields)
+    raw = {key: value if key in _NO_PATHS else _at_home(value) for key, value in raw.items()}
     try:
         config = RunConfig(**raw)
     except ValidationError as error:
@@ -326,3 +330,18 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing from the config"
     return f"{key} is {first['input']!r:.80}: {first['msg'].lower()}"
+
+
+def _at_home(value: Any) -> Any:
+    """With the home folder in the place of ~ in every path, however deep: whoever uses one later, and in what
+    library, means the same folder."""
+    if isinstance(value, Mapping):
+        return {_at_home(key): _at_home(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if not isinstance(value, str) or not re.match(r"~[^/\s]*(/|$)", value):
+        return value
+    path = os.path.expanduser(value)
+    if path == value:
+        raise ConfigError(f"{value} begins with the home folder of a user who is not on this machine")
+    return path

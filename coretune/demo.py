@@ -20,6 +20,7 @@ from coretune import run
 from coretune.config import RunConfig, check_config
 from coretune.playground import BASE_MODEL, Playground, make_pool
 from coretune.progress import progress
+from coretune.recording.run_lock import run_lock
 from coretune.scoring.evaluate import evaluate
 from coretune.training.train import CoresetSFTTrainer
 
@@ -48,6 +49,11 @@ def run_demo(
 
     The folders of an earlier demo are replaced; nothing else in `folder` is touched.
     """
+    with run_lock(folder):
+        return _run(folder, seed, rows, steps, quiet)
+
+
+def _run(folder: Path, seed: int, rows: int, steps: int, quiet: bool) -> list[tuple[str, ...]]:
     for name in ("data", *map(_folder_of, ARMS)):
         shutil.rmtree(folder / name, ignore_errors=True)
     run.quiet()

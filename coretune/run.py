@@ -34,7 +34,8 @@ from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
 from coretune.progress import SECONDS
 from coretune.reading.disk import disk_bytes
-from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SELECTION, SIGNALS, TEACHER
+from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SIGNALS, TEACHER
+from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.rounds.state import State
 from coretune.scoring.evaluate import Row
@@ -42,6 +43,7 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.look import Target
+from coretune.training.run_folder import holds_run, refuse_foreign
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
 
@@ -57,6 +59,16 @@ def train(
     on_step  called after every step, in place of everything that is shown on the console
     save     whether the trained weights are kept
     """
+    with run_lock(config.output_dir, first_process()):
+        return _train(config, on_step, save)
+
+
+def first_process() -> bool:
+    """Of those that a launcher started; of one that was started alone it is true."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) -> CoresetSFTTrainer:
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
@@ -91,16 +103,17 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
     training = {**config.training, **quick}
     alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
-    trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
-    first = trainer.is_world_process_zero()
-    if first:
-        _write_config(config, trainer)
-    state = trainer.select()
-    path = Path(config.output_dir) / CORESET
-    if first:
-        _write_coreset(path, _corpus(trainer), state)
-        trainer.ledger.write(Path(config.output_dir) / LEDGER)
-        _write_report(config, trainer)
+    with run_lock(config.output_dir, first_process()):
+        trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
+        first = trainer.is_world_process_zero()
+        if first:
+            _write_config(config, trainer)
+        state = trainer.select()
+        path = Path(config.output_dir) / CORESET
+        if first:
+            _write_coreset(path, _corpus(trainer), state)
+            trainer.ledger.write(Path(config.output_dir) / LEDGER)
+            _write_report(config, trainer)
     return path
 
 
@@ -304,9 +317,9 @@ def _no_model(name: str, error: Exception) -> str:
 
 def _refuse_old_run(config: RunConfig) -> None:
     """Two runs never mix in one directory."""
-    folder = Path(config.output_dir)
-    traces = [folder / SELECTION, folder / LEDGER, *folder.glob("checkpoint-*")]
-    if not config.resume_from_checkpoint and any(trace.exists() for trace in traces):
+    if isinstance(config.resume_from_checkpoint, str):
+        refuse_foreign(config.output_dir, config.resume_from_checkpoint)
+    elif not config.resume_from_checkpoint and holds_run(config.output_dir):
         raise ConfigError(
             f"{config.output_dir} holds a run already; give another output_dir, remove it (what is in "
             f"{TEACHER} and {SIGNALS} may stay: the same settings go on with it), or go on with "

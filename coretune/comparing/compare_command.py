@@ -35,7 +35,7 @@ def compare(
         from coretune.config import load_config
 
         settings = load_config(config, overrides or ())
-        folder = out or Path(settings.output_dir)
+        folder = (out or Path(settings.output_dir)).expanduser()
         chosen = [arm.strip() for arm in arms.split(",")]
         found = run_comparison(
             settings, chosen, seeds, folder, workers, equal_compute, bars=not (quiet or as_json)
@@ -60,6 +60,21 @@ def run_comparison(
     bars: bool = True,
 ) -> dict[str, Any]:
     """Run what is not finished; what compare.json holds, which is written after every job."""
+    from coretune.recording.run_lock import run_lock
+
+    with run_lock(out):
+        return _compared(config, arms, seeds, out, workers, equal_compute, bars)
+
+
+def _compared(
+    config: Any,
+    arms: Sequence[str],
+    seeds: int,
+    out: Path,
+    workers: int,
+    equal_compute: bool,
+    bars: bool,
+) -> dict[str, Any]:
     from coretune.comparing import compare
     from coretune.report import write_report
 

@@ -85,7 +85,7 @@ class Corpus:
         mapping = dict(columns or {})
         candidates(mapping)  # a wrong mapping is refused before anything is read
         home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
-        root = Path(home.name if home else str(cache_dir))
+        root = Path(home.name if home else str(cache_dir)).expanduser()
         kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc)
         return cls._load(kept, skip_bad_rows, home)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ POOL, SELECTION, LEDGER, CONFIG = (
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
 CORESET = f"{OWN}/coreset.jsonl"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
+_NUMBERED = re.compile(r"checkpoint-(\d+)")
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 
 
@@ -116,11 +119,11 @@ class RunFiles:
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """The trainer's log lines: of the finished run, else of its last checkpoint; [] without either."""
-        checkpoints = sorted(self.path.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        for folder in (self.path, *reversed(checkpoints)):
-            if (folder / HISTORY).is_file():
-                lines: list[dict[str, Any]] = _json(folder / HISTORY)["log_history"]
-                return lines
+        if (self.path / HISTORY).is_file():
+            return _lines(_json(self.path / HISTORY))
+        for folder in reversed(checkpoints_of(self.path)):
+            with suppress(ValueError, OSError):  # cut short by a kill: as if it were not there
+                return _lines(_json(folder / HISTORY))
         return []
 
     @cached_property
@@ -142,10 +145,27 @@ class RunFiles:
         return np.asarray(self.pool[name].to_numpy(zero_copy_only=False))
 
 
+def checkpoints_of(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """By rising step. A folder with more to its name, as checkpoint-40-backup, is the user's."""
+    folder = Path(output_dir)
+    found = [
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NUMBERED.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
+
+
 def excerpt(texts: Sequence[str | None], row: int, length: int) -> str:
     """The text of a row on one line, cut to `length` characters."""
     text = " ".join((texts[row] or "").split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def _lines(state: Any) -> list[dict[str, Any]]:
+    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+        raise ValueError(f"{HISTORY} is damaged: it holds no log_history; remove the file")
+    return state["log_history"]
 
 
 def _json(path: Path) -> Any:

@@ -69,7 +69,11 @@ def record(
     others     so many rows of a large pool that were not chosen are recorded as well
     """
     path = Path(folder) / POOL
-    if not path.exists() or (_mapped(state.pool, embedding) is not None and not _has_map(path)):
+    if (
+        state.selections == 1
+        or not path.exists()
+        or (_mapped(state.pool, embedding) is not None and not _has_map(path))
+    ):
         described = describe_pool(state.pool, rows, decode, embedding, seed)
         with whole(path) as file:
             pq.write_table(described, file, compression="zstd")

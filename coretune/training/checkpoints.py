@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from typing import Any
 import xxhash
 
 from coretune.files import write_json
+from coretune.recording.run_files import checkpoints_of
 from coretune.rounds.schedule import Clock
 from coretune.storing.fingerprint import checksum
 
 NOTE = "coretune_checkpoint.json"
 STOCK_LAST = "trainer_state.json"
-_NUMBERED = re.compile(r"checkpoint-(\d+)")
 _FILES, _DIGEST, _STEP, _WEIGHTS = "files", "digest", "step", "weights"
 _CHUNK = 1 << 22  # bytes
 REMEDIES = {
@@ -134,13 +133,8 @@ def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
 
 def newest_whole(output_dir: str | os.PathLike[str]) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint of the highest step that is whole, and those above it that are not, with the reasons."""
-    numbered = {
-        int(found[1]): path
-        for path in (Path(output_dir).iterdir() if Path(output_dir).is_dir() else ())
-        if (found := _NUMBERED.fullmatch(path.name)) and path.is_dir()
-    }
     passed_over: list[tuple[Path, str]] = []
-    for _, path in sorted(numbered.items(), reverse=True):
+    for path in reversed(checkpoints_of(output_dir)):
         reason = why_not_whole(path)
         if reason is None:
             return path, passed_over

@@ -9,7 +9,8 @@ the Trainer reads the sampler's length once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from coretune.ledger import Ledger
 from coretune.measure.settings import MeasureSettings
 from coretune.recording import selection_log
 from coretune.recording.run_files import LEDGER
+from coretune.recording.run_lock import run_lock
 from coretune.rounds import dynamic, state
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import (
@@ -50,6 +52,7 @@ from coretune.training.refusals import (
     refuse_steps,
 )
 from coretune.training.resume import Resumed, Resumption
+from coretune.training.run_folder import drop_old
 from coretune.training.sealing import SealedCheckpoints
 from coretune.training.sight import Sight
 
@@ -103,6 +106,7 @@ class CoresetMixin(SealedCheckpoints):
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)
         self.step_began = 0.0
+        self._checkpoint_limit = self.args.save_total_limit
         self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
@@ -149,17 +153,36 @@ class CoresetMixin(SealedCheckpoints):
         fingerprints are named. FileNotFoundError: it has no coreset state.
         """
         self._refuse_second_run()
-        found = self.resumption.begin(resume_from_checkpoint)
-        if found is None:
-            self._prepare()
-        else:
-            self._go_on(found)
-        with self.ledger.phase("training") as visit:
-            visit.flops = 0.0  # every step is booked by itself
-            result = super().train(found.folder if found is not None else None, *args, **kwargs)
-        if self.is_world_process_zero():
-            self.ledger.write(Path(self.args.output_dir) / LEDGER)
+        with self._alone():
+            found = self.resumption.begin(resume_from_checkpoint)
+            if found is None:
+                self._prepare()
+            else:
+                self._go_on(found)
+            with self.ledger.phase("training") as visit, self._own_rotation():
+                visit.flops = 0.0  # every step is booked by itself
+                result = super().train(found.folder if found is not None else None, *args, **kwargs)
+            if self.is_world_process_zero():
+                self.ledger.write(Path(self.args.output_dir) / LEDGER)
         return result
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other run is in the output_dir."""
+        with ExitStack() as held:
+            self.processes.decide(
+                lambda: held.enter_context(run_lock(self.args.output_dir)), lambda decided: None
+            )
+            yield
+
+    @contextmanager
+    def _own_rotation(self) -> Iterator[None]:
+        """Inside, old checkpoints are removed by `drop_old`, not by the stock trainer."""
+        self._checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = self._checkpoint_limit
 
     def _go_on(self, found: Resumed) -> None:
         self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
@@ -172,11 +195,12 @@ class CoresetMixin(SealedCheckpoints):
         self._refuse_second_run()
         self.coreset_config = replace(self.coreset_config, wait=False)
         self.stop_at = self.clock.warmup_rounds * self.clock.steps
-        if self.stop_at:
-            self.train()
-        else:
-            self._prepare()
-        return self.begin_round(self.stop_at)
+        with self._alone():
+            if self.stop_at:
+                self.train()
+            else:
+                self._prepare()
+            return self.begin_round(self.stop_at)
 
     def _prepare(self) -> None:
         """Before a run's first step."""
@@ -242,6 +266,10 @@ class CoresetMixin(SealedCheckpoints):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             self.resumption.save(folder)
         super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            run, best = self._get_output_dir(trial=trial), self.state.best_model_checkpoint
+            newest = f"{run}/checkpoint-{self.state.global_step}"
+            drop_old(run, self._checkpoint_limit, [newest, best])
 
     def checkpoint_content(self) -> Mapping[str, Any]:
         return self.resumption.content()

@@ -43,6 +43,7 @@ from coretune.training.identity import (
 from coretune.training.learnt import compared
 from coretune.training.look import Target
 from coretune.training.processes import Processes
+from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew
 
 LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
 log = logging.getLogger("coretune")
@@ -157,20 +158,24 @@ def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Targe
 
 def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, Note] | None:
     """The checkpoint to go on from and its note: the one asked for, or the newest that is whole; None to
-    start anew. ValueError where it is not whole, FileNotFoundError where it is none of a run on a coreset."""
+    start anew, where none was asked for or a kill came before the first.
+
+    ValueError where it is not whole or would go on over another run, FileNotFoundError where it is none of a
+    run on a coreset.
+    """
     if asked is None or asked is False:
         return None
     if asked is not True:
+        refuse_foreign(output_dir, asked)
         state.refuse_without(asked)
         return os.fspath(asked), read_note(asked)
     found, passed_over = newest_whole(output_dir)
     for path, reason in passed_over:
         log.warning("passed over %s, which is not whole: %s", path, reason)
     if found is None:
-        raise ValueError(
-            f"no checkpoint in {output_dir} that is whole; train without resume_from_checkpoint, from the "
-            "beginning"
-        )
+        refuse_to_begin_anew(output_dir, passed_over)
+        log.warning("the run in %s was cut before its first checkpoint: it begins from the start", output_dir)
+        return None
     state.refuse_without(found)
     return str(found), known_note(found)
 

@@ -68,7 +68,7 @@ class Sight:
         self.lesson = self._lesson()
         self.decoys = self._mismatched()
         self.cost = self._cost()
-        self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS))
+        self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS).expanduser())
 
     def prepare(self) -> None:
         """Have the teacher's checkpoints, where the method looks through one. Before the training begins."""
