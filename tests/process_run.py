@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from taught import Pupil
 from tiny_run import coreset_config, corpus, model_folder, records, trainer, weights, write_jsonl
 from trl import SFTConfig
@@ -29,7 +31,7 @@ from coretune import run
 from coretune.config import check_config
 from coretune.measure.settings import MeasureSettings
 from coretune.select import SELECTORS
-from coretune.training.identity import tensors_fingerprint
+from coretune.training.identity import tensors_fingerprint, trained_checksums
 from coretune.training.look import Look
 from coretune.training.refusals import can_weigh
 
@@ -119,6 +121,52 @@ def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
     )
 
 
+def losses(made: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Loss and gradient norm of every step of a run with measurements between them, and its weights."""
+    made.train(None if checkpoint is None else str(checkpoint))
+    steps = [line for line in made.state.log_history if "grad_norm" in line]
+    return {
+        "losses": [line["loss"] for line in steps],
+        "norms": [line["grad_norm"] for line in steps],
+        "weights": trained_checksums(made.model),
+    }
+
+
+def measured(folder: Path, world: int, **settings: Any) -> Any:
+    """Full fine-tuning: measured before steps 0, 2 and 4."""
+    usual = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+    usual |= {"per_device_train_batch_size": 2, "ddp_timeout": WAIT, "gradient_checkpointing": False}
+    return trainer(folder, coreset_config("grace"), **{**usual, **settings})
+
+
+def whole(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    return losses(measured(folder / "whole", world))
+
+
+def split(kind: str, resume: bool = False) -> Callable[[Path, int, int], dict[str, Any]]:
+    """The same under FSDP 2, which accelerate (1.15) makes of processes with devices only: here it is told
+    that these, on CPUs, are such. `kind` of state dict; resume: from step 3."""
+
+    def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
+        name = f"split-{kind}"
+        settings = {"version": 2, "state_dict_type": f"{kind}_STATE_DICT", "reshard_after_forward": True}
+        settings |= {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+        settings |= {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+        PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
+        made = measured(
+            folder / (f"{name}-resumed" if resume else name),
+            world,
+            fsdp="full_shard",
+            fsdp_config=settings,
+            use_cpu=False,
+        )
+        return losses(made, folder / name / "checkpoint-3" if resume else None)
+
+    return run
+
+
 def command(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """What `coretune train` and `coretune select` do once their config is read."""
     data = write_jsonl(folder / f"pool-{rank}.jsonl", records(24))
@@ -178,6 +226,11 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
     "resumed by one": (resumed, 1),
     "taught, one": (taught, 1),
     "taught, two": (taught, 2),
+    "whole": (whole, 2),
+    "FULL": (split("FULL"), 2),
+    "FULL resumed": (split("FULL", resume=True), 2),
+    "SHARDED": (split("SHARDED"), 2),
+    "SHARDED resumed": (split("SHARDED", resume=True), 2),
     "command": (command, 2),
     "strangers": (strangers, 2),
     "dies": (failing(dies), 2),

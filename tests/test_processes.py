@@ -91,6 +91,24 @@ def test_a_teacher_that_two_processes_train_teaches_the_same(ran: Ran) -> None:
     assert together[0]["norm"] == pytest.approx(alone["norm"], rel=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["FULL", "SHARDED"])
+def test_weights_that_fsdp_splits_are_trained_as_whole_ones(ran: Ran, kind: str) -> None:
+    """Full fine-tuning with measurements before steps 1, 3 and 5, after which no gradient may be missing."""
+    expected = ran["whole"][0]
+    assert len(expected["losses"]) == 5
+    for process in ran[kind]:
+        assert process["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert process["norms"] == pytest.approx(expected["norms"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["FULL", "SHARDED"])
+def test_weights_that_fsdp_splits_come_back_from_a_checkpoint(ran: Ran, kind: str) -> None:
+    for resumed, whole in zip(ran[f"{kind} resumed"], ran[kind], strict=True):
+        assert resumed["norms"][-2:] == whole["norms"][-2:]
+        assert resumed["weights"] == whole["weights"]
+        assert len(whole["weights"]) > 10
+
+
 def test_the_command_in_two_processes_writes_each_file_once(ran: Ran) -> None:
     """Process 0 alone writes the ledger, the config, the coreset and the page."""
     first, second = ran["command"]

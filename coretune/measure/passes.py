@@ -19,6 +19,7 @@ from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader, listening
 from coretune.measure.parameters import Choice
 from coretune.measure.project import MatrixProjection
+from coretune.measure.split import take_apart
 
 Used = TypeVar("Used")
 
@@ -26,6 +27,7 @@ Used = TypeVar("Used")
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode and frozen; afterwards, after an exception too, it is as it was."""
+    take_apart(model)  # else weights that are whole from training on would be measured, and frozen, as such
     training = [(module, module.training) for module in model.modules()]
     frozen = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # A half-precision copy of a weight that an outer autocast has cached carries the weight's own graph.
@@ -40,6 +42,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
         for module, mode in training:
             module.training = mode
+        take_apart(model)  # else the next training step takes the frozen whole weights, and has no gradient
         torch.clear_autocast_cache()
 
 

@@ -25,6 +25,18 @@ def is_split(model: Any) -> bool:
     return any(isinstance(p, DTensor) or "ds_id" in vars(p) for p in model.parameters())
 
 
+def take_apart(model: Any) -> None:
+    """Free the whole weights that FSDP 2 keeps from a forward pass on until a backward pass: those of its
+    root, by default, and of every group that does not reshard after forward. No process asks another."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def most(count: int, device: torch.device) -> int:
     """The largest `count` of all processes; every one of them has to ask."""
     largest = torch.tensor(count, device=device)
