@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +325,63 @@ def test_cache_is_used_and_never_for_other_content(tmp_path: Path, monkeypatch: 
     assert build(max_length=61).fingerprint != first.fingerprint
     assert build(tokenizer=tiny_tokenizer("{# 2 #}" + TEMPLATE)).fingerprint != first.fingerprint
     assert len(list(cache.iterdir())) == 4
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _other_fingerprint(file: Path) -> None:
+    file.write_text(file.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("corpus.arrow", _flip),
+        ("corpus.arrow", _cut),
+        ("corpus.arrow", Path.unlink),
+        ("account.json", _cut),
+        ("account.json", _other_fingerprint),
+    ],
+)
+def test_a_damaged_cache_is_named_and_made_again(
+    tmp_path: Path, tokenizer: Any, name: str, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, cache = write(tmp_path / "p.jsonl", make_rows(20)), tmp_path / "cache"
+    first = Corpus.build(file, tokenizer, max_length=60)
+    Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
+    (kept,) = cache.iterdir()
+    whole = (kept / name).read_bytes()
+    damage(kept / name)
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        again = Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
+    assert f"{kept / name} is damaged and made again" in caplog.text
+    assert same(again, first)
+    assert (kept / name).read_bytes() == whole
+    assert list(cache.iterdir()) == [kept]
+    caplog.clear()
+    Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("package", ["transformers", "datasets", "jinja2"])
+def test_a_cache_of_another_version_is_not_taken(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    file = write(tmp_path / "p.jsonl", make_rows(4))
+    Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(
+        "coretune.data.freeze.version", lambda name: "9" if name == package else version(name)
+    )
+    Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_all_cores_tokenise_many_rows_and_nothing_else_changes(

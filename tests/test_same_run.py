@@ -6,13 +6,24 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import Spy, arguments, coreset_config, corpus, model_folder, trainer, weights
+from tiny_run import (
+    Spy,
+    arguments,
+    coreset_config,
+    corpus,
+    model_folder,
+    records,
+    trainer,
+    weights,
+    write_jsonl,
+)
 from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -26,7 +37,9 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from coretune.data.corpus import Corpus
 from coretune.measure.snapshots import read_weights
+from coretune.rounds.quota_request import parse_quota
 from coretune.training import identity
 from coretune.training.checkpoints import NOTE, _read, _write, newest_whole, why_not_whole
 from coretune.training.identity import model_parts, tensors_fingerprint
@@ -226,6 +239,22 @@ def test_another_attention_is_refused(tmp_path: Path, run: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder(), attn_implementation="eager")
     with pytest.raises(ValueError, match=r"model.attention sdpa, here eager"):
         a_trainer(tmp_path, model=model).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_other_sources_under_a_quota_are_another_run(tmp_path: Path) -> None:
+    """No token changes with them, and the rows that are chosen do."""
+
+    def with_sources(folder: Path, names: str) -> Spy:
+        rows = [{**row, "source": names[i % 2]} for i, row in enumerate(records(24))]
+        file = write_jsonl(tmp_path / f"{folder.name}.jsonl", rows)
+        pool = Corpus.build(file, TOKENIZER, max_length=96)
+        config = replace(coreset_config("random"), quota=parse_quota({"source": {"a": 0.5}}))
+        return trainer(folder, config, pool=pool, **SAVING)
+
+    with_sources(tmp_path / "one", "ab").train()
+    checkpoint = str(tmp_path / "one" / "checkpoint-2")
+    with pytest.raises(ValueError, match=r"is of another run: sources \w{16} there and \w{16} here"):
+        with_sources(tmp_path / "two", "ba").train(resume_from_checkpoint=checkpoint)
 
 
 # ------------------------------------------------------------------------ names in files and in memory

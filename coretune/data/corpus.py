@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from coretune.data.encode import Tokenizer
 from coretune.data.formats import candidates
-from coretune.data.freeze import IGNORED, Account, freeze, refuse
+from coretune.data.freeze import IGNORED, ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
 from coretune.types import Array, Rows
 
@@ -94,7 +94,7 @@ class Corpus:
         account = Account.read(kept)
         if not skip_bad_rows:
             refuse(account.dropped)
-        dataset = datasets.Dataset.from_file(str(kept / "corpus.arrow"))
+        dataset = datasets.Dataset.from_file(str(kept / ROWS))
         table = dataset.data.table
         sources = np.array(table["source"].to_pylist(), dtype=object)
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table["input_ids"].chunks]

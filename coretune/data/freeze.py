@@ -6,6 +6,7 @@ read_rows ─► rows.arrow ─► encode_batch (datasets.map) ─► bad rows o
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -31,7 +32,10 @@ IGNORED = -100  # the label that transformers' losses leave out
 SHOWN = 10  # bad rows named in a message
 BLOCK = 1000  # rows held in memory at a time
 MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
-LAYOUT = 2  # raise it when the meaning of the cached files changes
+ROWS, ACCOUNT = "corpus.arrow", "account.json"  # the files of a frozen corpus
+#: Whose versions decide what is read, rendered and tokenised.
+PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
+log = logging.getLogger("coretune")
 
 RAW = pa.schema(
     [
@@ -73,20 +77,26 @@ class Account:
     dropped      (place, reason) of the rows left out, in the order of the files
     truncated    how many prompts were cut from the left
     fingerprint  of the ordered contents
+    rows         checksum of the file of frozen rows
     """
 
     dropped: list[tuple[str, str]]
     truncated: int
     fingerprint: str
+    rows: str
 
     @classmethod
     def read(cls, folder: Path) -> Account:
-        kept = json.loads((folder / "account.json").read_text(encoding="utf-8"))
-        dropped = [(place, reason) for place, reason in kept["dropped"]]
-        return cls(dropped, kept["truncated"], kept["fingerprint"])
+        """ValueError where it is cut or changed."""
+        kept = json.loads((folder / ACCOUNT).read_text(encoding="utf-8"))
+        if not isinstance(kept, dict) or kept.pop("digest", None) != _digest(json.dumps(kept)):
+            raise ValueError(f"{folder / ACCOUNT} is not as it was written")
+        dropped = [(place, reason) for place, reason in kept.pop("dropped")]
+        return cls(dropped, **kept)
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "account.json", asdict(self))
+        known = asdict(self)
+        write_json(folder / ACCOUNT, {**known, "digest": _digest(json.dumps(known))})
 
 
 def freeze(
@@ -101,6 +111,7 @@ def freeze(
     """The folder under `root` with the frozen rows, made now unless the same content was frozen there before.
 
     Files are hashed every time, the rows of a hub id read: only content, no date, says that it is the same.
+    What was frozen before is hashed too, and made again where it is not as it was written.
     Raises CorpusError (see Corpus.build).
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -110,6 +121,9 @@ def freeze(
         states = [file.stat() for file in files]
         formats, contents = ({}, _hash(files)) if files else _write_raw(source, columns, work / "rows.arrow")
         kept = root / f"corpus-{_key(contents, columns, max_length, tokenizer, work / 'tokenizer')}"
+        if (damaged := _damaged_file(kept)) is not None:
+            log.warning("%s is damaged and made again: its content is not what was written", damaged)
+            os.rename(kept, work / "damaged")  # a process that reads it keeps what it has
         if not kept.exists():
             if files:
                 formats, _ = _write_raw(source, columns, work / "rows.arrow")
@@ -123,6 +137,18 @@ def freeze(
             _freeze(work, settings, skip_bad_rows, num_proc)
             _publish(work / "frozen", kept)
     return kept
+
+
+def _damaged_file(kept: Path) -> Path | None:
+    """The file of a frozen corpus that is missing, cut or changed; None where all is as it was written."""
+    if not kept.exists():
+        return None
+    try:
+        account = Account.read(kept)
+    except (OSError, ValueError, TypeError, KeyError):
+        return kept / ACCOUNT
+    rows = kept / ROWS
+    return None if rows.is_file() and _hash([rows]) == account.rows else rows
 
 
 def _hash(files: Sequence[Path]) -> str:
@@ -186,11 +212,13 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _key(
     contents: str, columns: Mapping[str, str], max_length: int, tokenizer: Tokenizer, folder: Path
 ) -> str:
-    """All that the frozen rows depend on: the tokenizer by the files it saves, libraries by version."""
+    """All that the frozen rows depend on: the tokenizer by the files it saves, libraries by version, this
+    room by its code."""
     tokenizer.save_pretrained(str(folder))
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    versions = [version("transformers"), version("tokenizers")]
-    return _digest(LAYOUT, contents, sorted(columns.items()), max_length, versions, sorted(files.items()))
+    versions = [version(name) for name in PACKAGES]
+    code = _hash(sorted(Path(__file__).parent.glob("*.py")))
+    return _digest(code, contents, sorted(columns.items()), max_length, versions, sorted(files.items()))
 
 
 def _digest(*parts: object) -> str:
@@ -227,13 +255,14 @@ def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_pr
         raise CorpusError(f"all {len(dropped)} rows are bad, the first: {': '.join(dropped[0])}")
     order = sorted(kept, key=lambda row: (digests[row], ids[row]))
     contents = _digest([(digests[row], ids[row]) for row in order])
+    (work / "frozen").mkdir()
+    _write_frozen(raw, encoded, order, work / "frozen" / ROWS)
     account = Account(
         dropped,
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
+        rows=_hash([work / "frozen" / ROWS]),
     )
-    (work / "frozen").mkdir()
-    _write_frozen(raw, encoded, order, work / "frozen" / "corpus.arrow")
     account.write(work / "frozen")
 
 

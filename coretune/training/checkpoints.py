@@ -29,6 +29,7 @@ _FILES, _DIGEST, _STEP, _WEIGHTS = "files", "digest", "step", "weights"
 _CHUNK = 1 << 22  # bytes
 REMEDIES = {
     "data": "give the rows the run began with, in their order",
+    "sources": "give each row the source it had, which the quota goes by",
     "target": "give the target the run began with",
     "tokenizer": "give the tokenizer the run began with",
     "model": "give the model the run began with, as it was before training",

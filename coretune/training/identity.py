@@ -172,6 +172,11 @@ def rows_fingerprint(rows: PoolRows) -> str:
     return drawn_fingerprint(rows, np.arange(len(rows.ids), dtype=np.int64))
 
 
+def sources_fingerprint(rows: PoolRows) -> str:
+    """Hex of where each row is from, which a quota goes by."""
+    return "none" if rows.source is None else checksum(json.dumps(list(rows.source)).encode())
+
+
 def drawn_fingerprint(rows: PoolRows, drawn: Rows) -> str:
     """Hex of the rows `drawn` in that order: ids, tokens, prompt lengths."""
     digest = blake2b(digest_size=16)
