@@ -97,6 +97,14 @@ def _not_plain(path: str | os.PathLike[str]) -> OSError:
     return OSError(f"{os.fspath(path)} is a link, a pipe or a device, which nobody here made: remove it")
 
 
+def read_json(path: str | os.PathLike[str], remedy: str = "remove it and start again") -> Any:
+    """ValueError names the file where it is cut or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read, it is damaged ({error}): {remedy}") from None
+
+
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike[str], needed: int, remedy: str) -> Iterator[None]:
     """Around what other libraries write into a folder: of a failed write they name no file, or break off with

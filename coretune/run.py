@@ -21,12 +21,14 @@ import numpy as np
 import torch
 import yaml
 from peft import LoraConfig
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
+from coretune.console import first_process
 from coretune.data.corpus import Corpus
 from coretune.files import whole, write_text
 from coretune.ledger import TABLE_HEADER
@@ -34,7 +36,7 @@ from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
 from coretune.progress import SECONDS
 from coretune.reading.disk import disk_bytes
-from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SIGNALS, TEACHER
+from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
 from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.rounds.state import State
@@ -44,6 +46,7 @@ from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.look import Target
 from coretune.training.run_folder import holds_run, refuse_foreign
+from coretune.training.saving import side_product
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
 
@@ -63,12 +66,8 @@ def train(
         return _train(config, on_step, save)
 
 
-def first_process() -> bool:
-    """Of those that a launcher started; of one that was started alone it is true."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) -> CoresetSFTTrainer:
+    folder = Path(config.output_dir)
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
@@ -78,17 +77,20 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     if save:
         trainer.save_model()
         trainer.create_model_card()
-    trainer.save_state()
+    with side_product(folder / HISTORY):
+        trainer.save_state()
     metrics = trainer.evaluate() if config.eval_data else {}
     if config.evaluate is not None:
         metrics |= _quality(config.evaluate, trainer, scored)
     if metrics:
         if on_step is None:
             trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        with side_product(folder / METRICS):
+            trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        trainer.ledger.disk = disk_bytes(config.output_dir)
-        trainer.ledger.write(Path(config.output_dir) / LEDGER)
+        with side_product(folder / LEDGER):
+            trainer.ledger.disk = disk_bytes(folder)
+            trainer.ledger.write(folder / LEDGER)
         _write_report(config, trainer)
     return trainer
 
@@ -112,7 +114,8 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
         path = Path(config.output_dir) / CORESET
         if first:
             _write_coreset(path, _corpus(trainer), state)
-            trainer.ledger.write(Path(config.output_dir) / LEDGER)
+            with side_product(Path(config.output_dir) / LEDGER):
+                trainer.ledger.write(Path(config.output_dir) / LEDGER)
             _write_report(config, trainer)
     return path
 
@@ -132,20 +135,25 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
     set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
-    trainer = CoresetSFTTrainer(
-        model=config.model_name_or_path,
-        args=args,
-        train_dataset=pool.dataset,
-        eval_dataset=held_out.dataset if held_out is not None else None,
-        processing_class=tokenizer,
-        peft_config=_lora(config),
-        coreset=section.coreset,
-        rows=pool,
-        measuring=section.measuring,
-        target=targets,
-        signals_dir=config.signals_dir,
-        **stock,
-    )
+    try:
+        trainer = CoresetSFTTrainer(
+            model=config.model_name_or_path,
+            args=args,
+            train_dataset=pool.dataset,
+            eval_dataset=held_out.dataset if held_out is not None else None,
+            processing_class=tokenizer,
+            peft_config=_lora(config),
+            coreset=section.coreset,
+            rows=pool,
+            measuring=section.measuring,
+            target=targets,
+            signals_dir=config.signals_dir,
+            **stock,
+        )
+    except SafetensorError as error:
+        raise ConfigError(
+            f"the weights of {config.model_name_or_path} are damaged ({error}): restore their files"
+        ) from None
     trainer.kept_alive = (held_out, targets)
     if config.report == "refresh":
         trainer.add_callback(ReportWriter(trainer))
@@ -181,7 +189,8 @@ def _quality(section: EvaluateSection, trainer: CoresetSFTTrainer, rows: list[Ro
 def _write_report(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     """The last page: with the evaluation, and with the ledger as it was written."""
     if config.report != "never":
-        write_report(config.output_dir)
+        with side_product(Path(config.output_dir) / REPORT):
+            write_report(config.output_dir)
 
 
 def _silent_trainer(config: RunConfig, on_step: Callable[[], object]) -> CoresetSFTTrainer:

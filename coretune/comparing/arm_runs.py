@@ -5,7 +5,6 @@ for job, result in outcomes(jobs, Path("OUT/results"), workers=2, run=run_job):
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -19,8 +18,9 @@ from typing import Any
 
 from coretune.comparing.compare import Job, Prices, Result
 from coretune.console import NOISE
-from coretune.files import write_json
+from coretune.files import read_json, write_json
 from coretune.planning.workload import looked_at
+from coretune.recording.run_files import METRICS
 
 Run = Callable[[Job], Result]
 
@@ -72,7 +72,7 @@ def finished(job: Job, results: Path, run: Run) -> Result:
     """The job's result, from its file when it was run before."""
     path = results / f"{job.key}.json"
     if path.is_file():
-        known: Result = json.loads(path.read_text(encoding="utf-8"))
+        known: Result = read_json(path)
         return known
     shutil.rmtree(job.config.output_dir, ignore_errors=True)  # of an attempt that was cut
     result = run(job)
@@ -87,7 +87,7 @@ def run_job(job: Job) -> Result:
     run.quiet()
     trainer = run.train(job.config, on_step=lambda: None, save=False)
     folder = Path(job.config.output_dir)
-    metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / METRICS)
     costs = trainer.ledger.by_phase()
     charged = [cost for name, cost in costs.items() if name != "evaluation"]
     history = [line for line in trainer.state.log_history if "eval_loss" in line and "cost/flops" in line]

@@ -76,7 +76,9 @@ def _compared(
     bars: bool,
 ) -> dict[str, Any]:
     from coretune.comparing import compare
+    from coretune.recording.run_files import REPORT
     from coretune.report import write_report
+    from coretune.training.saving import side_product
 
     numbers = range(config.seed, config.seed + seeds)
     jobs = compare.jobs_of(config, arms, numbers, out)
@@ -96,8 +98,10 @@ def _compared(
     found = said(at_steps, at_compute)
     compare.write_summary(out, found)
     for result in found["results"]:
-        if (out / result["folder"]).is_dir():
-            write_report(out / result["folder"])
+        folder = out / result["folder"]
+        if folder.is_dir():
+            with side_product(folder / REPORT):
+                write_report(folder)
     return found
 
 

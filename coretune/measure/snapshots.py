@@ -22,9 +22,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from coretune.files import read_json
 from coretune.measure.moments import Moments
 
-CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+STATE = "trainer_state.json"
 # PEFT leaves the adapter's name out of its files, and the wrapper of modules that are trained whole.
 _ADAPTER_NAME = re.compile(r"(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
 _WRAPPER = re.compile(r"modules_to_save\.[^.]+\.")
@@ -180,7 +182,7 @@ def learning_rate(folder: Path, after: int) -> float:
     the trainer logged for it, between two that are known it is interpolated, beyond the first and the last it
     is theirs; the step after the checkpoint is known from scheduler.pt. ValueError when nothing is known.
     """
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(folder / STATE, f"remove {folder}, or restore it")
     known = {
         int(entry["step"]): float(entry["learning_rate"])
         for entry in state["log_history"]
@@ -200,17 +202,22 @@ def learning_rate(folder: Path, after: int) -> float:
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
     """Step -> folder, of those that are finished: trainer_state.json is what transformers writes last."""
-    matched = ((CHECKPOINT.search(path.name), path) for path in folder.glob("checkpoint-*"))
-    return {
-        int(match[1]): path for match, path in matched if match and (path / "trainer_state.json").is_file()
-    }
+    matched = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint-*"))
+    return {int(match[1]): path for match, path in matched if match and _finished(path)}
+
+
+def _finished(folder: Path) -> bool:
+    try:
+        read_json(folder / STATE)
+    except (FileNotFoundError, ValueError):  # a kill came before its end
+        return False
+    return True
 
 
 def _step(folder: Path) -> int:
-    state = folder / "trainer_state.json"
-    if not state.is_file():
-        raise ValueError(f"{folder} is no checkpoint of transformers: it has no trainer_state.json")
-    return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    if not (folder / STATE).is_file():
+        raise ValueError(f"{folder} is no checkpoint of transformers: it has no {STATE}")
+    return int(read_json(folder / STATE, f"remove {folder}, or restore it")["global_step"])
 
 
 def _files(folder: Path) -> tuple[dict[str, Path], Callable[[str], str]]:

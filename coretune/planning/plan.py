@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coretune.files import write_json
+from coretune.files import read_json, write_json
 from coretune.ledger import PHASES, Cost
 from coretune.planning.rehearsal import Rehearsal
 from coretune.recording.run_files import OWN
@@ -239,7 +239,7 @@ def prediction(folder: str | os.PathLike[str], about: Mapping[str, Any]) -> dict
     path = Path(folder) / PLAN
     if not path.is_file():
         return None
-    plan = json.loads(path.read_text(encoding="utf-8"))
+    plan = read_json(path)
     if plan["about"] != json.loads(json.dumps(about)):
         return None
     return {"phases": plan["phases"], "total": plan["total"]}

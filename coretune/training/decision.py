@@ -12,12 +12,13 @@ from transformers import Trainer
 
 from coretune.progress import loops_shown
 from coretune.recording import run_record, selection_log
-from coretune.recording.run_files import LEDGER
+from coretune.recording.run_files import LEDGER, SELECTION
 from coretune.rounds import dynamic
 from coretune.rounds.quota_request import FEATURE, groups
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
+from coretune.training.saving import side_product
 from coretune.types import Pool
 
 log = logging.getLogger("coretune")
@@ -67,7 +68,7 @@ def _record(trainer: Any, now: State) -> None:
         texts: list[str] = trainer.processing_class.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
-    with ledger.phase("other"):
+    with ledger.phase("other"), side_product(folder / SELECTION):
         run_record.record(
             folder,
             now,
@@ -77,7 +78,8 @@ def _record(trainer: Any, now: State) -> None:
             others=config.record_others,
             seed=config.seed,
         )
-    ledger.write(folder / LEDGER)
+    with side_product(folder / LEDGER):
+        ledger.write(folder / LEDGER)
     # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
     # After the files, so that a callback told of a selection can read it.
     Trainer.log(trainer, selection_log.figures(ledger.rounds[-1], now))

@@ -52,12 +52,11 @@ from coretune.training.refusals import (
     refuse_steps,
 )
 from coretune.training.resume import Resumed, Resumption
-from coretune.training.run_folder import drop_old
-from coretune.training.sealing import SealedCheckpoints
+from coretune.training.saving import SavingTrainer, side_product
 from coretune.training.sight import Sight
 
 
-class CoresetMixin(SealedCheckpoints):
+class CoresetMixin(SavingTrainer):
     """A stock trainer on a changing coreset of `train_dataset`.
 
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
@@ -106,7 +105,6 @@ class CoresetMixin(SealedCheckpoints):
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)
         self.step_began = 0.0
-        self._checkpoint_limit = self.args.save_total_limit
         self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
@@ -159,11 +157,13 @@ class CoresetMixin(SealedCheckpoints):
                 self._prepare()
             else:
                 self._go_on(found)
-            with self.ledger.phase("training") as visit, self._own_rotation():
+            with self.ledger.phase("training") as visit, self.own_rotation(), self.processes.exchanging():
                 visit.flops = 0.0  # every step is booked by itself
                 result = super().train(found.folder if found is not None else None, *args, **kwargs)
             if self.is_world_process_zero():
-                self.ledger.write(Path(self.args.output_dir) / LEDGER)
+                path = Path(self.args.output_dir) / LEDGER
+                with side_product(path):
+                    self.ledger.write(path)
         return result
 
     @contextmanager
@@ -174,15 +174,6 @@ class CoresetMixin(SealedCheckpoints):
                 lambda: held.enter_context(run_lock(self.args.output_dir)), lambda decided: None
             )
             yield
-
-    @contextmanager
-    def _own_rotation(self) -> Iterator[None]:
-        """Inside, old checkpoints are removed by `drop_old`, not by the stock trainer."""
-        self._checkpoint_limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield
-        finally:
-            self.args.save_total_limit = self._checkpoint_limit
 
     def _go_on(self, found: Resumed) -> None:
         self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
@@ -260,16 +251,10 @@ class CoresetMixin(SealedCheckpoints):
         before = self.coreset_state.round * self.clock.steps
         return self._order.first((self.args.max_steps - before) * self.clock.batch)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The stock checkpoint with ours in it."""
+    def begin_checkpoint(self, folder: Path) -> None:
+        """Ours, into the stock checkpoint."""
         if self.coreset_state is not None:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             self.resumption.save(folder)
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            run, best = self._get_output_dir(trial=trial), self.state.best_model_checkpoint
-            newest = f"{run}/checkpoint-{self.state.global_step}"
-            drop_old(run, self._checkpoint_limit, [newest, best])
 
     def checkpoint_content(self) -> Mapping[str, Any]:
         return self.resumption.content()
@@ -333,10 +318,11 @@ class CoresetMixin(SealedCheckpoints):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The stock card, with method, settings and cost."""
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            text = section(self.coreset_config, self.coreset_state, self.ledger)
-            write_section(Path(self.args.output_dir) / "README.md", text)
+        card = Path(self.args.output_dir) / "README.md"
+        with side_product(card):
+            super().create_model_card(*args, **kwargs)
+            if self.is_world_process_zero():
+                write_section(card, section(self.coreset_config, self.coreset_state, self.ledger))
 
     # -------------------------------------------------------------------------------------------- set-up
 

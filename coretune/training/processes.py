@@ -9,6 +9,7 @@ While process 0 decides, the others answer its calls, until it tells them the de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,8 @@ from coretune.types import Array, Rows
 
 Decided = TypeVar("Decided")
 Look = Callable[[Rows], Mapping[str, Array]]
+#: What gloo and NCCL say of a process that is gone; they raise plain RuntimeErrors too.
+_LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
 DECIDED, FAILED, CALL = "decided", "failed", "call"
 
 
@@ -122,7 +125,7 @@ class Processes:
             if kind == DECIDED:
                 return content[0]
             if kind == FAILED:
-                raise RuntimeError(f"process 0 stopped: {content[0]}")
+                raise ProcessFailed(f"process 0 stopped: {content[0]}")
             self._work(*content)
 
     def _work(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
@@ -149,18 +152,37 @@ class Processes:
         return told
 
     @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Around what the stock trainer passes between processes: ProcessLost where another one is gone."""
+        try:
+            yield
+        except (ProcessFailed, ProcessLost):
+            raise
+        except RuntimeError as error:
+            if self.world == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+                raise
+            raise self._lost(error) from error
+
+    @contextmanager
     def _together(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ProcessLost(
-                f"process {self.rank} stops: another process is gone, or was silent for {self.timeout:.0f} s "
-                f"(ddp_timeout). Start all again with resume_from_checkpoint=True. [{reason}]"
-            ) from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> ProcessLost:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return ProcessLost(
+            f"process {self.rank} stops: another process is gone, or was silent for {self.timeout:.0f} s "
+            f"(ddp_timeout). Start all again with resume_from_checkpoint=True. [{reason}]"
+        )
 
 
-class ProcessLost(RuntimeError):
+class ProcessFailed(RuntimeError, OSError):
+    """Another process stopped with an error, which it tells."""
+
+
+class ProcessLost(RuntimeError, OSError):
     """Another process does not answer any more."""
 
 

@@ -94,7 +94,9 @@ class Resumption:
             return None
         gone_on = resumed(*found, self.note, trainer.coreset_config.seed)
         steps = args.max_steps if gone_on.max_steps is None or trainer.steps_given else gone_on.max_steps
-        if (then := found[1].max_steps) != steps:
+        then = found[1].max_steps
+        _refuse_an_end_before(found[0], then, steps)
+        if then != steps:
             log.warning(
                 "max_steps was %d and is %d: the learning rate follows the schedule of the new length",
                 then,
@@ -200,7 +202,7 @@ def resumed(folder: str, then: Note, now: Note, seed: int) -> Resumed:
     clock = replace(then.clock, batch=now.clock.batch, group=now.clock.group)
     other = clock != then.clock
     if other:
-        step = json.loads((Path(folder) / STOCK_LAST).read_text(encoding="utf-8"))["global_step"]
+        step = _step_of(folder)
         found = _with_other_batches(found, then, now, step, seed)
     elif then.batches != now.batches:
         log.warning("%s; the rows of every step stay the same", _change(then, now))
@@ -223,6 +225,19 @@ def _with_other_batches(found: State, then: Note, now: Note, step: int, seed: in
             "step: keep the product, or go on from a checkpoint at the end of a round"
         )
     return dynamic.relaid(found, then.clock, over, seed)
+
+
+def _refuse_an_end_before(folder: str, then: int, now: int) -> None:
+    """ValueError where max_steps was lowered below what was trained already."""
+    if now <= (step := _step_of(folder)) < then:
+        raise ValueError(
+            f"{folder} is at step {step} of {then}, and max_steps is {now} now: nothing is left to train; "
+            f"raise max_steps, or take the weights in {folder}"
+        )
+
+
+def _step_of(folder: str) -> int:
+    return int(json.loads((Path(folder) / STOCK_LAST).read_text(encoding="utf-8"))["global_step"])
 
 
 def _change(then: Note, now: Note) -> str:

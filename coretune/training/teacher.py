@@ -11,7 +11,6 @@ it is the same whether the teacher was made just before or found.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from coretune.files import write_json
+from coretune.files import read_json, write_json
 from coretune.ledger import Ledger
 from coretune.measure.snapshots import find_snapshots
 from coretune.progress import progress
@@ -252,5 +251,5 @@ def _read(folder: Path) -> dict[str, Any]:
     """The note; empty where there is none."""
     if not (folder / NOTE).is_file():
         return {}
-    note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    note: dict[str, Any] = read_json(folder / NOTE, f"remove {folder}, and the warm-up is trained again")
     return note

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from coretune.recording.run_files import REPORT
 from coretune.recording.selection_log import is_selection
 from coretune.report import write_report
+from coretune.training.saving import side_product
 
-log = logging.getLogger("coretune")
 SHARE = 0.02  # of the run's time that writing may take
 
 
@@ -34,10 +35,8 @@ class ReportWriter(TrainerCallback):
         began = time.monotonic()
         if not state.is_world_process_zero or not is_selection(logs) or began < self._due:
             return
-        try:
-            with self.trainer.ledger.phase("other"):
-                write_report(self.trainer.args.output_dir, state.log_history)
-        except OSError as error:
-            log.warning("report.html was not written: %s", error)
+        folder = Path(self.trainer.args.output_dir)
+        with side_product(folder / REPORT), self.trainer.ledger.phase("other"):
+            write_report(folder, state.log_history)
         took = time.monotonic() - began
         self._due = began + took / SHARE
