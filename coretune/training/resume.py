@@ -35,6 +35,7 @@ from coretune.training.identity import (
     adapter_fingerprint,
     config_settings,
     rows_fingerprint,
+    sources_fingerprint,
     tensors_fingerprint,
     tokenizer_fingerprint,
     versions,
@@ -84,7 +85,12 @@ class Resumption:
         """Of the run's inputs, as they are before its first step: first asked for no later than there."""
         trainer = self.trainer
         with trainer.ledger.phase("other"):
-            return parts_of(trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets)
+            known = parts_of(
+                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets
+            )
+        if trainer.coreset_config.quota is not None:
+            known["sources"] = sources_fingerprint(trainer.pool_rows)
+        return known
 
     def _find(self, asked: str | bool | None) -> Resumed | None:
         trainer, args = self.trainer, self.trainer.args
