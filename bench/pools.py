@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import yaml
 
 MADE = "made:"  # a pool of the playground's kind, and how
 DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
-SHORT = ";characters="  # after a pool's folder: its rows of at most that length
+PART = (
+    ";"  # after a pool's folder: `characters=300`, rows of at most that length; `rows=2000`, so many of them
+)
 WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of
 HELD_OUT = 0.2  # share of the rows that are scored, of a pool that comes without rows for it
 
@@ -28,25 +32,27 @@ def target_file(arm: str, given: str | None, asked: argparse.Namespace, data: Pa
 
 def of_skill(path: Path, skill: str, data: Path) -> Path:
     """A file of the rows whose `source` is that skill; ValueError when there is none."""
-    lines = _read(path)
+    lines = read_rows(path)
     found = [line for line in lines if json.loads(line).get("source") == skill]
     if not found:
         known = sorted({str(json.loads(line).get("source")) for line in lines})
         raise ValueError(f"no row has the skill {skill!r}; there are {', '.join(known)}")
-    return _lines(data / f"{path.parent.name}-{path.stem}-{skill}.jsonl", found)
+    return write_lines(data / f"{path.parent.name}-{path.stem}-{skill}.jsonl", found)
 
 
 def clean_rows(pool: Path, data: Path) -> Path:
     """A file of the pool without the rows that labels.jsonl calls wrong."""
     wrong = {name for name, kind in labels_of(pool).items() if kind == "wrong"}
-    rows = _read(pool / "pool.jsonl")
-    return _lines(data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong])
+    rows = read_rows(pool / "pool.jsonl")
+    return write_lines(
+        data / f"{pool.name}-clean.jsonl", [r for r in rows if json.loads(r)["id"] not in wrong]
+    )
 
 
 def distinct_rows(pool: Path, data: Path) -> Path:
     """A file of the pool's rows, of those with equal prompt and response the first."""
     rows = {(row["prompt"], row["completion"]): line for line, row in reversed(_parsed(pool / "pool.jsonl"))}
-    return _lines(data / f"{pool.name}-distinct.jsonl", list(rows.values())[::-1])
+    return write_lines(data / f"{pool.name}-distinct.jsonl", list(rows.values())[::-1])
 
 
 def whole(pool: Path, data: Path) -> Path:
@@ -56,7 +62,7 @@ def whole(pool: Path, data: Path) -> Path:
 
 def labels_of(pool: Path) -> dict[str, str]:
     """id -> kind. For the table and the ceiling alone: no selector sees a label."""
-    lines = _read(pool / "labels.jsonl")
+    lines = read_rows(pool / "labels.jsonl")
     return {label["id"]: label["kind"] for label in map(json.loads, lines)}
 
 
@@ -77,14 +83,14 @@ def _folder(pool: str, data: Path) -> Path:
 
     if pool.startswith(DIRTY):
         return spoilt(_folder(pool.removeprefix(DIRTY), data), data)
-    if SHORT in pool:
-        whole, characters = pool.split(SHORT)
-        return short_rows(_folder(whole, data), characters, data)
+    if PART in pool and not pool.startswith(MADE):
+        whole, asked = pool.split(PART, 1)
+        return part_of(_folder(whole, data), asked, data)
     if not pool.startswith(MADE):
         found, scored = Path(pool), Path(pool) / "eval.jsonl"
         if not (found / "pool.jsonl").is_file():
             raise SystemExit(f"{pool}: no pool.jsonl there; give its folder, or made: with settings")
-        return found if scored.is_file() and _read(scored) else held_out(found, data)
+        return found if scored.is_file() and read_rows(scored) else held_out(found, data)
     settings = yaml.safe_load("{" + pool.removeprefix(MADE).replace(";", ", ").replace("=", ": ") + "}")
     made = data / pool.replace(MADE, "made-").replace(";", ",")
     make_pool(**{"seed": 0, "rows": 4000, **settings}).write(made)
@@ -95,7 +101,7 @@ def spoilt(clean: Path, data: Path) -> Path:
     """A folder with as many rows as the clean pool: half of them as they are, a fifth with the response of
     another row that answers otherwise, and copies of a few right ones."""
     rng = np.random.default_rng(0)
-    lines = _read(clean / "pool.jsonl")
+    lines = read_rows(clean / "pool.jsonl")
     rows = [json.loads(lines[i]) for i in rng.permutation(len(lines))]
     wrong, copies = round(WRONG * len(rows)), round(COPIES * len(rows))
     right, others = rows[wrong + copies :], rows[:wrong]
@@ -110,45 +116,68 @@ def spoilt(clean: Path, data: Path) -> Path:
     folder = data / f"{clean.name}-dirty"
     labels = [{"id": name, "kind": kind} for name, (_, kind) in zip(ids, made, strict=True)]
     pool = [{**row, "id": name} for name, (row, _) in zip(ids, made, strict=True)]
-    _lines(folder / "pool.jsonl", [json.dumps(row) for row in pool])
-    _lines(folder / "labels.jsonl", [json.dumps(label) for label in labels])
-    _lines(folder / "eval.jsonl", _read(clean / "eval.jsonl"))
+    write_lines(folder / "pool.jsonl", [json.dumps(row) for row in pool])
+    write_lines(folder / "labels.jsonl", [json.dumps(label) for label in labels])
+    write_lines(folder / "eval.jsonl", read_rows(clean / "eval.jsonl"))
     return folder
 
 
 def held_out(pool: Path, data: Path) -> Path:
     """A folder of the pool's rows but for a fifth, drawn at random, which are the ones to score."""
-    rows, folder = _read(pool / "pool.jsonl"), data / f"{pool.name}-held-out"
+    rows, folder = read_rows(pool / "pool.jsonl"), data / f"{pool.name}-held-out"
     order = np.random.default_rng(0).permutation(len(rows))
     scored = set(order[: round(HELD_OUT * len(rows))].tolist())
-    _lines(folder / "pool.jsonl", [row for i, row in enumerate(rows) if i not in scored])
-    _lines(folder / "eval.jsonl", [row for i, row in enumerate(rows) if i in scored])
+    write_lines(folder / "pool.jsonl", [row for i, row in enumerate(rows) if i not in scored])
+    write_lines(folder / "eval.jsonl", [row for i, row in enumerate(rows) if i in scored])
     return folder
 
 
-def short_rows(whole: Path, characters: str, data: Path) -> Path:
-    """A folder with a pool's rows, and those to score, of at most so many characters, prompt and response."""
-    folder = data / f"{whole.name}-{characters}-characters"
-    for name in ("pool.jsonl", "eval.jsonl"):
-        rows = [json.loads(line) for line in _read(whole / name)]
-        found = [row for row in rows if len(row["prompt"] + row["completion"]) <= int(characters)]
-        _lines(folder / name, [json.dumps(row) for row in found])
+def part_of(whole: Path, asked: str, data: Path) -> Path:
+    """A folder with a part of a pool's rows, and of those to score.
+
+    asked  "characters=300": rows of at most that length, prompt and response together
+           "characters=300;rows=2000": and of these 2,000 drawn with seed 0
+           "scored=250": of the rows to score about so many, evenly spaced
+    """
+    limits = dict(setting.split("=") for setting in asked.split(PART))
+    if unknown := set(limits) - {"characters", "rows", "scored"}:
+        raise SystemExit(f"{sorted(unknown)[0]}: a part of a pool is given by characters, rows and scored")
+    folder = data / "-".join([whole.name, *(f"{value}-{name}" for name, value in limits.items())])
+    longest = int(limits.get("characters", sys.maxsize))
+    for name in ("pool.jsonl", "eval.jsonl", "target.jsonl"):
+        if not (whole / name).exists():
+            continue
+        rows = [(line, row) for line, row in _parsed(whole / name)]
+        found = [line for line, row in rows if name == "target.jsonl" or _characters(row) <= longest]
+        if name == "pool.jsonl" and "rows" in limits and int(limits["rows"]) < len(found):
+            drawn = np.random.default_rng(0).choice(len(found), int(limits["rows"]), replace=False)
+            found = [found[i] for i in np.sort(drawn)]
+        if name == "eval.jsonl" and "scored" in limits:
+            found = found[:: max(1, round(len(found) / int(limits["scored"])))]
+        write_lines(folder / name, found)
     if (whole / "labels.jsonl").exists():
-        _lines(folder / "labels.jsonl", _read(whole / "labels.jsonl"))
+        write_lines(folder / "labels.jsonl", read_rows(whole / "labels.jsonl"))
     return folder
 
 
-def _read(path: Path) -> list[str]:
+def _characters(row: dict[str, str]) -> int:
+    return len(row["prompt"] + row["completion"])
+
+
+def read_rows(path: Path) -> list[str]:
     """Its lines; not `splitlines`, which also cuts at line breaks of Unicode within a row."""
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _parsed(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Its lines, each with the row that it is."""
-    return [(line, json.loads(line)) for line in _read(path)]
+    return [(line, json.loads(line)) for line in read_rows(path)]
 
 
-def _lines(path: Path, lines: list[str]) -> Path:
+def write_lines(path: Path, lines: list[str]) -> Path:
+    """The file with these lines; whole at any moment, for runs beside this one read it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(beside, path)
     return path

@@ -1,0 +1,167 @@
+"""Does choosing rows pay on a real pretrained model? Arms at equal steps or at equal compute.
+
+    python bench/models.py smollm2                                      # the model, once
+    python bench/real.py --pool "FOLDER;characters=300;rows=2000" --steps 60 --seeds 0,1,2
+    python bench/real.py --pool FOLDER --budget-epochs 0.1,0.3,1 --arms full,distinct,grace,clean
+
+Arms are those of real_arms.py, and methods with settings: d2:lambda=0.5;refresh_every=5. --budget-epochs gives
+all arms the total FLOPs of that share of an epoch over the whole pool, choosing counted; --steps the same steps.
+A pool folder holds pool.jsonl and eval.jsonl, labels.jsonl where wrong rows are known, target.jsonl for arms
+with a target; further forms (parts of it, corrupted copies of a clean one) are those of pools.py.
+Each finished run is a line of RESULTS/POOL-MODEL-TUNING.jsonl and is never run again; a run that was cut
+begins anew. Settings are chosen on seeds 0-2 and reported on 10-14. Every arm is trained with the same speed-ups
+(playground/cpu_speed.py), one thread a run, as many runs at a time as there are cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pools import pool_and_model
+from real_arms import UNTOUCHED
+from real_run import Run, content_of, machine, run_one
+from real_table import HEADER, Result, lines_of, markdown, missed, read_results
+
+RESULTS = Path("results/real")
+ARMS = "untouched,random,full,distinct,clean,grace"
+LEARNING_RATE = {True: 1e-3, False: 1e-4}  # LoRA, full; chosen on the arm full
+
+
+def runs_of(args: argparse.Namespace, pool: Path, model: Path) -> list[Run]:
+    """What is asked for, the untouched model once."""
+    budgets: list[tuple[int | None, float | None]] = [(args.steps, None)]
+    if args.budget_epochs:
+        budgets = [(None, float(share)) for share in args.budget_epochs.split(",")]
+    content = content_of(pool, model)
+    rate = args.learning_rate or LEARNING_RATE[args.lora > 0]
+    found = []
+    for steps, epochs in budgets:
+        for seed in [int(seed) for seed in args.seeds.split(",")]:
+            for arm in args.arms.split(","):
+                shared = (args.lora, rate, args.budget, content)
+                if arm != UNTOUCHED:
+                    found.append(Run(pool.name, model.name, arm, seed, steps, epochs, *shared))
+                elif not any(run.arm == arm for run in found):
+                    found.append(Run(pool.name, model.name, arm, 0, None, None, 0, 0.0, "", content))
+    return found
+
+
+def run_all(
+    runs: Sequence[Run], file: Path, workers: int, pool: Path, model: Path, data: Path, guard: Path | None
+) -> list[Result]:
+    """Every run's result in the order given; what is finished is read, what is not is run and appended."""
+    known = {result["key"]: result for result in read_results(file)}
+    waiting = {run.key: run for run in runs if run.key not in known}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
+    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as executor:
+        futures = {executor.submit(run_one, run, pool, model, data, guard): run for run in waiting.values()}
+        for future in as_completed(futures):
+            result = {**future.result(), "machine": machine()}
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(result) + "\n")
+            known[result["key"]] = result
+            done = f"{result['arm']} seed {result['seed']}: loss {result['loss']:.3f}, {result['wall_seconds']:.0f} s"
+            print(
+                f"[{sum(run.key in known for run in runs)}/{len(runs)}] {done}", file=sys.stderr, flush=True
+            )
+    return [known[run.key] for run in runs]
+
+
+def print_table(title: str, results: Sequence[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in HEADER:
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=name != "arm")
+    for line in lines_of(results):
+        table.add_row(*line)
+    Console(width=200).print(table)
+
+
+def title_of(run: Run) -> str:
+    tuning = f"LoRA {run.lora}" if run.lora else "full fine-tuning"
+    allowed = f"{run.steps} steps of 16" if run.epochs is None else f"the FLOPs of {run.epochs:g} epochs"
+    rest = f"learning rate {run.learning_rate:g}, budget {run.budget}"
+    return f"{run.pool}, {run.model}, {tuning}, {allowed}, {rest}"
+
+
+def groups_of(runs: Sequence[Run], results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Title -> the results of one budget, the untouched model in each."""
+    trained = [(run, result) for run, result in zip(runs, results, strict=True) if run.arm != UNTOUCHED]
+    untouched = [result for run, result in zip(runs, results, strict=True) if run.arm == UNTOUCHED]
+    found: dict[str, list[Result]] = {}
+    for run, result in trained:
+        found.setdefault(title_of(run), list(untouched)).append(result)
+    return found or {"untouched": untouched}
+
+
+def arguments() -> Any:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pool", help="folder with pool.jsonl and eval.jsonl; see pools.py for parts of it")
+    parser.add_argument("--model", help="model folder", default="runs/models/smollm2")
+    parser.add_argument("--arms", default=ARMS)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="of 16 rows, for all arms; not with --budget-epochs"
+    )
+    parser.add_argument("--budget-epochs", default="", help="total FLOPs, in epochs over the pool: 0.1,0.3,1")
+    parser.add_argument("--budget", default="10%", help="of the pool, for arms that choose")
+    parser.add_argument("--lora", type=int, default=16, help="rank")
+    parser.add_argument("--full", action="store_true", help="full fine-tuning")
+    parser.add_argument("--learning-rate", type=float, help="left out: 1e-3 with LoRA, 1e-4 without")
+    parser.add_argument(
+        "--guard", type=Path, help="plain text (.txt, .gz) whose loss is the forgetting guard"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--quick", action="store_true", help="the playground's pool and model, 20 steps, one seed"
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 unless grace meets its targets")
+    args = parser.parse_args()
+    args.lora = 0 if args.full else args.lora
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.quick:
+            args.pool, args.model, args.seeds, args.budget_epochs, args.steps = None, None, "0", "", 20
+            args.results = Path(folder) / "results"
+        elif args.pool is None:
+            raise SystemExit("give --pool FOLDER, or --quick")
+        data = Path(folder) / "data"
+        pool, model = map(Path, pool_and_model(args.pool, args.model, folder, Path(folder)))
+        if not (model / "config.json").is_file():
+            raise SystemExit(f"{model}: no model there; make it with python bench/models.py smollm2 {model}")
+        runs = runs_of(args, pool, model)
+        file = args.results / f"{pool.name}-{model.name}-{f'lora{args.lora}' if args.lora else 'full'}.jsonl"
+        results = run_all(runs, file, args.workers, pool, model, data, args.guard)
+    misses = []
+    for title, some in groups_of(runs, results).items():
+        print_table(f"{title}; {machine()}, {args.workers} at a time", some)
+        if not args.quick:
+            name = f"{file.stem}-{title.split(', ')[3].replace(' ', '-')}.md"
+            (args.results / name).write_text(markdown(title, some), encoding="utf-8")
+        misses += [f"{title}: {miss}" for miss in missed(some)] if args.check else []
+    for miss in misses:
+        print(f"missed: {miss}")
+    return 1 if misses else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""One run of bench/real.py: train one arm with one seed, score the model, and say what it cost."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from pools import labels_of, read_rows
+from real_arms import NEAREST, UNTOUCHED, rows_of, section_of, target_of
+
+BATCH, MICRO = 16, 4  # rows a step, and of one forward pass
+LONGEST = 1024  # tokens of a row, SFTConfig's default
+LORA = {"lora_alpha": 32, "target_modules": "all-linear"}
+GUARD_CHUNKS, GUARD_TOKENS = 64, 128  # of plain text whose loss is the forgetting guard
+#: Phases that are charged: not the scoring.
+UNCHARGED = ("evaluation",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides a run; every field is part of its key.
+
+    steps   optimiser steps; None: as many as `epochs` affords
+    epochs  total FLOPs allowed, in epochs of training on the whole pool; None: `steps` decides
+    lora    rank; 0 = full fine-tuning
+    """
+
+    pool: str
+    model: str
+    arm: str
+    seed: int
+    steps: int | None
+    epochs: float | None
+    lora: int
+    learning_rate: float
+    budget: str
+    content: str  # fingerprint of the pool's files and the model's config
+
+    @property
+    def key(self) -> str:
+        settings = {} if self.arm == UNTOUCHED else _spelled_out(self)
+        return hashlib.sha256(json.dumps([asdict(self), settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _spelled_out(run: Run) -> Mapping[str, Any]:
+    """All settings of the coreset with their values: a default that changes makes another run."""
+    from coretune.config import build_coreset
+
+    section = section_of(run.arm, run.budget)
+    return build_coreset(section, run.seed).spelled_out(section)
+
+
+def content_of(pool: Path, model: Path) -> str:
+    """Of what the pool's files hold, and of the model's configuration."""
+    found = hashlib.sha256()
+    for file in (pool / "pool.jsonl", pool / "eval.jsonl", model / "config.json"):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def run_one(run: Run, pool: Path, model: Path, data: Path, guard: Path | None) -> dict[str, Any]:
+    """Train and score; everything a table needs. Nothing is left on disk but files of rows in `data`."""
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    began = time.perf_counter()
+    if run.arm == UNTOUCHED:
+        trained, cost = _untouched(model), {"flops": 0.0, "steps": 0}
+    else:
+        trained, cost = _train(run, pool, model, data)
+    network, tokenizer = trained
+    scores = _score(network, tokenizer, pool, guard)
+    return {**asdict(run), "key": run.key, **scores, **cost, "wall_seconds": time.perf_counter() - began}
+
+
+def _untouched(model: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="eager")
+    return network, AutoTokenizer.from_pretrained(model)
+
+
+def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    from transformers import TrainerCallback
+
+    from coretune import run as coretune_run
+    from coretune.config import check_config
+    from coretune.playground.cpu_speed import speed_up
+
+    speed_up()
+    coretune_run.quiet()
+    share = float(run.budget.rstrip("%")) / 100
+    rows = rows_of(run.arm, pool, data, share, run.seed)
+    extra = 0.0
+    if run.arm == NEAREST:
+        from real_nearest import nearest_rows
+
+        rows, extra = nearest_rows(pool, model, data, share)
+    with TemporaryDirectory() as folder:
+        config = check_config(_config(run, pool, model, rows, folder))
+        seen: list[np.ndarray] = []
+
+        class Seen(TrainerCallback):
+            """The rows of each step."""
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                at = (state.global_step - 1) % trainer.clock.steps * trainer.clock.batch
+                seen.append(trainer._order.of(at, at + trainer.clock.batch))
+
+        trainer = coretune_run.build_trainer(config, callbacks=[Seen()])
+        if run.epochs is not None:
+            allowed = run.epochs * epoch_flops(trainer, pool) - extra
+            trainer.args.max_steps = affordable(trainer, config, allowed)
+        trainer.train()
+        costs = trainer.ledger.by_phase()
+        charged = {name: cost for name, cost in costs.items() if name not in UNCHARGED}
+        ids = [trainer.pool_rows.ids[row] for row in np.concatenate(seen)]
+        found = {
+            "steps": trainer.state.global_step,
+            "flops": sum(cost.flops or 0.0 for cost in charged.values()) + extra,
+            "choosing_flops": sum(charged[n].flops or 0.0 for n in ("measurement", "graph", "selection"))
+            + extra,
+            "epoch_flops": epoch_flops(trainer, pool),
+            "seconds": sum(cost.seconds for cost in charged.values()),
+            "choosing_seconds": sum(charged[n].seconds for n in ("measurement", "graph", "selection")),
+            "tokens": charged["training"].tokens + charged["warm-up"].tokens,
+            "rows_distinct": len(set(ids)),
+            "wrong": wrong_share(ids, pool),
+        }
+        return (trainer.model, trainer.processing_class), found
+
+
+def _config(run: Run, pool: Path, model: Path, rows: Path, folder: str) -> dict[str, Any]:
+    target = target_of(run.arm, pool)
+    return {
+        "model_name_or_path": str(model),
+        "train_data": str(rows),
+        "target_data": None if target is None else str(target),
+        "output_dir": f"{folder}/run",
+        "seed": run.seed,
+        "skip_bad_rows": True,
+        "report": "never",
+        "coreset": section_of(run.arm, run.budget),
+        "peft": {"r": run.lora, **LORA} if run.lora else None,
+        "training": {
+            "max_steps": run.steps or 10,
+            "per_device_train_batch_size": MICRO,
+            "gradient_accumulation_steps": BATCH // MICRO,
+            "learning_rate": run.learning_rate,
+            "bf16": True,
+            "gradient_checkpointing": False,
+            "model_init_kwargs": {"attn_implementation": "eager"},
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            "report_to": "none",
+            "dataloader_pin_memory": False,
+        },
+    }
+
+
+def epoch_flops(trainer: Any, pool: Path) -> float:
+    """Of training once on every row of the whole pool, whatever rows the arm may train on."""
+    from coretune.ledger import training_flops
+
+    cost = trainer.cost
+    lengths = np.array([len(ids) for ids, _ in encoded(trainer.processing_class, pool / "pool.jsonl")])
+    return float(training_flops(cost.shape, lengths, adapter_parameters=cost.adapter_parameters))
+
+
+def affordable(trainer: Any, config: Any, flops: float) -> int:
+    """The most steps that are predicted to cost no more, choosing included. SystemExit when none are."""
+    from coretune.planning.workload import counted
+
+    def cost(steps: int) -> float:
+        trainer.args.max_steps = steps
+        phases = counted(trainer, config)["phases"]
+        return sum(found["flops"] or 0.0 for name, found in phases.items() if name not in UNCHARGED)
+
+    low, high = 0, 1
+    while cost(high) <= flops:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= flops else (low, middle)
+    if low == 0:
+        raise SystemExit(f"choosing alone costs {cost(1):.2e} FLOPs, more than the {flops:.2e} allowed")
+    return low
+
+
+def wrong_share(ids: list[str], pool: Path) -> float | None:
+    """Of the rows trained on, each as often as it was; None where nobody knows."""
+    if not (pool / "labels.jsonl").is_file():
+        return None
+    kinds = labels_of(pool)
+    return float(np.mean([kinds.get(name) == "wrong" for name in ids]))
+
+
+def _score(network: Any, tokenizer: Any, pool: Path, guard: Path | None) -> dict[str, float]:
+    """Held-out loss in nats a response token, exact match, and the guard's loss in nats a token."""
+    import torch
+
+    from coretune.scoring.evaluate import evaluate_rows
+
+    device = next(network.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16):
+        found = evaluate_rows(network, tokenizer, encoded(tokenizer, pool / "eval.jsonl"))
+        if guard is not None:
+            rows = [(ids, 1) for ids in _chunks(tokenizer, guard)]
+            found["guard"] = evaluate_rows(network, tokenizer, rows)["loss"]
+    return found
+
+
+def encoded(tokenizer: Any, file: Path) -> list[tuple[list[int], int]]:
+    """Token ids of a file's rows, as training sees them, and how many of them are the prompt's."""
+    from coretune.scoring.evaluate import encode
+
+    records = [json.loads(line) for line in read_rows(file)]
+    return encode(
+        tokenizer, [{name: row[name] for name in ("prompt", "completion")} for row in records], LONGEST
+    )
+
+
+def _chunks(tokenizer: Any, text: Path) -> list[list[int]]:
+    """The first pieces of a plain text, of equal length."""
+    opened = gzip.open if text.suffix == ".gz" else open
+    with opened(text, "rt", encoding="utf-8") as file:
+        ids = tokenizer(file.read(GUARD_CHUNKS * GUARD_TOKENS * 8), add_special_tokens=False)["input_ids"]
+    pieces = [ids[at : at + GUARD_TOKENS] for at in range(0, len(ids), GUARD_TOKENS)][:GUARD_CHUNKS]
+    return [piece for piece in pieces if len(piece) == GUARD_TOKENS]
+
+
+def machine() -> str:
+    import platform
+
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return f"{device}, {os.cpu_count()} cores"
