@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from coretune.playground.corrupt import corrupt
+
 MADE = "made:"  # a pool of the playground's kind, and how
 DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
 PART = (
@@ -100,24 +102,14 @@ def _folder(pool: str, data: Path) -> Path:
 def spoilt(clean: Path, data: Path) -> Path:
     """A folder with as many rows as the clean pool: half of them as they are, a fifth with the response of
     another row that answers otherwise, and copies of a few right ones."""
+    records = [json.loads(line) for line in read_rows(clean / "pool.jsonl")]
+    wrong, copies = round(WRONG * len(records)), round(COPIES * len(records))
     rng = np.random.default_rng(0)
-    lines = read_rows(clean / "pool.jsonl")
-    rows = [json.loads(lines[i]) for i in rng.permutation(len(lines))]
-    wrong, copies = round(WRONG * len(rows)), round(COPIES * len(rows))
-    right, others = rows[wrong + copies :], rows[:wrong]
-    for row in others:
-        answers = (right[int(i)]["completion"] for i in rng.permutation(len(right)))
-        row["completion"] = next(answer for answer in answers if answer != row["completion"])
-    again = [dict(right[int(i)]) for i in rng.integers(COPIED, size=copies)]
-    made = [(row, "clean") for row in right] + [(row, "wrong") for row in others]
-    made += [(row, "copy") for row in again]
-    made = [made[int(i)] for i in rng.permutation(len(made))]
-    ids = [f"row-{place:06d}" for place in range(len(made))]
+    pool, labels = corrupt(records, rng, wrong=wrong, copies=copies, copied=COPIED, dropped=copies)
     folder = data / f"{clean.name}-dirty"
-    labels = [{"id": name, "kind": kind} for name, (_, kind) in zip(ids, made, strict=True)]
-    pool = [{**row, "id": name} for name, (row, _) in zip(ids, made, strict=True)]
+    kinds = [{"id": name, "kind": kind} for name, kind in labels.items()]
     write_lines(folder / "pool.jsonl", [json.dumps(row) for row in pool])
-    write_lines(folder / "labels.jsonl", [json.dumps(label) for label in labels])
+    write_lines(folder / "labels.jsonl", [json.dumps(kind) for kind in kinds])
     write_lines(folder / "eval.jsonl", read_rows(clean / "eval.jsonl"))
     return folder
 

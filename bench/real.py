@@ -4,32 +4,33 @@
     python bench/real.py --pool "FOLDER;characters=300;rows=2000" --steps 60 --seeds 0,1,2
     python bench/real.py --pool FOLDER --budget-epochs 0.1,0.3,1 --arms full,distinct,grace,clean
 
-Arms are those of real_arms.py, and methods with settings: d2:lambda=0.5;refresh_every=5. --budget-epochs gives
-all arms the total FLOPs of that share of an epoch over the whole pool, choosing counted; --steps the same steps.
+Arms are those of real_arms.py, and methods with settings: d2:lambda=0.5;refresh_every=5. --steps gives all
+arms the same steps; --budget-epochs the same total FLOPs, choosing counted: those of training on the whole
+pool for that share of an epoch.
 A pool folder holds pool.jsonl and eval.jsonl, labels.jsonl where wrong rows are known, target.jsonl for arms
 with a target; further forms (parts of it, corrupted copies of a clean one) are those of pools.py.
 Each finished run is a line of RESULTS/POOL-MODEL-TUNING.jsonl and is never run again; a run that was cut
-begins anew. Settings are chosen on seeds 0-2 and reported on 10-14. Every arm is trained with the same speed-ups
-(playground/cpu_speed.py), one thread a run, as many runs at a time as there are cores.
+begins anew. Settings are chosen on seeds 0-2 and reported on 10-14. Every arm is trained with the same
+speed-ups (playground/cpu_speed.py), one thread a run, as many runs at a time as there are cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from pools import pool_and_model
 from real_arms import UNTOUCHED
-from real_run import Run, content_of, machine, run_one
-from real_table import HEADER, Result, lines_of, markdown, missed, read_results
+from real_run import Run, begin, content_of, machine, run_one
+from real_table import HEADER, Result, append_result, lines_of, markdown, missed, read_results
 
 RESULTS = Path("results/real")
 ARMS = "untouched,random,full,distinct,clean,grace"
@@ -56,25 +57,34 @@ def runs_of(args: argparse.Namespace, pool: Path, model: Path) -> list[Run]:
 
 
 def run_all(
-    runs: Sequence[Run], file: Path, workers: int, pool: Path, model: Path, data: Path, guard: Path | None
+    runs: Sequence[Run], file: Path, finished: Callable[[Sequence[Run]], Iterator[Result]]
 ) -> list[Result]:
-    """Every run's result in the order given; what is finished is read, what is not is run and appended."""
+    """Every run's result in the order given; what is in the file is read, what is not is run and appended.
+
+    finished  runs them, and yields each result as it is there
+    """
     known = {result["key"]: result for result in read_results(file)}
     waiting = {run.key: run for run in runs if run.key not in known}
     file.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
-    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as executor:
-        futures = {executor.submit(run_one, run, pool, model, data, guard): run for run in waiting.values()}
-        for future in as_completed(futures):
-            result = {**future.result(), "machine": machine()}
-            with file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(result) + "\n")
-            known[result["key"]] = result
-            done = f"{result['arm']} seed {result['seed']}: loss {result['loss']:.3f}, {result['wall_seconds']:.0f} s"
-            print(
-                f"[{sum(run.key in known for run in runs)}/{len(runs)}] {done}", file=sys.stderr, flush=True
-            )
+    for result in finished(list(waiting.values())):
+        append_result(file, {**result, "machine": machine()})
+        known[result["key"]] = {**result, "machine": machine()}
+        done = f"[{sum(run.key in known for run in runs)}/{len(runs)}] {result['arm']} seed {result['seed']}"
+        told = f"{done}: loss {result['loss']:.3f}, {result['wall_seconds']:.0f} s"
+        print(told, file=sys.stderr, flush=True)
     return [known[run.key] for run in runs]
+
+
+def in_processes(
+    pool: Path, model: Path, data: Path, guard: Path | None, workers: int, runs: Sequence[Run]
+) -> Iterator[Result]:
+    """Results as they are finished: so many runs at a time, each in a process of its own."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, begin, max_tasks_per_child=1) as executor:
+        futures = [executor.submit(run_one, run, pool, model, data, guard) for run in runs]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def print_table(title: str, results: Sequence[Result]) -> None:
@@ -150,7 +160,8 @@ def main() -> int:
             raise SystemExit(f"{model}: no model there; make it with python bench/models.py smollm2 {model}")
         runs = runs_of(args, pool, model)
         file = args.results / f"{pool.name}-{model.name}-{f'lora{args.lora}' if args.lora else 'full'}.jsonl"
-        results = run_all(runs, file, args.workers, pool, model, data, args.guard)
+        finished = partial(in_processes, pool, model, data, args.guard, args.workers)
+        results = run_all(runs, file, finished)
     misses = []
     for title, some in groups_of(runs, results).items():
         print_table(f"{title}; {machine()}, {args.workers} at a time", some)

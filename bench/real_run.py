@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +24,6 @@ BATCH, MICRO = 16, 4  # rows a step, and of one forward pass
 LONGEST = 1024  # tokens of a row, SFTConfig's default
 LORA = {"lora_alpha": 32, "target_modules": "all-linear"}
 GUARD_CHUNKS, GUARD_TOKENS = 64, 128  # of plain text whose loss is the forgetting guard
-#: Phases that are charged: not the scoring.
-UNCHARGED = ("evaluation",)
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,20 @@ def content_of(pool: Path, model: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def run_one(run: Run, pool: Path, model: Path, data: Path, guard: Path | None) -> dict[str, Any]:
-    """Train and score; everything a table needs. Nothing is left on disk but files of rows in `data`."""
+def begin() -> None:
+    """In a worker: one thread, nothing on the console but errors."""
     import torch
+
+    from coretune import run
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
+    run.quiet()
+
+
+def run_one(run: Run, pool: Path, model: Path, data: Path, guard: Path | None) -> dict[str, Any]:
+    """Train and score; everything a table needs. Nothing is left on disk but files of rows in `data`."""
     began = time.perf_counter()
     if run.arm == UNTOUCHED:
         trained, cost = _untouched(model), {"flops": 0.0, "steps": 0}
@@ -97,11 +103,10 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
     from transformers import TrainerCallback
 
     from coretune import run as coretune_run
+    from coretune.comparing.compute import UNCHARGED, affordable_steps
     from coretune.config import check_config
-    from coretune.playground.cpu_speed import speed_up
+    from coretune.playground.cpu_speed import sped_up
 
-    speed_up()
-    coretune_run.quiet()
     share = float(run.budget.rstrip("%")) / 100
     rows = rows_of(run.arm, pool, data, share, run.seed)
     extra = 0.0
@@ -109,7 +114,7 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
         from real_nearest import nearest_rows
 
         rows, extra = nearest_rows(pool, model, data, share)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, redirect_stdout(None), sped_up():
         config = check_config(_config(run, pool, model, rows, folder))
         seen: list[np.ndarray] = []
 
@@ -123,7 +128,9 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
         trainer = coretune_run.build_trainer(config, callbacks=[Seen()])
         if run.epochs is not None:
             allowed = run.epochs * epoch_flops(trainer, pool) - extra
-            trainer.args.max_steps = affordable(trainer, config, allowed)
+            trainer.args.max_steps = affordable_steps(trainer, config, allowed)
+            if trainer.args.max_steps == 0:
+                raise SystemExit(f"{run.arm}: choosing alone costs more than the {allowed:.2e} FLOPs allowed")
         trainer.train()
         costs = trainer.ledger.by_phase()
         charged = {name: cost for name, cost in costs.items() if name not in UNCHARGED}
@@ -179,26 +186,6 @@ def epoch_flops(trainer: Any, pool: Path) -> float:
     cost = trainer.cost
     lengths = np.array([len(ids) for ids, _ in encoded(trainer.processing_class, pool / "pool.jsonl")])
     return float(training_flops(cost.shape, lengths, adapter_parameters=cost.adapter_parameters))
-
-
-def affordable(trainer: Any, config: Any, flops: float) -> int:
-    """The most steps that are predicted to cost no more, choosing included. SystemExit when none are."""
-    from coretune.planning.workload import counted
-
-    def cost(steps: int) -> float:
-        trainer.args.max_steps = steps
-        phases = counted(trainer, config)["phases"]
-        return sum(found["flops"] or 0.0 for name, found in phases.items() if name not in UNCHARGED)
-
-    low, high = 0, 1
-    while cost(high) <= flops:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= flops else (low, middle)
-    if low == 0:
-        raise SystemExit(f"choosing alone costs {cost(1):.2e} FLOPs, more than the {flops:.2e} allowed")
-    return low
 
 
 def wrong_share(ids: list[str], pool: Path) -> float | None:

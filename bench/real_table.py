@@ -42,6 +42,15 @@ def read_results(file: Path) -> list[Result]:
     return found
 
 
+def append_result(file: Path, result: Result) -> None:
+    """One more line; on a line of its own also after one that was cut."""
+    before = file.read_bytes() if file.is_file() else b""
+    with file.open("ab") as out:
+        if before and not before.endswith(b"\n"):
+            out.write(b"\n")
+        out.write(json.dumps(result).encode() + b"\n")
+
+
 def lines_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """A line an arm, in the order in which the arms come."""
     full = {r["seed"]: r["loss"] for r in results if r["arm"] == "full"}

@@ -126,6 +126,40 @@ def demo(
     guarded(work, traceback)
 
 
+@app.command("demo-real")
+def demo_real(
+    output_dir: Annotated[str, typer.Option(help="Where the pool and the runs go.")] = "runs/demo-real",
+    model: Annotated[
+        str, typer.Option(help="Model folder; made there if it is not.")
+    ] = "runs/models/smollm2",
+    seed: Annotated[int, typer.Option(help="Of the pool and of the runs.")] = 0,
+    epochs: Annotated[float, typer.Option(help="Total FLOPs of each arm, in epochs over the pool.")] = 1.0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Two arms on 1,500 real rows with SmolLM2-135M, at equal compute: everything, a GRACE coreset."""
+
+    def work() -> None:
+        from pathlib import Path
+
+        from coretune.demo_real import RealDemo, run_demo_real
+        from coretune.playground.smollm2 import make_model
+
+        if make_model(Path(model)) and not (quiet or as_json):
+            print(f"{model}: SmolLM2-135M-Instruct, dequantised from Q4_1")
+        asked = RealDemo(Path(output_dir), Path(model), seed, epochs)
+        header, *rows = run_demo_real(asked, quiet=quiet or as_json)
+        if as_json:
+            names = [name.replace("\n", " ") for name in header]
+            print_json([dict(zip(names, row, strict=True)) for row in rows])
+            return
+        print_table("Equal compute, choosing included", [header, *rows])
+        print(f"report: {output_dir}/grace/_coretune/report.html")
+
+    guarded(work, traceback)
+
+
 for command in (reading_command.report, reading_command.explain, reading_command.diff):
     app.command()(command)
 

