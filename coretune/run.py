@@ -22,7 +22,14 @@ import torch
 import yaml
 from peft import LoraConfig
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PrinterCallback, TrainerCallback, set_seed
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+    dynamic_module_utils,
+    set_seed,
+)
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
 
@@ -124,6 +131,8 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     """Corpora, model and trainer of a config, all checked; `stock` goes to SFTTrainer as it is."""
     if not sys.stderr.isatty():
         no_bars()
+    # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     _refuse_old_run(config)
     section = build_coreset(config.coreset, config.seed)
     tokenizer = load_tokenizer(config.model_name_or_path)

@@ -26,8 +26,8 @@ LORA = (
     ("peft", "config.py", "PeftConfig"),
     ("peft", "tuners/lora/config.py", "LoraConfig"),
 )
-#: Take more than their annotations say (transformers 5.23, peft 0.21): fsdp true, lora_alpha half numbers.
-WIDER = ("fsdp", "lora_alpha")
+#: Fields that take more than their annotations say (transformers 5.23, peft 0.21).
+WIDER = {"fsdp": "bool | str | list[str] | None", "lora_alpha": "int | float"}
 WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -75,7 +75,7 @@ def field_types(classes: tuple[tuple[str, str, str], ...]) -> Mapping[str, ast.e
         path = Path((spec.submodule_search_locations or [""])[0] if spec else "") / file
         if path.is_file():
             found |= dict(_fields(path, name))
-    return found
+    return {**found, **{name: ast.parse(WIDER[name], mode="eval").body for name in found if name in WIDER}}
 
 
 def _fields(path: Path, name: str) -> Iterator[tuple[str, ast.expr]]:
@@ -94,7 +94,7 @@ def first_wrong(
     """The first key of a section whose value its field does not take, and what to give; None: all do."""
     types = field_types(classes)
     for key, value in section.items():
-        if key in types and key not in WIDER and (remedy := wrong_value(types[key], value)):
+        if key in types and (remedy := wrong_value(types[key], value)):
             return key, remedy
     return None
 
