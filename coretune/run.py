@@ -79,7 +79,9 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
-    trainer.ledger.predicted = prediction(config.output_dir, about_run(config)) or counted(trainer, config)
+    trainer.ledger.predicted = prediction(config.output_dir, lambda: about_run(config)) or counted(
+        trainer, config
+    )
     trainer.train(config.resume_from_checkpoint)
     if save:
         trainer.save_model()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from coretune.comparing.arms import arm_section
 from coretune.comparing.compare import Job, Result
 from coretune.config import ConfigError, RunConfig, build_coreset, check_config
 from coretune.recording.run_files import REPORT
+from coretune.storing.inputs import _revision, inputs
 
 SHARED = {"method": "grace", "budget": "25%", "refresh_every": 2, "lambda": 0.5, "k": 4, "warmup": 0.1}
 
@@ -100,6 +103,78 @@ def test_a_job_is_named_by_all_that_decides_it(tmp_path: Path) -> None:
     training = {**config(tmp_path).training, "learning_rate": 2e-2}
     keys = [key(), key("grace"), key("random:budget=30%"), key(seed=1), key(steps=9), key(training=training)]
     assert len(set(keys)) == 6
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    """In place, with the size and the time of before."""
+    stamp, content = path.stat(), path.read_text()
+    assert content.count(old) >= 1
+    path.write_text(content.replace(old, new, 1))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def test_a_job_is_another_when_what_its_config_names_has_changed_in_place(tmp_path: Path) -> None:
+    names = ("pool", "eval", "target", "quality")
+    for name in names:
+        write_jsonl(tmp_path / f"{name}.jsonl", records(8))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in names}
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    teacher = shutil.copytree(model_folder(), tmp_path / "teacher" / "checkpoint-1")
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    given = config(
+        tmp_path,
+        model_name_or_path=str(model),
+        train_data=files["pool"],
+        eval_data=files["eval"],
+        target_data={files["target"]: 1.0},
+        evaluate={"metric": ["loss"], "file": files["quality"]},
+        training={"max_steps": 8, "chat_template_path": str(template)},
+    )
+
+    def key() -> str:
+        return compare.job_of(given, f"brief:teacher={tmp_path / 'teacher'}", 0, 8, tmp_path).key
+
+    keys = [key(), key()]
+    for change in (
+        *(lambda name=name: rewrite(tmp_path / f"{name}.jsonl", "say 3", "say 4") for name in names),
+        lambda: rewrite(model / "config.json", "silu", "gelu"),
+        lambda: rewrite(model / "tokenizer_config.json", "{", "{ "),
+        lambda: rewrite(template, "messages", "messages "),
+        lambda: (teacher / "optimizer.pt").write_bytes(b"moments"),
+    ):
+        change()
+        keys.append(key())
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == len(keys) - 1
+
+
+@pytest.mark.parametrize("package", ["torch", "trl", "faiss-cpu"])
+def test_a_job_under_another_version_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    job = compare.job_of(config(tmp_path), "random", 0, 8, tmp_path)
+    before = job.key
+    monkeypatch.setattr("coretune.storing.inputs.version", lambda name: "9" if name == package else "1")
+    other = job.key
+    monkeypatch.setattr("coretune.storing.inputs.version", lambda name: "1")
+    assert len({before, other, job.key}) == 3
+
+
+def test_a_hub_id_stands_for_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one downloaded last, where the hub cannot be asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--an-owner--a-model" / "refs"
+    refs.mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        (refs / "main").write_text(commit)
+        _revision.cache_clear()
+        found.append(
+            inputs({"model_name_or_path": "an-owner/a-model"})["model_name_or_path an-owner/a-model"]
+        )
+    assert found == ["a" * 40, "b" * 40]
+    assert inputs({"train_data": "an-owner/none"})["train_data an-owner/none"] == "unknown"
 
 
 # ------------------------------------------------------------------------------------------- statistics
@@ -257,6 +332,24 @@ def test_finished_jobs_are_not_repeated_and_cut_ones_begin_anew(data: Path) -> N
     first = arm_runs.finished(job, data / "out", whole)
     assert arm_runs.finished(job, data / "out", whole) == first
     assert len(ran) == 1
+    (kept,) = (data / "out").glob("*.json")
+    rewrite(kept, '"seed": 3', '"seed": 4')
+    assert arm_runs.finished(job, data / "out", whole) == first  # damaged, so made again
+    assert len(ran) == 2
+    rewrite(data / "pool.jsonl", "say 3", "say 4")
+    arm_runs.finished(job, data / "out", whole)
+    assert len(ran) == 3
+
+
+def test_a_result_of_data_that_changed_meanwhile_is_not_kept(data: Path) -> None:
+    job = compare.jobs_of(config(data), ["random"], [3], data / "out")[0]
+
+    def changing(job: Job) -> Result:
+        rewrite(data / "eval.jsonl", "say 3", "say 4")
+        return result("random", 3, 1.0)
+
+    arm_runs.finished(job, data / "results", changing)
+    assert not (data / "results").exists()
     assert not list((data / "out").rglob("*.part"))
 
 

@@ -263,9 +263,16 @@ def test_a_plan_of_another_config_is_not_held_against_a_run(data: Path, tmp_path
     (tmp_path / "_coretune" / "plan.json").write_text(
         json.dumps({"about": about_run(one), "phases": {}, "total": {"seconds": 1.0}})
     )
-    assert plan.prediction(tmp_path, about_run(one)) == {"phases": {}, "total": {"seconds": 1.0}}
-    assert plan.prediction(tmp_path, about_run(other)) is None
-    assert plan.prediction(tmp_path / "nowhere", about_run(one)) is None
+    assert plan.prediction(tmp_path, lambda: about_run(one)) == {"phases": {}, "total": {"seconds": 1.0}}
+    assert plan.prediction(tmp_path, lambda: about_run(other)) is None
+    assert plan.prediction(tmp_path / "nowhere", lambda: about_run(one)) is None
+    pool = data / "pool.jsonl"
+    before = pool.read_text()
+    try:
+        pool.write_text(before + before.splitlines()[0].replace("row-", "new-") + "\n")
+        assert plan.prediction(tmp_path, lambda: about_run(one)) is None
+    finally:
+        pool.write_text(before)
 
 
 @pytest.mark.parametrize("coreset", [{"method": "random"}, {"method": "loss", "refresh_every": "adaptive"}])

@@ -143,7 +143,7 @@ def test_a_run_cut_at_its_last_step_still_goes_on_to_its_end(tmp_path: Path) -> 
 
 
 def _plan(folder: Path) -> object:
-    return prediction(folder, {})
+    return prediction(folder, dict)
 
 
 READERS = {

@@ -5,6 +5,8 @@ for job, result in outcomes(jobs, Path("OUT/results"), workers=2, run=run_job):
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shutil
 import threading
@@ -21,8 +23,11 @@ from coretune.console import NOISE
 from coretune.files import read_json, write_json
 from coretune.planning.workload import looked_at
 from coretune.recording.run_files import METRICS
+from coretune.storing.fingerprint import checksum
 
 Run = Callable[[Job], Result]
+CHECKSUM = "checksum"  # of a result, in its file
+log = logging.getLogger("coretune")
 
 
 def outcomes(
@@ -70,14 +75,33 @@ def _begin() -> None:
 
 def finished(job: Job, results: Path, run: Run) -> Result:
     """The job's result, from its file when it was run before."""
-    path = results / f"{job.key}.json"
-    if path.is_file():
-        known: Result = read_json(path)
+    key = job.key
+    path = results / f"{key}.json"
+    if path.is_file() and (known := _known(path)) is not None:
         return known
     shutil.rmtree(job.config.output_dir, ignore_errors=True)  # of an attempt that was cut
     result = run(job)
-    write_json(path, result)
+    if job.key == key:
+        write_json(path, {CHECKSUM: _checksum(result), **result})
+    else:
+        log.warning("%s: what its config names was written to while it ran; its result is not kept", job.name)
     return result
+
+
+def _known(path: Path) -> Result | None:
+    """The result in this file; None, with a line, where it is not as it was written."""
+    try:
+        found: Result = read_json(path)
+        if found.pop(CHECKSUM) == _checksum(found):
+            return found
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    log.warning("%s is damaged, and its run is made again", path)
+    return None
+
+
+def _checksum(result: Result) -> str:
+    return checksum(json.dumps(result, sort_keys=True).encode())
 
 
 def run_job(job: Job) -> Result:

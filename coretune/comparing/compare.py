@@ -24,6 +24,7 @@ from scipy import stats
 from coretune.comparing.arms import arm_section
 from coretune.config import ConfigError, RunConfig, check_config
 from coretune.files import write_json
+from coretune.storing.inputs import inputs
 
 RESULTS, SIGNALS, COMPARISON = "results", "signals", "compare.json"
 BASELINE = "random"
@@ -44,9 +45,11 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Of the config but for its folders, and of the package's code: no result is another's."""
+        """Of the config but for its folders, of the content of all that it names, of versions and of the
+        package's code: no result is another's."""
         kept = self.config.model_dump(mode="json", exclude={"output_dir", "signals_dir", "report"})
-        return hashlib.sha256(json.dumps([kept, code()], sort_keys=True).encode()).hexdigest()[:16]
+        parts = [kept, inputs(kept), code()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,13 +234,15 @@ def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
     return path
 
 
-def prediction(folder: str | os.PathLike[str], about: Mapping[str, Any]) -> dict[str, Any] | None:
+def prediction(
+    folder: str | os.PathLike[str], about: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any] | None:
     """What `write` put there, by phase; None where there is nothing, or it is of another config."""
     path = Path(folder) / PLAN
     if not path.is_file():
         return None
     plan = read_json(path)
-    if plan["about"] != json.loads(json.dumps(about)):
+    if plan["about"] != json.loads(json.dumps(about())):
         return None
     return {"phases": plan["phases"], "total": plan["total"]}
 

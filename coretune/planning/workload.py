@@ -13,6 +13,7 @@ from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import coreset_rows
+from coretune.storing.inputs import inputs
 from coretune.types import Rows
 
 # Rows looked at for one chosen, with anchors "candidates" and looks that are good for one refresh; with
@@ -67,10 +68,12 @@ def _full_epochs(config: RunConfig, args: Any, epochs_a_step: float) -> float:
 
 
 def about_run(config: RunConfig) -> dict[str, Any]:
-    """What a plan and a run must share for the one to be held against the other."""
+    """What a plan and a run must share for the one to be held against the other: settings, and the content of
+    all that they name."""
     kept = ("model_name_or_path", "train_data", "eval_data", "target_data", "seed", "training", "peft")
     coreset = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
-    return {**{name: getattr(config, name) for name in kept}, "coreset": coreset}
+    known = {**{name: getattr(config, name) for name in kept}, "coreset": coreset}
+    return {**known, "inputs": inputs(known)}
 
 
 def look(trainer: Any, rows: Rows, first: bool) -> Work:
