@@ -26,6 +26,7 @@ from coretune.rounds.twins import Twins
 from coretune.select.grace import Grace
 from coretune.select.random import Random
 from coretune.training.run_harvest import RunHarvest
+from coretune.training.sections import load_tokenizer
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
 
 COMPARED = (MISMATCHED, MATCHED)
@@ -125,7 +126,7 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
         use_cpu=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    tokenizer = run.load_tokenizer(str(asked.model))
+    tokenizer = load_tokenizer(str(asked.model))
     corpus = Corpus.build(
         Path(asked.pool) / "pool.jsonl",
         tokenizer,

@@ -33,6 +33,7 @@ from trl import SFTTrainer
 from coretune import run
 from coretune.config import check_config
 from coretune.playground import BASE_MODEL, make_pool
+from coretune.training.sections import training_arguments
 
 TARGET = 1.03
 EVERY = 10  # steps between selections
@@ -97,7 +98,7 @@ def ours(options: argparse.Namespace, folder: Path, pool: Path) -> tuple[Timer, 
 def stock(options: argparse.Namespace, folder: Path, pool: Path, given: Any, rows: list[int]) -> Timer:
     """The stock trainer on these rows of the pool of `given`, in this order."""
     timer = Timer()
-    args = run.training_arguments(config(options, folder, pool))
+    args = training_arguments(config(options, folder, pool))
     args.train_sampling_strategy = "sequential"
     SFTTrainer(
         str(options.model),

@@ -43,6 +43,7 @@ from coretune.measure.signals import measurer
 from coretune.neighbors.graph import build
 from coretune.select.grace import Grace
 from coretune.select.importance import clues, neighbour_consistency, tells
+from coretune.training.sections import load_tokenizer
 from coretune.types import MATCHED, MISMATCHED, Array, Pool
 
 OF_A_SKILL, RIGHT, WRONG = 0.9, 0.05, 0.65  # at the last look: at least, at most, at least
@@ -160,7 +161,7 @@ def _share(who: Array, of: Array) -> float:
 
 def looks_of(pool: str, name: str, steps: list[int], seed: int, rate: float) -> list[list[float]]:
     torch.manual_seed(seed)
-    tokenizer = run.load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     known = Known.of(Path(pool), tokenizer)
     decoys = Mismatched.of(known.rows, known.rows.length, Grace().mismatched, seed)

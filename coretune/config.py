@@ -33,7 +33,7 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
 from coretune.select import SELECTORS
 from coretune.stock_fields import LORA, SFT, field_types, first_wrong
-from coretune.types import Selector, Taught
+from coretune.types import TRAINERS_SEED, Selector, Taught
 from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
@@ -43,6 +43,8 @@ _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
 _OWN = {"method", "budget", "quota"}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
+#: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
+_NO = {"eval_strategy": "no", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
 
 class RunConfig(BaseModel):
@@ -67,6 +69,12 @@ class RunConfig(BaseModel):
     evaluate: EvaluateSection | None = None
     report: Literal["refresh", "end", "never"] = "refresh"
     provenance: dict[str, Any] | None = None
+
+    @property
+    def coreset_seed(self) -> int:
+        """Of the coreset's draws: what seeds the order of the data, as in the stock trainer."""
+        given = self.training.get("data_seed")
+        return self.seed if given is None else given
 
 
 @dataclass(frozen=True)
@@ -112,16 +120,23 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
     refuse_unknown("", raw, RunConfig.model_fields)
     raw = {key: value if key in _NO_PATHS else _at_home(value) for key, value in raw.items()}
+    if isinstance(raw.get("training"), Mapping):
+        raw = {**raw, "training": {key: _said(key, value) for key, value in raw["training"].items()}}
     try:
         config = RunConfig(**raw)
     except ValidationError as error:
         raise ConfigError(_first(error)) from None
     _check_texts(config)
-    build_coreset(config.coreset, config.seed)
+    build_coreset(config.coreset, config.coreset_seed)
     _check_shares(config.target_data)
     _check_stock(config)
     _check_places(config)
     return config
+
+
+def _said(key: str, value: Any) -> Any:
+    """`save_strategy: no` as it is meant."""
+    return _NO[key] if value is False and key in _NO else value
 
 
 def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = None) -> CoresetSection:
@@ -152,10 +167,11 @@ def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = 
     return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
 
 
-def coreset(method: str | Selector, *, seed: int = 0, **settings: Any) -> CoresetConfig:
+def coreset(method: str | Selector, *, seed: int = TRAINERS_SEED, **settings: Any) -> CoresetConfig:
     """The `coreset` section in Python: coreset("grace", budget="10%", refresh_every=20, lambda_=0.5).
 
     method  a name, or a selector of your own, which brings its settings: coreset(Margin(at=2.0), budget=600)
+    seed    of all that the coreset draws; left out: the trainer's, data_seed of its arguments, else seed
 
     Raises ConfigError as the section does, and for a setting of the measurement, which is not part of it.
     """

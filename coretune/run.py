@@ -6,9 +6,7 @@ config ─ corpora ─ trainer ─► train ─► evaluate ─► RUN/weights �
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,25 +16,16 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 import yaml
-from peft import LoraConfig
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PrinterCallback,
-    TrainerCallback,
-    dynamic_module_utils,
-    set_seed,
-)
+from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig
 
 from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
 from coretune.console import first_process
 from coretune.data.corpus import Corpus
+from coretune.data.raw import json_line
 from coretune.files import whole, write_text
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
@@ -54,6 +43,13 @@ from coretune.secrets import without_secrets
 from coretune.training.look import Target
 from coretune.training.run_folder import holds_run, refuse_foreign
 from coretune.training.saving import side_product
+from coretune.training.sections import (
+    adapter_config,
+    load_tokenizer,
+    longest_row,
+    row_tokenizer,
+    training_arguments,
+)
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
 
@@ -136,13 +132,15 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     _refuse_old_run(config)
-    section = build_coreset(config.coreset, config.seed)
-    tokenizer = load_tokenizer(config.model_name_or_path)
+    section = build_coreset(config.coreset, config.coreset_seed)
     args = training_arguments(config)
-    length = _max_length(config.model_name_or_path, args)
-    pool = _corpus_of(config.train_data, config, tokenizer, length)
-    held_out = _corpus_of(config.eval_data, config, tokenizer, length) if config.eval_data else None
-    targets = _targets(config, tokenizer, length)
+    adapter = adapter_config(config)
+    tokenizer = load_tokenizer(config.model_name_or_path, args)
+    length = longest_row(config.model_name_or_path, args)
+    rows = row_tokenizer(tokenizer, args)
+    pool = _pool(config, rows, length)
+    held_out = _corpus_of(config.eval_data, config, rows, length) if config.eval_data else None
+    targets = _targets(config, rows, length)
     if config.provenance is not None:
         _compare_fingerprint(config.provenance, pool)
     set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
@@ -153,7 +151,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
             train_dataset=pool.dataset,
             eval_dataset=held_out.dataset if held_out is not None else None,
             processing_class=tokenizer,
-            peft_config=_lora(config),
+            peft_config=adapter,
             coreset=section.coreset,
             rows=pool,
             measuring=section.measuring,
@@ -165,6 +163,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         raise ConfigError(
             f"the weights of {config.model_name_or_path} are damaged ({error}): restore their files"
         ) from None
+    _refuse_frozen(trainer.model)
     trainer.kept_alive = (held_out, targets)
     if config.report == "refresh":
         trainer.add_callback(ReportWriter(trainer))
@@ -178,8 +177,11 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
     source = config.evaluate.file or config.eval_data
     if source is None:
         raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
-    tokenizer = trainer.processing_class
-    corpus = _corpus_of(source, config, tokenizer, _max_length(config.model_name_or_path, trainer.args))
+    length = longest_row(config.model_name_or_path, trainer.args)
+    answers = config.model_copy(
+        update={"training": {}}
+    )  # what the loss counts has no say in what is generated
+    corpus = _corpus_of(source, answers, trainer.processing_class, length)
     tokens = corpus.tokens(np.arange(len(corpus)))
     ends = corpus.prompt_length.tolist()
     return [(ids.tolist(), end) for ids, end in zip(tokens, ends, strict=True)]
@@ -219,31 +221,6 @@ class _Steps(TrainerCallback):
         self.on_step()
 
 
-def training_arguments(config: RunConfig) -> SFTConfig:
-    """The stock SFTConfig of the `training` section."""
-    given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
-    if not torch.accelerator.is_available():
-        given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
-    kwargs = {**(given.pop("dataset_kwargs", None) or {}), "skip_prepare_dataset": True}
-    try:
-        return SFTConfig(**given, dataset_kwargs=kwargs)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from None
-
-
-def load_tokenizer(name: str) -> Any:
-    """The model's tokenizer, with a padding token. ConfigError when there is no such model."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(_no_model(name, error)) from None
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(f"the tokenizer of {name} has neither a padding nor an EOS token; set one")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def quiet() -> None:
     """No bars and no notes of the libraries; errors still show."""
     no_bars()
@@ -274,27 +251,6 @@ def against_plan(trainer: CoresetSFTTrainer) -> str:
     return f"predicted: {', '.join(parts)}"
 
 
-def _lora(config: RunConfig) -> LoraConfig | None:
-    if config.peft is None:
-        return None
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", **config.peft})
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"peft: {' '.join(str(error).split())}") from None
-
-
-def _max_length(model: str, args: SFTConfig) -> int:
-    """What a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
-    try:
-        positions = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-    except AttributeError:  # state-space models have no positions to run out of
-        positions = None
-    limits = [limit for limit in (args.max_length, positions) if limit is not None]
-    if not limits:
-        raise ConfigError("training.max_length is null and the model sets no limit; give a number of tokens")
-    return int(min(limits))
-
-
 def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> Corpus:
     """Its faults and cuts are named in warnings."""
     began = time.monotonic()
@@ -306,14 +262,35 @@ def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> C
         skip_bad_rows=config.skip_bad_rows,
         cache_dir=config.corpus_dir,
         num_proc=config.training.get("dataset_num_proc"),
+        completion_only_loss=config.training.get("completion_only_loss"),
+        assistant_only_loss=config.training.get("assistant_only_loss", False),
     )
     if not sys.stderr.isatty() and (took := time.monotonic() - began) > SECONDS:
         log.info("tokenised %d rows of %s in %.0f s", len(corpus), source, took)
+    for line in corpus.notes:
+        log.warning("%s", line)
     for place, reason in corpus.dropped:
         log.warning("left out %s: %s", place, reason)
     if corpus.truncated:
         log.warning("%s: %d prompts cut from the left to %d tokens", source, corpus.truncated, length)
     return corpus
+
+
+def _pool(config: RunConfig, tokenizer: Any, length: int) -> Corpus:
+    """The rows of train_data; ConfigError for a column that `columns` names and no row has."""
+    pool = _corpus_of(config.train_data, config, tokenizer, length)
+    if pool.absent:
+        name = pool.absent[0]
+        raise ConfigError(
+            f"columns.{name} is {(config.columns or {})[name]!r}, and no row of {config.train_data} has that "
+            "column: correct it, or leave it out"
+        )
+    return pool
+
+
+def _refuse_frozen(model: Any) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("peft leaves no parameter to train: correct the section, or leave it out")
 
 
 def _targets(config: RunConfig, tokenizer: Any, length: int) -> list[Target]:
@@ -326,13 +303,6 @@ def _targets(config: RunConfig, tokenizer: Any, length: int) -> list[Target]:
 def _corpus(trainer: CoresetSFTTrainer) -> Corpus:
     assert isinstance(trainer.pool_rows, Corpus)
     return trainer.pool_rows
-
-
-def _no_model(name: str, error: Exception) -> str:
-    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"model_name_or_path is {name}, and no tokenizer can be loaded from it: {reason}"
 
 
 def _refuse_old_run(config: RunConfig) -> None:
@@ -365,7 +335,7 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     with their values, versions and fingerprints."""
     resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
     resolved = without_secrets(resolved)
-    resolved["coreset"] = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
+    resolved["coreset"] = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
     resolved[PROVENANCE] = {
         "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},
         "train_data": _corpus(trainer).fingerprint,
@@ -379,18 +349,21 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
 def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
     """One line a chosen row. The file appears whole or not at all."""
     coreset = state.coreset
+    nulls = 0
     with whole(path) as file:
         for rank, row in enumerate(coreset.indices):
             facts = {
                 "id": pool.ids[row],
                 "rank": rank,
-                "weight": float(coreset.weights[rank]),
-                "gain": float(coreset.gains[rank]),
+                "weight": _number(coreset.weights[rank]),
+                "gain": _number(coreset.gains[rank]),
                 "components": {name: _number(values[row]) for name, values in coreset.reasons.items()},
             }
-            file.write(
-                json.dumps({**pool.record(row), "coretune": facts}, ensure_ascii=False).encode() + b"\n"
-            )
+            line, count = json_line({**pool.record(row), "coretune": facts})
+            file.write(line.encode() + b"\n")
+            nulls += count
+    if nulls:
+        log.warning("%s: %d numbers that JSON has not (NaN, infinite) are written as null", path, nulls)
 
 
 def _number(value: Any) -> float | None:

@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Rows = NDArray[np.int64]  # (m,) positions in the pool, distinct
 
+
+class TrainersSeed(int):
+    """A seed that nobody gave: the trainer puts its own in this place. Without a trainer it is 0."""
+
+
+TRAINERS_SEED = TrainersSeed(0)
+
 #: In `Pool.references`, (m,) float32: losses of responses after other rows' prompts, and after their own.
 MISMATCHED, MATCHED = "mismatched_loss", "matched_loss"
 

@@ -19,7 +19,7 @@ from test_records import write
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
 from coretune.data.corpus import Corpus
-from coretune.data.raw import CorpusError
+from coretune.data.raw import CorpusError, json_line
 from coretune.data.records import read_rows
 
 
@@ -442,3 +442,187 @@ def test_refused_data_leaves_nothing_behind(tmp_path: Path, tokenizer: Any) -> N
 def test_record_text_is_json_a_writer_can_extend(corpus: Corpus) -> None:
     line = json.dumps({**corpus.record(0), "coretune": {"rank": 0}})
     assert json.loads(line)["note"] == corpus.record(0)["note"]
+
+
+# ----------------------------------------------------------------------- nothing is lost without a word
+
+
+MIXED = [
+    {"id": "0", "prompt": "Q", "completion": "A"},
+    {"id": "1", "prompt": "Q", "completion": ""},
+    {"id": "2", "prompt": "Q?", "completion": "B"},
+    {"id": "", "prompt": "Q", "completion": "A"},
+    {"id": "4", "prompt": "Q", "completion": "word " * 60},
+    {"id": "5", "prompt": "word " * 60, "completion": "A"},
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["p.jsonl", "p.json", "p.csv", "p.parquet", "p.arrow", "p.file.arrow", "hub"]
+)
+def test_rows_in_are_rows_trained_and_rows_named_in_every_format(
+    tmp_path: Path, tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "hub":
+        rows = datasets.Dataset.from_list(MIXED)
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+        source: Any = "owner/name"
+    else:
+        source = write(tmp_path / name, MIXED)
+    if name == "p.jsonl":
+        with source.open("ab") as end:
+            end.write(b'{"id": "6", "id": "7", "prompt": "Q", "completion": "A"}\n[]\n\xff\n\n')
+    if name == "p.json":
+        text = source.read_text(encoding="utf-8").rstrip()[:-1]
+        source.write_text(text + ', 5, {"id": 6, "id": 7, "prompt": "Q", "completion": "A"}]')
+    if name == "p.csv":
+        with source.open("ab") as end:
+            end.write(b'8,Q\n9,"Q"x,A\n10,Q,caf\xe9\n')
+    more = {"p.jsonl": 3, "p.json": 2, "p.csv": 3}.get(name, 0)
+    corpus = Corpus.build(source, tokenizer, max_length=40, skip_bad_rows=True)
+    assert sorted(corpus.ids) == ["0", "2", "5"]
+    assert len(corpus) + len(corpus.dropped) == len(MIXED) + more
+    assert len({place for place, _ in corpus.dropped}) == len(corpus.dropped)
+    with pytest.raises(CorpusError, match=f"{len(corpus.dropped)} bad rows"):
+        Corpus.build(source, tokenizer, max_length=40)
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}},
+}
+OTHER = {
+    "type": "function",
+    "function": {"name": "g", "parameters": {"properties": {"zone": {"type": "text"}}}},
+}
+
+
+def tool_row(number: int, tool: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": tool["function"]["name"], "arguments": arguments}}
+    turns = [
+        {"role": "user", "content": f"call it {number}"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "done"},
+    ]
+    asked = [{"role": "user", "content": f"and {number}"}, turns[1]]
+    return {"id": str(number), "messages": turns + asked, "tools": [tool]}
+
+
+ALIKE = [tool_row(number, TOOL, {"a": number}) for number in range(3)]
+UNLIKE = [tool_row(0, TOOL, {"a": 1}), tool_row(1, OTHER, {"zone": "north"}), tool_row(2, TOOL, {"a": 2})]
+WRITES_TOOLS = (
+    "{{ bos_token }}{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}"
+    "<|{{ m['role'] }}|>{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% "
+    "endif %}"
+    "{{ m['content'] }}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("rows", [ALIKE, UNLIKE], ids=["alike", "unlike"])
+@pytest.mark.parametrize("mixed", [{}, {"on_mixed_types": "use_json"}], ids=["structs", "json"])
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "hub"])
+def test_tool_rows_of_a_table_are_the_tokens_of_the_same_rows_as_jsonl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], mixed: Any, kind: str
+) -> None:
+    tokenizer = tiny_tokenizer(WRITES_TOOLS)
+    lines = Corpus.build(write(tmp_path / "p.jsonl", rows), tokenizer, max_length=2000)
+    made = datasets.Dataset.from_list(rows, **mixed)
+    source: Any = tmp_path / "table.parquet"
+    if kind == "parquet":
+        made.to_parquet(source)
+    elif kind == "arrow":
+        source = tmp_path / "saved"
+        made.save_to_disk(source)
+    else:
+        source = "owner/name"
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: made)
+    table = Corpus.build(source, tokenizer, max_length=2000)
+    assert table.ids == lines.ids
+    assert table.fingerprint == lines.fingerprint
+    if mixed:
+        assert [table.record(i) for i in range(3)] == [lines.record(i) for i in range(3)]
+
+
+def test_a_null_that_the_user_wrote_stays(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(WRITES_TOOLS)
+    row = tool_row(0, TOOL, {"a": None})
+    corpus = Corpus.build(write(tmp_path / "p.jsonl", [row]), tokenizer, max_length=2000)
+    assert '"a": null' in tokenizer.decode(corpus.tokens([0])[0])
+    filled = Corpus.build(write(tmp_path / "p.parquet", UNLIKE), tokenizer, max_length=2000)
+    at = filled.ids.index("1")
+    assert "null" not in tokenizer.decode(filled.tokens([at])[0])
+    assert filled.record(at)["messages"][1]["tool_calls"][0]["function"]["arguments"] == {
+        "a": None,
+        "zone": "north",
+    }
+
+
+def test_half_a_character_is_named_where_it_matters_and_kept_where_not(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    row = {"id": "a", "prompt": "Q", "completion": "A"}
+    rows = [{**row, "note": "cut \ud83d"}, {**row, "id": "\udc00"}, {**row, "id": "b", "source": "\ud800"}]
+    corpus = Corpus.build(
+        write_ascii(tmp_path / "p.jsonl", rows), tokenizer, max_length=60, skip_bad_rows=True
+    )
+    assert corpus.ids == ["a"]
+    assert [(place, reason[:30]) for place, reason in corpus.dropped] == [
+        ("p.jsonl line 2", "`id` holds half a surrogate pa"),
+        ("p.jsonl line 3", "`source` holds half a surrogat"),
+    ]
+    line, nulls = json_line(corpus.record(0))
+    assert json.loads(line.encode()) == corpus.record(0)
+    assert nulls == 0
+
+
+def write_ascii(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
+    return path
+
+
+def test_a_line_is_valid_json_and_says_what_it_could_not_hold() -> None:
+    nan = float("nan")
+    line, nulls = json_line({"a": nan, "b": [1.5, {"c": -float("inf")}], "d": "é"})
+    assert line == '{"a": null, "b": [1.5, {"c": null}], "d": "é"}'
+    assert nulls == 2
+
+
+def test_columns_and_files_that_are_not_used_are_named(tmp_path: Path, tokenizer: Any) -> None:
+    row = {"prompt": "Q", "completion": "A"}
+    write(tmp_path / "train-a.jsonl", [{**row, "score": 1}, {**row, "rank\x1b": 2}])
+    write(tmp_path / "train-b.csv", [{**row, "score": "1", "rank\x1b": "2"}])
+    write(tmp_path / "train-c.csv", [row])
+    write(tmp_path / "test.jsonl", [row])
+    corpus = Corpus.build(tmp_path, tokenizer, max_length=60, cache_dir=tmp_path.parent / "cache")
+    assert len(corpus) == 4
+    assert corpus.notes == [
+        f"{tmp_path}: not read: test.jsonl",
+        "train-a.jsonl and 1 more: columns that are not used: rank\\x1b, score",
+    ]
+    again = Corpus.build(tmp_path, tokenizer, max_length=60, cache_dir=tmp_path.parent / "cache")
+    assert again.notes == corpus.notes
+
+
+def test_a_mapped_column_that_no_row_has_is_known(tmp_path: Path, tokenizer: Any) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "Q", "completion": "A", "kind": "k"}])
+    for columns, absent in (({"source": "kind"}, []), ({"source": "kin", "tools": "t"}, ["source", "tools"])):
+        assert Corpus.build(file, tokenizer, max_length=60, columns=columns).absent == absent
+
+
+def test_the_loss_decides_labels_prompt_lengths_and_the_cache(tmp_path: Path, tokenizer: Any) -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
+    file, cache = write(tmp_path / "p.jsonl", [{"messages": turns}]), tmp_path / "cache"
+    built = [
+        Corpus.build(file, tokenizer, max_length=60, cache_dir=cache, **loss)
+        for loss in ({}, {"completion_only_loss": False}, {"assistant_only_loss": True})
+    ]
+    assert len({corpus.fingerprint for corpus in built}) == 3
+    for corpus in built:
+        (ids,), (labels,) = corpus.tokens([0]), corpus.labels([0])
+        begin = int(corpus.prompt_length[0])
+        assert corpus.dataset[0]["labels"] == labels.tolist()
+        assert (labels[:begin] == -100).all()
+        assert labels[begin] == ids[begin]
+    counted = [int((corpus.labels([0])[0] != -100).sum()) for corpus in built]
+    assert counted == [3, int(built[1].length[0]) - 1, 4]

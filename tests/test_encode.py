@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
+from tokenizers import processors
 
-from coretune.data.encode import cut, encode_batch
+from coretune.data.encode import Loss, cut, encode_batch
 from coretune.data.formats import BadRow
 from coretune.data.raw import CorpusError
 
@@ -21,7 +22,11 @@ BOS, EOS = 1, 2
 
 
 def encode(
-    rows: list[dict[str, Any]], format: str, tokenizer: Any, max_length: int = 10_000
+    rows: list[dict[str, Any]],
+    format: str,
+    tokenizer: Any,
+    max_length: int = 10_000,
+    loss: Loss | None = None,
 ) -> dict[str, list[Any]]:
     size = len(rows)
     batch = {
@@ -30,7 +35,7 @@ def encode(
         "file": ["f"] * size,
         "number": list(range(1, size + 1)),
     }
-    return encode_batch(batch, tokenizer, {"f": format}, {}, max_length)
+    return encode_batch(batch, tokenizer, {"f": format}, {}, max_length, loss)
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -54,7 +59,7 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    def run(rows: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    def run(rows: list[dict[str, Any]], tokenizer: Any, **loss: Any) -> list[dict[str, Any]]:
         sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
         args = SFTConfig(
             output_dir=str(tmp_path_factory.mktemp("trl")),
@@ -62,6 +67,7 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
             use_cpu=True,
             bf16=False,
             report_to=[],
+            **loss,
         )
         trainer = SFTTrainer(
             LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)),
@@ -92,6 +98,95 @@ def test_ids_and_mask_equal_those_of_trl(prepare: Any, rows: Any, format: str, t
         unseen = 1 if format == "text" else 0
         masked = [-100] * prompt_length + ids[prompt_length:]
         assert masked[unseen:] == row["labels"][unseen:]
+
+
+CONVERSATIONS = [
+    {"messages": turns("a", "b", "c?", "é 🙂 </s> odd")},
+    {"messages": [{"role": "system", "content": "Be brief."}, *turns("x", "y")]},
+]
+
+
+@pytest.mark.parametrize(
+    ("rows", "format", "template", "loss"),
+    [
+        (CONVERSATIONS, "messages", TEMPLATE, {"assistant_only_loss": True}),
+        (CHATS, "prompt/completion", TEMPLATE, {"assistant_only_loss": True}),
+        (CHATS, "prompt/completion", TEMPLATE, {"assistant_only_loss": True, "completion_only_loss": False}),
+        (CHATS, "prompt/completion", TEMPLATE, {"completion_only_loss": False}),
+        (CHATS, "prompt/completion", TEMPLATE, {"completion_only_loss": True}),
+        (TEXT_PAIRS, "prompt/completion", None, {"completion_only_loss": False}),
+        ([{"text": "One line."}], "text", TEMPLATE, {"completion_only_loss": False}),
+    ],
+)
+def test_the_loss_counts_what_trl_counts(
+    prepare: Any, rows: Any, format: str, template: str | None, loss: dict[str, bool]
+) -> None:
+    tokenizer = tiny_tokenizer(template)
+    asked = Loss(loss.get("completion_only_loss"), loss.get("assistant_only_loss", False))
+    ours = encode(rows, format, tokenizer, loss=asked)
+    assert ours["problem"] == [None] * len(rows)
+    theirs = prepare(rows, tokenizer, **loss)
+    for ids, labels, begin, row in zip(
+        ours["input_ids"], ours["labels"], ours["prompt_length"], theirs, strict=True
+    ):
+        assert ids == row["input_ids"]
+        assert labels[1:] == row["labels"][1:]  # no model predicts the first token
+        assert labels[:begin] == [-100] * begin
+        assert labels[begin] == ids[begin]
+
+
+def test_all_assistant_turns_are_learnt_and_the_turns_between_are_not() -> None:
+    tokenizer = tiny_tokenizer()
+    encoded = encode(CONVERSATIONS[:1], "messages", tokenizer, loss=Loss(assistant_only=True))
+    ids, labels = encoded["input_ids"][0], encoded["labels"][0]
+    learnt = tokenizer.decode([token for token in labels if token != -100])
+    assert learnt == "b</s>é 🙂 </s> odd</s>"
+    (plain,) = encode(CONVERSATIONS[:1], "messages", tokenizer)["labels"]
+    assert plain != labels
+    cut_down = encode(CONVERSATIONS[:1], "messages", tokenizer, len(ids) - 1, Loss(assistant_only=True))
+    assert cut_down["truncated"] == [True]
+    assert [token for token in cut_down["labels"][0] if token != -100] == [t for t in labels if t != -100]
+    again = encode(CONVERSATIONS[:1] * 2, "messages", tokenizer, loss=Loss(assistant_only=True))
+    assert again["digest"][0] == encoded["digest"][0]
+
+
+def test_a_turn_that_is_not_to_be_learnt_is_named_where_it_would_be() -> None:
+    muted = turns("a", "b", "c", "d")
+    muted[1] |= {"weight": 0}  # type: ignore[dict-item]
+    row = [{"messages": muted}]
+    assert encode(row, "messages", tiny_tokenizer())["problem"] == [None]
+    (problem,) = encode(row, "messages", tiny_tokenizer(), loss=Loss(assistant_only=True))["problem"]
+    assert "the response has weight: 0" in problem
+
+
+def test_a_loss_that_the_rows_have_no_part_for_is_refused_with_the_reason() -> None:
+    unmarked = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    with pytest.raises(CorpusError, match=r"chat template marks no assistant text \(\{% generation %\}\)"):
+        Loss(assistant_only=True).refuse(tiny_tokenizer(unmarked))
+    with pytest.raises(CorpusError, match="assistant_only_loss is true, and the rows are texts"):
+        encode([{"text": "x"}], "text", tiny_tokenizer(), loss=Loss(assistant_only=True))
+    with pytest.raises(CorpusError, match="completion_only_loss is true, and the rows are texts without"):
+        encode([{"text": "x"}], "text", tiny_tokenizer(), loss=Loss(completion_only=True))
+
+
+@pytest.mark.parametrize("adds", ["<s> $A", "<s> $A </s>", "$A </s>", "$A"])
+@pytest.mark.parametrize("spelt", [True, False])
+def test_one_bos_and_one_eos_whoever_writes_them(adds: str, spelt: bool) -> None:
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=adds, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    begin = "<s>" if spelt else ""
+    text = encode([{"text": f"{begin}It is."}, {"text": f"{begin}It is.</s>"}], "text", tokenizer)
+    pair = encode([{"prompt": f"{begin}Q?\n", "completion": "A"}], "prompt/completion", tokenizer)
+    assert text["problem"] + pair["problem"] == [None] * 3
+    for ids in (*text["input_ids"], *pair["input_ids"]):
+        assert ids.count(BOS) == int(spelt or adds.startswith("<s>"))
+        assert BOS not in ids[1:]
+        assert ids.count(EOS) == 1 == [EOS].count(ids[-1])
+    assert text["input_ids"][0] == text["input_ids"][1]
+    at = pair["prompt_length"][0]
+    assert tokenizer.decode(pair["input_ids"][0][at:]) == "A</s>"
 
 
 def test_texts_messages_and_sharegpt_say_the_same(tmp_path: Path) -> None:

@@ -7,18 +7,9 @@ from typing import Any
 
 import pytest
 
-from coretune.data.formats import (
-    BadRow,
-    Conversation,
-    PlainText,
-    candidates,
-    filled_columns,
-    identity,
-    interpret,
-    recognise,
-    source_of,
-)
+from coretune.data.formats import BadRow, Conversation, PlainText, identity, interpret, source_of
 from coretune.data.raw import CorpusError
+from coretune.data.recognise import candidates, filled_columns, recognise, unused
 
 USER = {"role": "user", "content": "Q"}
 ASSISTANT = {"role": "assistant", "content": "A"}
@@ -140,8 +131,18 @@ def test_bad_columns_setting() -> None:
         (
             {"instruction": "Q", "response": "A"},
             {},
-            "nearest is alpaca, which lacks output; say which column",
+            "if instruction is the prompt and response the answer, set columns: {prompt: instruction, comp",
         ),
+        ({"question": "Q", "answer": "A"}, {}, "set columns: {prompt: question, completion: answer}$"),
+        ({"query": "Q", "response": "A", "type": "x"}, {}, "{prompt: query, completion: response}$"),
+        ({"input": "Q", "output": "A"}, {}, "{prompt: input, completion: output}$"),
+        ({"dialogue": "D", "Answer": "A", "Question": "Q"}, {}, "{prompt: Question, completion: Answer}$"),
+        (
+            {"prompt": "Q", "chosen": "A", "rejected": "B"},
+            {},
+            "preference data.* set columns: {prompt: prompt, completion: chosen}$",
+        ),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, ASSISTANT]}, {}, "columns: {messages: chosen}$"),
         ({"message": []}, {}, "nearest is messages, which lacks messages"),
         ({"q": "Q", "a": "A"}, {"prompt": "q", "completion": "answer"}, "which lacks answer; say which"),
         ({"prompt": None, "completion": "A"}, {}, "which needs prompt, completion not to be null"),
@@ -231,13 +232,155 @@ def test_identity_and_source() -> None:
     assert identity({}, {}, "f:1") == "f:1"
     for value, says in (
         (None, "null"),
-        (1.5, "a number"),
+        (1.5, r"1\.5, a floating-point number.*astype"),
+        (7.0, r"7\.0, a floating-point number"),
+        (float("nan"), "nan, a floating-point number"),
+        ("half \ud800", "holds half a surrogate pair"),
         (True, "true/false"),
         ("", "empty"),
         ([1], "a list"),
     ):
-        with pytest.raises(BadRow, match=f"`id` is {says}"):
+        with pytest.raises(BadRow, match=f"`id` (is )?{says}"):
             identity({"id": value}, {}, "f:1")
     assert source_of({"source": "s", "category": "c"}, {}) == "s"
     assert source_of({"category": 3}, {}) == "3"
     assert source_of({}, {}) is None
+    with pytest.raises(BadRow, match="`category` holds half a surrogate pair"):
+        source_of({"category": "\udfff"}, {})
+
+
+def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "prompt"),
+    [
+        ({"system": "S", "messages": [USER, ASSISTANT]}, "messages", [SYSTEM, USER]),
+        ({"system": "S", "messages": [SYSTEM, USER, ASSISTANT]}, "messages", [SYSTEM, USER]),
+        ({"system": "", "messages": [USER, ASSISTANT]}, "messages", [USER]),
+        (
+            {
+                "system": "S",
+                "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}],
+            },
+            "sharegpt",
+            [SYSTEM, USER],
+        ),
+        ({"system": "S", "prompt": "Q", "completion": "A"}, "prompt/completion", [SYSTEM, USER]),
+        ({"system": "S", "prompt": [USER], "completion": [ASSISTANT]}, "prompt/completion", [SYSTEM, USER]),
+        ({"system": "S", "instruction": "Q", "output": "A"}, "alpaca", [SYSTEM, USER]),
+        (
+            {"system": "S", "history": [["one", "two"]], "instruction": "Q", "output": "A"},
+            "alpaca",
+            [SYSTEM, turn("user", "one"), turn("assistant", "two"), USER],
+        ),
+        (
+            {"history": [["one", "two"], ["three", "four"]], "prompt": "Q", "completion": "A"},
+            "prompt/completion",
+            [
+                turn("user", "one"),
+                turn("assistant", "two"),
+                turn("user", "three"),
+                turn("assistant", "four"),
+                USER,
+            ],
+        ),
+        ({"history": [], "instruction": "Q", "output": "A"}, "alpaca", [USER]),
+    ],
+)
+def test_a_system_text_and_a_history_become_turns(
+    row: dict[str, Any], format: str, prompt: list[dict[str, Any]]
+) -> None:
+    assert interpret(row, format, {}, chat=True) == Conversation(prompt, [ASSISTANT])
+
+
+def test_without_a_chat_template_a_system_text_is_used_or_named() -> None:
+    alpaca = {"system": "S", "instruction": "Do", "output": "A"}
+    joined = interpret(alpaca, "alpaca", {}, chat=False)
+    assert joined == PlainText("S\n\n### Instruction:\nDo\n\n### Response:\n", "A")
+    for row, says in (
+        ({"prompt": "Q", "completion": "A", "system": "S"}, "`system` needs a chat template"),
+        ({"prompt": "Q", "completion": "A", "history": [["a", "b"]]}, "`history` needs a chat template"),
+    ):
+        with pytest.raises(BadRow, match=says):
+            interpret(row, "prompt/completion", {}, chat=False)
+    with pytest.raises(BadRow, match="`history` needs a chat template"):
+        interpret({**alpaca, "history": [["a", "b"]]}, "alpaca", {}, chat=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "format", "says"),
+    [
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "messages", "the response has weight: 0"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "messages", "the response has weight: 0.5"),
+        ({"messages": [USER, {**ASSISTANT, "train": False}]}, "messages", "the response has train: false"),
+        ({"messages": [USER, {**ASSISTANT, "loss": False}]}, "messages", "the response has loss: false"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Q"},
+                    {"from": "gpt", "value": "A", "weight": 0},
+                ]
+            },
+            "sharegpt",
+            "the response has weight: 0",
+        ),
+        (
+            {"prompt": [USER], "completion": [{**ASSISTANT, "weight": 0}]},
+            "prompt/completion",
+            "the response has weight: 0",
+        ),
+        (
+            {"prompt": "Q", "completion": "A", "label": False},
+            "prompt/completion",
+            "`label` is False: the com",
+        ),
+        (
+            {"prompt": "Q", "completion": "A", "label": "false"},
+            "prompt/completion",
+            "`label` is 'false': the",
+        ),
+        ({"prompt": "Q", "completion": "A", "label": 0}, "prompt/completion", "`label` is 0: the completion"),
+        ({"system": "T", "messages": [SYSTEM, USER, ASSISTANT]}, "messages", "say two things; keep one"),
+        ({"system": 5, "messages": [USER, ASSISTANT]}, "messages", "`system` is a number, not text"),
+        ({"history": ["a"], "prompt": "Q", "completion": "A"}, "prompt/completion", "is not [[question, ans"),
+        (
+            {"history": [["a", "b"]], "prompt": [USER], "completion": [ASSISTANT]},
+            "prompt/completion",
+            "stands beside a list of turns",
+        ),
+        ({"text": float("nan")}, "text", "`text` is NaN (an empty cell), not text"),
+    ],
+)
+def test_what_is_not_to_be_learnt_as_it_stands_is_named(row: dict[str, Any], format: str, says: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        interpret(row, format, {}, chat=True)
+    assert says in str(caught.value)
+
+
+def test_rows_that_say_they_are_to_be_learnt_are() -> None:
+    weighed = {
+        "messages": [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": 1, "train": True}]
+    }
+    example = interpret(weighed, "messages", {}, chat=True)
+    assert isinstance(example, Conversation)
+    assert len(example.prompt) == 3
+    for label in (True, "True", 1, None):
+        row = {"prompt": "Q", "completion": "A", "label": label}
+        assert interpret(row, "prompt/completion", {}, chat=True) == Conversation([USER], [ASSISTANT])
+
+
+def test_columns_that_are_not_used_are_named() -> None:
+    found = {"prompt", "completion", "id", "category", "score", "label", "tools", "history", "coretune"}
+    assert unused("prompt/completion", found, {}, chat=True) == ["score"]
+    assert unused("prompt/completion", found, {}, chat=False) == ["score", "tools"]
+    assert unused("prompt/completion", found, {"source": "score"}, chat=True) == ["category"]
+    assert unused("text", {"text", "system", "label", "source", "category"}, {}, chat=True) == [
+        "category",
+        "label",
+        "system",
+    ]
+    assert unused("alpaca", {"q", "output", "input", "instruction"}, {"instruction": "q"}, chat=True) == [
+        "instruction"
+    ]

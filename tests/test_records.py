@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def test_dates_are_kept_as_text_and_bytes_refused(tmp_path: Path) -> None:
     (row,) = read_rows(write(tmp_path / "p.parquet", [{"text": "x", "when": when}]))
     assert json.loads(row.text or "") == {"text": "x", "when": "2026-01-02T03:04:05"}
     (row,) = read_rows(write(tmp_path / "q.parquet", [{"text": "x", "image": b"\x00"}]))
-    assert row.problem == "not writable as JSON (a value is bytes); leave that column out"
+    assert (row.problem or "").startswith("`image` cannot be written as JSON (a value is bytes)")
+    assert "write the file without that column, or with text in it" in (row.problem or "")
 
 
 GOOD = '{"text": "fine"}'
@@ -139,6 +141,8 @@ GOOD = '{"text": "fine"}'
         (b'{"text": "cut', "not valid JSON (Unterminated string starting at at column 10)"),
         (b"text, more", "not valid JSON (Expecting value at column 1)"),
         (b'["fine"]', "not a JSON object but a list"),
+        (b'{"text": "one", "text": "two"}', "`text` is written twice; which one is meant"),
+        (b'{"text": "one", "messages": [{"role": "a", "role": "b"}]}', "`role` is written twice"),
         (b"null", "not a JSON object but null"),
         (b'{"text": "caf\xe9"}', "not UTF-8 (byte 0xe9 at column 14); save the file as UTF-8"),
         (b'{"n": ' + b"9" * 5000 + b"}", "not readable JSON (Exceeds the limit"),
@@ -170,6 +174,32 @@ def test_bad_csv_row_is_named(tmp_path: Path, lines: bytes, problem: str) -> Non
     assert good.record == {"a": "1", "b": "2"}
     assert bad.place == "p.csv line 3"
     assert problem in (bad.problem or "")
+
+
+QUOTES = [
+    pytest.param('"a7,b7', "unexpected end of data", id="a quote that nothing closes"),
+    pytest.param('a7,"b7', "unexpected end of data", id="in the last column"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), QUOTES)
+def test_rows_that_a_stray_quote_joins_are_not_lost(tmp_path: Path, line: str, reason: str) -> None:
+    lines = [f"a{number},b{number}" for number in range(50)]
+    lines[7] = line
+    (tmp_path / "p.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
+    with pytest.raises(CorpusError, match=rf"p.csv lines 9 to 51 are one row .*{reason}.* opens in line 9"):
+        list(read_rows(tmp_path / "p.csv"))
+
+
+@pytest.mark.parametrize("later", ['"a30",b30', 'a30,"b30", "c"', 'x"y,b30'])
+def test_a_stray_quote_that_a_later_one_closes_is_an_error_over_both_lines(
+    tmp_path: Path, later: str
+) -> None:
+    lines = [f"a{number},b{number}" for number in range(50)]
+    lines[7], lines[30] = '"a7,b7', later
+    (tmp_path / "p.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
+    with pytest.raises(CorpusError, match=r"p.csv lines 9 to 32 are one row by their quotes"):
+        list(read_rows(tmp_path / "p.csv"))
 
 
 def test_csv_goes_on_after_a_bad_row(tmp_path: Path) -> None:
@@ -234,3 +264,55 @@ def test_compressed_file_in_a_folder_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(CorpusError, match=r"b.jsonl.gz in .* is compressed; unpack it"):
         list(read_rows(tmp_path))
+
+
+def test_a_key_written_twice_in_a_json_list_spoils_its_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text('[ {"text": "a"},\n{"text": "b", "text": "c"} , {"text": "d"}\n]\n')
+    rows = list(read_rows(tmp_path / "p.json"))
+    assert [row.record for row in rows] == [{"text": "a"}, None, {"text": "d"}]
+    assert rows[1].place == "p.json row 2"
+    assert "`text` is written twice" in (rows[1].problem or "")
+
+
+@pytest.mark.parametrize("text", ["[{}, ]", "[{} {}]", "[{}] x", "[,]", "[{}", "["])
+def test_a_json_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(CorpusError, match=r"p\.json line 1: not valid JSON"):
+        list(read_rows(tmp_path / "p.json"))
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.arrow", "p.file.arrow"])
+def test_a_column_written_twice_is_refused(tmp_path: Path, name: str) -> None:
+    text = pa.array(["a"])
+    flat = pa.Table.from_arrays([text, text], ["text", "text"])
+    below = pa.StructArray.from_arrays([text, text], ["role", "role"])
+    layered = pa.Table.from_arrays([pa.ListArray.from_arrays([0, 1], below)], ["messages"])
+    for table, column in ((flat, "text"), (layered, "messages.role")):
+        if name == "p.parquet":
+            pq.write_table(table, tmp_path / name)
+        else:
+            new = pa.ipc.new_file if "file" in name else pa.ipc.new_stream
+            with pa.OSFile(str(tmp_path / name), "wb") as sink, new(sink, table.schema) as writer:
+                writer.write_table(table)
+        with pytest.raises(CorpusError, match=f"{name} has the column '{column}' more than once"):
+            list(read_rows(tmp_path / name))
+
+
+def test_durations_decimals_and_maps_are_kept(tmp_path: Path) -> None:
+    columns = {
+        "text": pa.array(["x"]),
+        "took": pa.array([datetime.timedelta(minutes=1, seconds=2.5)], pa.duration("us")),
+        "price": pa.array([Decimal("1.50")]),
+        "labels": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    (row,) = read_rows(tmp_path / "p.parquet")
+    assert row.problem is None
+    assert json.loads(row.text or "") == {"text": "x", "took": "PT62.5S", "price": "1.50", "labels": {"a": 1}}
+
+
+def test_an_empty_split_of_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = datasets.Dataset.from_dict({"text": []})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: empty)
+    with pytest.raises(CorpusError, match="'owner/name' has no rows in its `train` split"):
+        list(read_rows("owner/name"))

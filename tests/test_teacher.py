@@ -142,7 +142,7 @@ def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> 
     made, _ = first
     config = pupil()
     selector = Pupil(teacher=str(Path(made.args.output_dir) / TEACHER))
-    given = CoresetConfig(selector, config.refresh, config.budget, "never", weighted=True)
+    given = CoresetConfig(selector, config.refresh, config.budget, "never", weighted=True, seed=0)
     other = taught(tmp_path / "two", given, peft_config=LORA)
     other.train()
     assert not (tmp_path / "two" / TEACHER).exists()

@@ -85,7 +85,7 @@ def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
     """
     refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
     budget = parse_budget(settings.pop("budget", "25%"))
-    settings = {"refresh_every": 2, "warmup": 0.0, **settings}
+    settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, **settings}
     selector = SELECTORS[method](**({"tells_above": 0.0} if method == "grace" else {}))
     return CoresetConfig(selector, AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
 

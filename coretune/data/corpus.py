@@ -17,10 +17,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import Tokenizer
-from coretune.data.formats import candidates
-from coretune.data.freeze import IGNORED, ROWS, Account, freeze, refuse
+from coretune.data.encode import Loss, Tokenizer
+from coretune.data.folders import files_of
+from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
+from coretune.data.recognise import candidates
 from coretune.types import Array, Rows
 
 
@@ -29,13 +30,17 @@ class Corpus:
     """n tokenised rows in an order of their own.
 
     ids            n texts, distinct: the user's `id`, else "<file>:<line>"
-    prompt_length  (n,) int64  tokens before the response; in rows that are all response 0, or 1 (BOS)
+    prompt_length  (n,) int64  tokens before the first that the loss counts; in rows that count whole 0, or 1
+                   (BOS)
     length         (n,) int64  tokens, prompt included
     source         (n,) object, text or None: the user's `source` or `category`; None when no row has one
     dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
     truncated      how many prompts were cut from the left
+    notes          lines that name what of the data is not used: files of a folder, columns
+    absent         keys of `columns` whose column no row has
     fingerprint    hex, of tokens, prompt lengths and ids in this order, max_length, vocabulary, chat template
-    dataset        columns input_ids, labels (-100 over the prompt), example_id (the position): what
+    dataset        columns input_ids, labels (-100 where the loss does not count), example_id (the position):
+                   what
                    SFTTrainer takes with dataset_kwargs={"skip_prepare_dataset": True}
 
     [choice] The order is by blake2b of the tokenised content, then by id. So nothing downstream (seeded
@@ -50,6 +55,8 @@ class Corpus:
     source: Array | None
     dropped: list[tuple[str, str]]
     truncated: int
+    notes: list[str]
+    absent: list[str]
     fingerprint: str
     dataset: datasets.Dataset
     _records: pa.ChunkedArray
@@ -66,6 +73,8 @@ class Corpus:
         skip_bad_rows: bool = False,
         cache_dir: str | Path | None = None,
         num_proc: int | None = None,
+        completion_only_loss: bool | None = None,
+        assistant_only_loss: bool = False,
     ) -> Corpus:
         """Read, tokenise, check and freeze `source`.
 
@@ -76,6 +85,7 @@ class Corpus:
         cache_dir      where the corpus is kept for the next build of the same content; None: a temporary
                        directory that goes with the corpus
         num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
+        completion_only_loss, assistant_only_loss  what the loss counts, as SFTConfig has them (`encode.Loss`)
 
         Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
         are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.
@@ -86,11 +96,15 @@ class Corpus:
         candidates(mapping)  # a wrong mapping is refused before anything is read
         home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
         root = Path(home.name if home else str(cache_dir)).expanduser()
-        kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc)
-        return cls._load(kept, skip_bad_rows, home)
+        loss = Loss(completion_only_loss, assistant_only_loss)
+        kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss)
+        note = files_of(source).note
+        return cls._load(kept, skip_bad_rows, [note] if note else [], home)
 
     @classmethod
-    def _load(cls, kept: Path, skip_bad_rows: bool, home: tempfile.TemporaryDirectory[str] | None) -> Corpus:
+    def _load(
+        cls, kept: Path, skip_bad_rows: bool, notes: list[str], home: tempfile.TemporaryDirectory[str] | None
+    ) -> Corpus:
         account = Account.read(kept)
         if not skip_bad_rows:
             refuse(account.dropped)
@@ -105,6 +119,8 @@ class Corpus:
             source=None if all(name is None for name in sources) else sources,
             dropped=account.dropped,
             truncated=account.truncated,
+            notes=[*notes, *account.notes],
+            absent=account.absent,
             fingerprint=account.fingerprint,
             dataset=dataset.select_columns(["input_ids", "labels", "example_id"]),
             _records=table["record"],
@@ -124,20 +140,21 @@ class Corpus:
 
     def tokens(self, rows: Rows | Sequence[int]) -> list[Array]:
         """input_ids of each of `rows`: (length[row],) int64."""
-        chunks = self.dataset.data.table["input_ids"].chunks
+        return self._column("input_ids", rows)
+
+    def labels(self, rows: Rows | Sequence[int]) -> list[Array]:
+        """Targets of each of `rows`: its tokens, -100 where the loss does not count; position t is predicted
+        from
+        t - 1."""
+        return self._column("labels", rows)
+
+    def _column(self, name: str, rows: Rows | Sequence[int]) -> list[Array]:
+        chunks = self.dataset.data.table[name].chunks
         starts = np.cumsum([0, *map(len, chunks)])
-        tokens = []
+        found = []
         for row in np.asarray(rows, dtype=np.int64):
             if not 0 <= row < len(self):
                 raise IndexError(f"row {row} is not in the corpus of {len(self)} rows")
             at = int(np.searchsorted(starts, row, side="right")) - 1
-            tokens.append(chunks[at][int(row - starts[at])].values.to_numpy().astype(np.int64))
-        return tokens
-
-    def labels(self, rows: Rows | Sequence[int]) -> list[Array]:
-        """Targets of each of `rows`: its tokens, -100 over the prompt. Position t is predicted from t - 1."""
-        begins = self.prompt_length[np.asarray(rows, dtype=np.int64)]
-        return [
-            np.where(np.arange(len(tokens)) < begin, IGNORED, tokens)
-            for tokens, begin in zip(self.tokens(rows), begins, strict=True)
-        ]
+            found.append(chunks[at][int(row - starts[at])].values.to_numpy().astype(np.int64))
+        return found

@@ -1,7 +1,7 @@
 """Examples -> token ids: prompt and response told apart, prompts cut to fit, what cannot be learnt named.
 
     ids   [ BOS | prompt ........ | response ........ ]
-                ^ cut here        ^ prompt_length      labels are -100 left of prompt_length
+                ^ cut here        ^ labels are -100 to the left, or as `Loss` has it
 
 The ids are those of TRL's SFTTrainer for the same rows (its `prompt` and `completion` as messages under a
 chat template, as text without one), except that a prompt whose tokens are not the beginning of the whole is
@@ -11,23 +11,36 @@ refused here and only warned of there: the model would be trained on another con
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import jinja2
 import numpy as np
 
-from coretune.data.formats import BadRow, Conversation, PlainText, identity, interpret, source_of
+from coretune.data.formats import (
+    BadRow,
+    Conversation,
+    PlainText,
+    identity,
+    interpret,
+    refuse_untrained,
+    source_of,
+)
 from coretune.data.raw import CorpusError, is_unicode
 
 DIGEST_BYTES = 16
+IGNORED = -100  # the label that transformers' losses leave out
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # in a template, around what the assistant writes
 
 
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     chat_template: Any
+    bos_token: str | None
     bos_token_id: int | None
     eos_token: str | None
 
@@ -40,37 +53,81 @@ class Tokenizer(Protocol):
     def save_pretrained(self, save_directory: str) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Which tokens of a row the loss counts, as SFTConfig has it.
+
+    completion_only  True: the response; False: the whole row; None: the response, and with assistant_only all
+                     assistant turns of a row that is a conversation
+    assistant_only   only what the chat template marks as written by the assistant
+    """
+
+    completion_only: bool | None = None
+    assistant_only: bool = False
+
+    def refuse(self, tokenizer: Tokenizer) -> None:
+        """CorpusError where the tokenizer's template marks nothing."""
+        template = tokenizer.chat_template
+        if self.assistant_only and not MARKS.search(str(template)):
+            raise CorpusError(
+                "assistant_only_loss is true, and the tokenizer's chat template marks no assistant text "
+                "({% generation %}); give one that does with chat_template_path, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text, and what its tokens are to become.
+
+    whole      prompt and response
+    prompt     the prompt alone; None: all of it is the response
+    adds       whether the tokenizer adds its BOS
+    completion the loss counts the response alone
+    written    for each token of the whole, whether the template says that the assistant wrote it; None: not
+               asked
+    """
+
+    whole: str
+    prompt: str | None
+    adds: bool
+    completion: bool = True
+    written: list[int] | None = None
+
+
 def encode_batch(
     batch: Mapping[str, Sequence[Any]],
     tokenizer: Tokenizer,
     formats: Mapping[str, str],
     columns: Mapping[str, str],
     max_length: int,
+    loss: Loss | None = None,
 ) -> dict[str, list[Any]]:
     """For `datasets.map(batched=True)`: raw rows to tokenised rows, one for one.
 
-    batch    columns record (JSON text), problem (or null), file, number; formats: file -> its format
+    batch    columns record (JSON text), meant (the same without filled-in nulls, or null; may be left out),
+             problem (or null), file, number; formats: file -> its format
     Returns  the columns of EMPTY; digest is blake2b of the tokenised content; where problem is not null the
              others hold nothing of meaning.
     """
+    loss = loss or Loss()
     size = len(batch["record"])
+    meant = batch.get("meant") or [None] * size
     rows: list[dict[str, Any]] = [dict(EMPTY, problem=problem) for problem in batch["problem"]]
-    rendered: list[tuple[str, str | None, bool]] = [("", None, False)] * size
+    rendered: dict[int, Rendered] = {}
     for index, row in enumerate(rows):
         if row["problem"] is None:
             try:
-                record = json.loads(batch["record"][index])
+                record = json.loads(meant[index] or batch["record"][index])
                 row["id"] = identity(record, columns, f"{batch['file'][index]}:{batch['number'][index]}")
                 row["source"] = source_of(record, columns)
                 format = formats[batch["file"][index]]
                 example = interpret(record, format, columns, tokenizer.chat_template is not None)
-                rendered[index] = render(example, tokenizer)
+                rendered[index] = render(example, tokenizer, loss)
             except BadRow as bad:
                 row["problem"] = str(bad)
-    good = [index for index, row in enumerate(rows) if row["problem"] is None]
-    for index, (ids, prompt_ids) in zip(good, _tokenise([rendered[i] for i in good], tokenizer), strict=True):
+    for index, encoded in zip(rendered, _tokenise(list(rendered.values()), tokenizer), strict=True):
         try:
-            rows[index].update(_settle(ids, prompt_ids, tokenizer.bos_token_id, max_length))
+            rows[index].update(_settle(rendered[index], *encoded, tokenizer.bos_token_id, max_length))
         except BadRow as bad:
             rows[index]["problem"] = str(bad)
     return {name: [row[name] for row in rows] for name in EMPTY}
@@ -78,6 +135,7 @@ def encode_batch(
 
 EMPTY: Mapping[str, Any] = {
     "input_ids": [],
+    "labels": [],
     "prompt_length": 0,
     "truncated": False,
     "id": "",
@@ -87,40 +145,61 @@ EMPTY: Mapping[str, Any] = {
 }
 
 
-def render(example: Conversation | PlainText, tokenizer: Tokenizer) -> tuple[str, str | None, bool]:
-    """(prompt and response as one text, the prompt alone or None, whether the tokenizer adds its BOS).
+def render(example: Conversation | PlainText, tokenizer: Tokenizer, loss: Loss) -> Rendered:
+    """The example as text. Plain text ends with EOS.
 
-    Plain text ends with EOS. Raises BadRow; CorpusError for a tokenizer without EOS.
+    Raises BadRow; CorpusError for a tokenizer without EOS, and for a loss that needs what the row's format
+    has not.
     """
-    whole, prompt = (
-        _render_turns(example, tokenizer) if isinstance(example, Conversation) else _join(example, tokenizer)
-    )
-    if not is_unicode(whole):
+    if isinstance(example, Conversation):
+        found = _render_turns(example, tokenizer, loss)
+    else:
+        found = _join(example, tokenizer, loss)
+    if not is_unicode(found.whole) or not is_unicode(found.prompt or ""):
         raise BadRow(
             "the text holds half a surrogate pair (a \\ud8xx escape without its other half); remove it"
         )
-    return whole, prompt, isinstance(example, PlainText)
+    return found
 
 
-def _render_turns(example: Conversation, tokenizer: Tokenizer) -> tuple[str, str]:
+def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Rendered:
     settings = {"tokenize": False, **example.arguments}
+    turns = example.prompt + example.completion
+    written = None
     try:
         prompt = tokenizer.apply_chat_template(example.prompt, add_generation_prompt=True, **settings)
-        whole = tokenizer.apply_chat_template(example.prompt + example.completion, **settings)
+        whole = tokenizer.apply_chat_template(turns, **settings)
+        if loss.assistant_only:
+            marks = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+            written = tokenizer.apply_chat_template(turns, **example.arguments, **marks)["assistant_masks"]
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise BadRow(
             f"the chat template refuses the conversation ({error}); reorder or remove its turns"
         ) from None
-    return whole, prompt
+    if not loss.assistant_only:
+        return Rendered(whole, prompt, False, loss.completion_only is not False)
+    completion = bool(loss.completion_only or (loss.completion_only is None and example.paired))
+    if not completion:
+        for turn in example.prompt:
+            refuse_untrained(turn)
+    return Rendered(whole, prompt, False, completion, written)
 
 
-def _join(example: PlainText, tokenizer: Tokenizer) -> tuple[str, str | None]:
+def _join(example: PlainText, tokenizer: Tokenizer, loss: Loss) -> Rendered:
     if tokenizer.eos_token is None:
         raise CorpusError("the tokenizer has no EOS token to end plain text with; set tokenizer.eos_token")
+    if loss.assistant_only:
+        raise CorpusError(
+            "assistant_only_loss is true, and the rows are texts, not conversations; leave it out"
+        )
+    if loss.completion_only and example.prompt is None:
+        raise CorpusError(
+            "completion_only_loss is true, and the rows are texts without a prompt; leave it out"
+        )
     prompt = example.prompt or ""
     _refuse_fused_words(prompt, example.completion)
     whole = prompt + example.completion.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-    return whole, example.prompt
+    return Rendered(whole, example.prompt, True, loss.completion_only is not False)
 
 
 def _refuse_fused_words(prompt: str, completion: str) -> None:
@@ -138,53 +217,101 @@ def _refuse_fused_words(prompt: str, completion: str) -> None:
         )
 
 
-def _tokenise(
-    rendered: list[tuple[str, str | None, bool]], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[int] | None]]:
+def _tokenise(rendered: list[Rendered], tokenizer: Tokenizer) -> list[tuple[list[int], list[int] | None]]:
     """(ids of the whole, ids of the prompt alone or None) for each; one call a kind of text."""
     ids: dict[tuple[int, int], list[int]] = {}
     for special in (False, True):
         wanted = [
             (index, part, text)
-            for index, (*texts, adds) in enumerate(rendered)
-            for part, text in enumerate(texts)
-            if adds == special and text is not None
+            for index, row in enumerate(rendered)
+            for part, text in enumerate((row.whole, row.prompt))
+            if row.adds == special and text is not None
         ]
         if wanted:
             texts = [text for _, _, text in wanted]
             encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-            for (index, part, _), tokens in zip(wanted, encoded["input_ids"], strict=True):
-                ids[index, part] = tokens
+            after = _appended(tokenizer) if special else 0
+            for (index, part, text), tokens in zip(wanted, encoded["input_ids"], strict=True):
+                tokens = tokens[: len(tokens) - after]
+                ids[index, part] = _one_bos(text, tokens, tokenizer) if special else tokens
     return [(ids[index, 0], ids.get((index, 1))) for index in range(len(rendered))]
 
 
-def _settle(ids: list[int], prompt_ids: list[int] | None, bos: int | None, max_length: int) -> dict[str, Any]:
-    """Where the response begins, and the prompt cut to fit. Raises BadRow."""
-    if prompt_ids is None:
-        prompt_length = int(ids[0] == bos)
-    else:
-        prompt_length = len(prompt_ids)
-        if ids[:prompt_length] != prompt_ids:
-            raise BadRow(
-                "the prompt's tokens change when the response follows (the chat template renders the prompt"
-                " alone differently, or tokens merge across the border); mend the template, or end the prompt"
-                " with a newline"
-            )
-        if prompt_length == 0:
-            raise BadRow(
-                "the prompt is empty and there is no BOS, so the response's first token cannot be learnt"
-            )
-    if len(ids) - max(prompt_length, 1) < 1:
+def _appended(tokenizer: Tokenizer) -> int:
+    """How many tokens the tokenizer puts after a text of its own accord: the text has an EOS already, and a
+    prompt
+    that ends with one would not be the beginning of the whole."""
+    bare, dressed = (
+        tokenizer(["a"], add_special_tokens=special, return_attention_mask=False)["input_ids"][0]
+        for special in (False, True)
+    )
+    found = (at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare)
+    return len(dressed) - len(bare) - next(found, len(dressed) - len(bare))
+
+
+def _one_bos(text: str, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The tokens without the BOS that the tokenizer puts before a text which spells its own."""
+    spelt = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return tokens[1:] if spelt and tokens[:2] == [tokenizer.bos_token_id] * 2 else tokens
+
+
+def _settle(
+    row: Rendered, ids: list[int], prompt_ids: list[int] | None, bos: int | None, max_length: int
+) -> dict[str, Any]:
+    """Where the response begins, what the loss counts, and the prompt cut to fit. Raises BadRow."""
+    begin = _border(ids, prompt_ids, bos)
+    if len(ids) - max(begin, 1) < 1:
         raise BadRow(
             "empty response: no token of it can be learnt; the chat template may leave responses out"
         )
-    length = len(ids)
-    ids, prompt_length = cut(ids, prompt_length, bos, max_length)
+    counted = np.ones(len(ids), bool) if row.written is None else np.array(row.written, bool)
+    if len(counted) != len(ids):
+        raise BadRow(
+            "the chat template marks another text than it renders; mend it, or leave assistant_only_loss out"
+        )
+    if row.completion:
+        counted[:begin] = False
+    counted[: int(ids[0] == bos)] = False  # nothing predicts it
+    if not counted[1:].any():
+        raise BadRow(
+            "no token of the row counts in the loss: the chat template marks none as the assistant's"
+        )
+    first = int(np.argmax(counted))
+    kept, _ = cut(ids, min(begin, first) if row.written is not None else begin, bos, max_length)
+    counted = counted[len(ids) - len(kept) :]
+    if len(kept) < len(ids) and ids[0] == bos:
+        counted[0] = False
+    return _encoded(kept, counted, len(kept) < len(ids))
+
+
+def _border(ids: list[int], prompt_ids: list[int] | None, bos: int | None) -> int:
+    """How many of the tokens are the prompt's. Raises BadRow."""
+    if prompt_ids is None:
+        return int(ids[0] == bos)
+    if ids[: len(prompt_ids)] != prompt_ids:
+        raise BadRow(
+            "the prompt's tokens change when the response follows (the chat template renders the prompt"
+            " alone differently, or tokens merge across the border); mend the template, or end the prompt"
+            " with a newline"
+        )
+    if not prompt_ids:
+        raise BadRow(
+            "the prompt is empty and there is no BOS, so the response's first token cannot be learnt"
+        )
+    return len(prompt_ids)
+
+
+def _encoded(ids: list[int], counted: np.ndarray[Any, Any], truncated: bool) -> dict[str, Any]:
+    """The row's columns; the digest is of the tokens and of those that count."""
+    prompt_length = int(np.argmax(counted))
     content = np.array([prompt_length, *ids], "<i4").tobytes()
+    if not counted[prompt_length:].all():
+        content += np.packbits(counted).tobytes()
     return {
         "input_ids": ids,
+        "labels": np.where(counted, ids, IGNORED).tolist(),
         "prompt_length": prompt_length,
-        "truncated": len(ids) < length,
+        "truncated": truncated,
         "digest": blake2b(content, digest_size=DIGEST_BYTES).digest(),
     }
 

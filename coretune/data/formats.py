@@ -6,24 +6,29 @@
     alpaca              instruction, input (may be left out), output
     sharegpt            conversations: [{from, value}, ...]        the last turn is the response
 
+Beside them: system (a text, the first turn), history ([[question, answer], ...], turns before a prompt that
+is a
+text), tools and chat_template_kwargs for the template. A response that its row says is not to be learnt (a
+turn's
+weight: 0, KTO's label: false) makes a bad row: it is named, not trained as if it were a good one.
+
 A tokenizer with a chat template gets texts as a user turn and an assistant turn. Without one, prompt and
 completion are joined as they stand and alpaca rows are written under the headings of `ALPACA_PLAIN`.
 
 [choice] In a conversation of several turns only the last assistant turn is trained on: an example is then one
 prompt and one response for every signal and every method, and its loss does not mix easy early turns into it.
-[choice] alpaca under a chat template: instruction, blank line, input.
+[choice] alpaca under a chat template: instruction, blank line, input. Without one, system stands above the
+headings.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
-from coretune.data.raw import CorpusError, kind
+from coretune.data.raw import CorpusError, is_unicode, kind
 
 #: Format -> the columns it cannot do without, in the order of preference when a file fits several
 #: (published alpaca files carry a ready-made `text` too; chat files often repeat the first turn as `prompt`).
@@ -35,7 +40,18 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 EXTRA: Mapping[str, tuple[str, ...]] = {"alpaca": ("input",)}
-OPTIONAL_COLUMNS = ("input", "id", "source", "tools", "chat_template_kwargs")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+#: Format -> the columns that it uses where a row has them.
+OPTIONAL: Mapping[str, tuple[str, ...]] = {
+    "messages": ("system", *TEMPLATE_COLUMNS),
+    "sharegpt": ("system", *TEMPLATE_COLUMNS),
+    "prompt/completion": ("system", "history", "label", *TEMPLATE_COLUMNS),
+    "alpaca": ("system", "history", *TEMPLATE_COLUMNS),
+    "text": (),
+}
+OPTIONAL_COLUMNS = ("input", "id", "source", "system", "history", *TEMPLATE_COLUMNS)
+#: Keys of a turn that say whether it is trained on: 0 or false, it is not.
+TURN_FLAGS = ("weight", "loss", "train", "training")
 KNOWN_COLUMNS = (*(name for required in FORMATS.values() for name in required), *OPTIONAL_COLUMNS)
 
 ALPACA_PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -58,11 +74,15 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns for a chat template; `arguments` are what the row hands to the template (its tools)."""
+    """Turns for a chat template; `arguments` are what the row hands to the template (its tools).
+
+    paired  the row has prompt and answer in columns of their own, so that no turn before is an answer too
+    """
 
     prompt: list[Message]
     completion: list[Message]
     arguments: dict[str, Any] = field(default_factory=dict)
+    paired: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,70 +93,7 @@ class PlainText:
     completion: str
 
 
-def candidates(columns: Mapping[str, str]) -> list[str]:
-    """The formats that use all of a `columns` mapping {our name: the file's column}; CorpusError if none."""
-    for name in columns:
-        if name not in KNOWN_COLUMNS:
-            near = get_close_matches(name, KNOWN_COLUMNS, 1, 0.0)[0]
-            raise CorpusError(
-                f"columns has the unknown key {name!r}, nearest is {near!r}; known: {_list(KNOWN_COLUMNS)}"
-            )
-    mapped = set(columns) - set(OPTIONAL_COLUMNS) | set(columns) & {"input"}
-    fitting = [name for name, required in FORMATS.items() if mapped <= {*required, *EXTRA.get(name, ())}]
-    if not fitting:
-        raise CorpusError(
-            f"columns names {_list(columns)}, which no one format uses together; give those of one format"
-        )
-    return fitting
-
-
-def filled_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> frozenset[str]:
-    """Which of our columns a row fills (present and not null)."""
-    return frozenset(name for name in KNOWN_COLUMNS if record.get(columns.get(name, name)) is not None)
-
-
-def recognise(
-    file: str, filled: Counter[frozenset[str]], found: Iterable[str], columns: Mapping[str, str]
-) -> str:
-    """The format of a file; CorpusError when it has none.
-
-    filled  how many rows fill which of our columns; found: all column names of the file, for the message.
-    The first format that at least half of the rows fill, else the one that most rows fill [choice: one odd
-    row must neither decide for a file nor be read as something else than its neighbours].
-    """
-    fitting = {
-        name: sum(count for names, count in filled.items() if set(FORMATS[name]) <= names)
-        for name in candidates(columns)
-    }
-    most = max(fitting.values())
-    if most == 0:
-        names = sorted(found)
-        raise CorpusError(
-            f"{file}: no known format in its columns {_list(names)}; {_nearest(names, columns)}"
-        )
-    enough = min(most, -(-filled.total() // 2))
-    return next(name for name, count in fitting.items() if count >= enough)
-
-
-def _nearest(found: list[str], columns: Mapping[str, str]) -> str:
-    """Which format is closest, what it lacks, and how to say which column is which."""
-
-    def closeness(format: str) -> tuple[float, float]:
-        wanted = [columns.get(name, name) for name in FORMATS[format]]
-        alike = [
-            max((SequenceMatcher(None, want, name).ratio() for name in found), default=0.0) for want in wanted
-        ]
-        return sum(want in found for want in wanted) / len(wanted), sum(alike) / len(wanted)
-
-    format = max(candidates(columns), key=closeness)
-    lacking = [columns.get(name, name) for name in FORMATS[format] if columns.get(name, name) not in found]
-    empty = [columns.get(name, name) for name in FORMATS[format]]
-    lacks = f"lacks {_list(lacking)}" if lacking else f"needs {_list(empty)} not to be null"
-    mapping = ", ".join(f"{name}: ..." for name in FORMATS[format])
-    return f"nearest is {format}, which {lacks}; say which column is which with columns: {{{mapping}}}"
-
-
-def _list(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     shown = list(names)
     return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "") or "(none)"
 
@@ -154,6 +111,7 @@ def interpret(
         return PlainText(None, _response(record, columns, "text"))
     if format == "alpaca":
         return _alpaca(record, columns, chat)
+    _refuse_undesired(record)
     return _prompt_completion(record, columns, chat)
 
 
@@ -163,25 +121,39 @@ def identity(record: Mapping[str, Any], columns: Mapping[str, str], place_name: 
     if column not in record and "id" not in columns:
         return place_name
     value = _value(record, columns, "id")
+    if isinstance(value, float):
+        raise BadRow(
+            f"`{column}` is {value!r}, a floating-point number; ids are text or whole numbers (pandas makes "
+            "such numbers "
+            'of a whole column with gaps: fill them and write it with astype("int64"), or name another '
+            "column)"
+        )
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise BadRow(
             f"`{column}` is {kind(value) if value != '' else 'empty'}; an id is text or a whole number"
         )
-    return str(value)
+    return _written(str(value), column)
 
 
 def source_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     """Where the user says the row is from: `source`, else `category`; None when it does not say."""
-    value = (
-        record.get(columns["source"]) if "source" in columns else record.get("source", record.get("category"))
-    )
-    return None if value is None else str(value)
+    column = columns.get("source", "source" if "source" in record else "category")
+    value = record.get(column)
+    return None if value is None else _written(str(value), column)
+
+
+def _written(text: str, column: str) -> str:
+    if not is_unicode(text):
+        raise BadRow(
+            f"`{column}` holds half a surrogate pair (a \\ud8xx escape without its other half); remove it"
+        )
+    return text
 
 
 def _value(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> Any:
     column = columns.get(name, name)
     if column not in record:
-        raise BadRow(f"`{column}` is missing; the row has {_list(record)}")
+        raise BadRow(f"`{column}` is missing; the row has {listed(record)}")
     if record[column] is None:
         raise BadRow(f"`{column}` is null")
     return record[column]
@@ -201,8 +173,30 @@ def _response(record: Mapping[str, Any], columns: Mapping[str, str], name: str) 
     return text
 
 
-def _exchange(prompt: str, completion: str) -> Conversation:
-    return Conversation([{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}])
+def _refuse_undesired(record: Mapping[str, Any]) -> None:
+    """BadRow for a completion that KTO's `label` says is a bad one."""
+    label = record.get("label")
+    word = label.lower() if isinstance(label, str) else label
+    if word in (False, "false", "0") and label is not None:
+        raise BadRow(
+            f"`label` is {label!r}: the completion is an undesired one (KTO); leave the row out, or rename "
+            "the column "
+            "if it means something else"
+        )
+
+
+def _exchange(
+    prompt: str, completion: str, record: Mapping[str, Any], columns: Mapping[str, str]
+) -> Conversation:
+    """A question and its answer, after the row's system text and history."""
+    earlier = _history(record, columns)
+    turns = [*earlier, {"role": "user", "content": prompt}]
+    return Conversation(
+        _with_system(turns, record, columns),
+        [{"role": "assistant", "content": completion}],
+        _arguments(record, columns),
+        paired=True,
+    )
 
 
 def _prompt_completion(
@@ -210,19 +204,82 @@ def _prompt_completion(
 ) -> Conversation | PlainText:
     prompt, completion = _value(record, columns, "prompt"), _value(record, columns, "completion")
     if isinstance(prompt, list) and isinstance(completion, list):
+        if _history(record, columns):
+            raise BadRow(
+                f"`{columns.get('history', 'history')}` stands beside a list of turns; put it into the list"
+            )
         turns = _turns(record, columns, "prompt") + _turns(record, columns, "completion")
-        return _conversation(turns, record, columns, chat, len(completion))
+        return _conversation(turns, record, columns, chat, len(completion), True)
     prompt, completion = _text(record, columns, "prompt"), _response(record, columns, "completion")
-    return _exchange(prompt, completion) if chat else PlainText(prompt, completion)
+    if chat:
+        return _exchange(prompt, completion, record, columns)
+    if _system(record, columns):
+        raise BadRow(
+            f"`{columns.get('system', 'system')}` needs a chat template, and the tokenizer has none; put it "
+            "into the "
+            "prompt, or set tokenizer.chat_template"
+        )
+    _refuse_history(record, columns)
+    return PlainText(prompt, completion)
 
 
 def _alpaca(record: Mapping[str, Any], columns: Mapping[str, str], chat: bool) -> Conversation | PlainText:
     instruction, output = _text(record, columns, "instruction"), _response(record, columns, "output")
     given = _text(record, columns, "input") if record.get(columns.get("input", "input")) is not None else ""
     if chat:
-        return _exchange(f"{instruction}\n\n{given}" if given else instruction, output)
+        return _exchange(f"{instruction}\n\n{given}" if given else instruction, output, record, columns)
+    _refuse_history(record, columns)
+    system = _system(record, columns)
     heading = ALPACA_PLAIN_INPUT if given else ALPACA_PLAIN
-    return PlainText(heading.format(instruction=instruction, input=given), output)
+    whole = (f"{system}\n\n" if system else "") + heading.format(instruction=instruction, input=given)
+    return PlainText(whole, output)
+
+
+def _system(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """The row's system text; "" when it has none."""
+    if record.get(columns.get("system", "system")) is None:
+        return ""
+    text = _text(record, columns, "system")
+    return text if text.strip() else ""
+
+
+def _with_system(
+    turns: list[Message], record: Mapping[str, Any], columns: Mapping[str, str]
+) -> list[Message]:
+    system = _system(record, columns)
+    if not system:
+        return turns
+    if turns and turns[0]["role"] == "system":
+        if turns[0].get("content") == system:
+            return turns
+        raise BadRow(
+            f"`{columns.get('system', 'system')}` and a system turn say two things; keep one of them"
+        )
+    return [{"role": "system", "content": system}, *turns]
+
+
+def _history(record: Mapping[str, Any], columns: Mapping[str, str]) -> list[Message]:
+    """Earlier questions and answers as turns."""
+    column = columns.get("history", "history")
+    value = record.get(column)
+    if value is None or value in ("", "[]"):
+        return []
+    pairs: list[Any] = value if isinstance(value, list) else [None]
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in pairs
+    ):
+        raise BadRow(f"`{column}` is not [[question, answer], ...]; write it so, or the row as messages")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def _refuse_history(record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    if _history(record, columns):
+        raise BadRow(
+            f"`{columns.get('history', 'history')}` needs a chat template, and the tokenizer has none; set "
+            "tokenizer.chat_template"
+        )
 
 
 def _turns(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> list[Message]:
@@ -245,12 +302,18 @@ def _turn(turn: Any, where: str) -> Message:
     if not sharegpt:
         return turn
     if turn["from"] not in SHAREGPT_ROLES:
-        raise BadRow(f"{where} is from {turn['from']!r}; known are {_list(SHAREGPT_ROLES)}")
-    return {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]}
+        raise BadRow(f"{where} is from {turn['from']!r}; known are {listed(SHAREGPT_ROLES)}")
+    more = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
+    return {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"], **more}
 
 
 def _conversation(
-    turns: list[Message], record: Mapping[str, Any], columns: Mapping[str, str], chat: bool, answered: int = 1
+    turns: list[Message],
+    record: Mapping[str, Any],
+    columns: Mapping[str, str],
+    chat: bool,
+    answered: int = 1,
+    paired: bool = False,
 ) -> Conversation:
     """`turns` as prompt and response; the response is the last `answered` turns."""
     if not chat:
@@ -269,7 +332,22 @@ def _conversation(
         )
     if not (last.get("content") or "").strip() and not last.get("tool_calls"):
         raise BadRow("empty response: the last turn holds no text")
-    return Conversation(turns[:-answered], turns[-answered:], _arguments(record, columns))
+    for turn in turns[-answered:]:
+        refuse_untrained(turn)
+    prompt = _with_system(turns[:-answered], record, columns)
+    return Conversation(prompt, turns[-answered:], _arguments(record, columns), paired)
+
+
+def refuse_untrained(turn: Message) -> None:
+    """BadRow for a turn of the response that says it is not to be trained on, or in part."""
+    for key in TURN_FLAGS:
+        flag = turn.get(key)
+        if turn["role"] == "assistant" and flag is not None and flag != 1:
+            raise BadRow(
+                f"the response has {key}: {json.dumps(flag)}, and a response is trained on as a whole; "
+                "leave the row "
+                f"out, or remove {key}"
+            )
 
 
 def _arguments(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import EMPTY, Tokenizer, encode_batch
-from coretune.data.formats import filled_columns, recognise
+from coretune.data.encode import EMPTY, Loss, Tokenizer, encode_batch
+from coretune.data.folders import files_of
+from coretune.data.formats import listed
 from coretune.data.raw import CorpusError, Row
-from coretune.data.records import files_of, read_rows
+from coretune.data.recognise import filled_columns, recognise, unused
+from coretune.data.records import read_rows
+from coretune.escaping import shown
 from coretune.files import write_json
 
-IGNORED = -100  # the label that transformers' losses leave out
 SHOWN = 10  # bad rows named in a message
 BLOCK = 1000  # rows held in memory at a time
 MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
@@ -40,6 +42,7 @@ log = logging.getLogger("coretune")
 RAW = pa.schema(
     [
         ("record", pa.string()),
+        ("meant", pa.string()),
         ("problem", pa.string()),
         ("file", pa.string()),
         ("unit", pa.string()),
@@ -49,6 +52,7 @@ RAW = pa.schema(
 ENCODED = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
+        "labels": datasets.List(datasets.Value("int32")),
         "prompt_length": datasets.Value("int64"),
         "truncated": datasets.Value("bool"),
         "id": datasets.Value("string"),
@@ -78,12 +82,16 @@ class Account:
     truncated    how many prompts were cut from the left
     fingerprint  of the ordered contents
     rows         checksum of the file of frozen rows
+    notes        lines that name the columns that are not used
+    absent       keys of `columns` whose column no row has
     """
 
     dropped: list[tuple[str, str]]
     truncated: int
     fingerprint: str
     rows: str
+    notes: list[str]
+    absent: list[str]
 
     @classmethod
     def read(cls, folder: Path) -> Account:
@@ -99,6 +107,21 @@ class Account:
         write_json(folder / ACCOUNT, {**known, "digest": _digest(json.dumps(known))})
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of the rows as they were read.
+
+    formats   file -> its format
+    contents  of what was read, a digest
+    notes, absent  as in `Account`
+    """
+
+    formats: dict[str, str]
+    contents: str
+    notes: list[str]
+    absent: list[str]
+
+
 def freeze(
     source: str | Path,
     tokenizer: Tokenizer,
@@ -107,6 +130,7 @@ def freeze(
     skip_bad_rows: bool,
     root: Path,
     num_proc: int | None,
+    loss: Loss,
 ) -> Path:
     """The folder under `root` with the frozen rows, made now unless the same content was frozen there before.
 
@@ -114,27 +138,31 @@ def freeze(
     What was frozen before is hashed too, and made again where it is not as it was written.
     Raises CorpusError (see Corpus.build).
     """
+    loss.refuse(tokenizer)
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
         work = Path(folder)
-        files = files_of(source)
+        files = files_of(source).read
         states = [file.stat() for file in files]
-        formats, contents = ({}, _hash(files)) if files else _write_raw(source, columns, work / "rows.arrow")
-        kept = root / f"corpus-{_key(contents, columns, max_length, tokenizer, work / 'tokenizer')}"
+        chat = tokenizer.chat_template is not None
+        known = None if files else _write_raw(source, columns, chat, work / "rows.arrow")
+        contents = known.contents if known else _hash(files)
+        kept = root / f"corpus-{_key(contents, columns, max_length, loss, tokenizer, work / 'tokenizer')}"
         if (damaged := _damaged_file(kept)) is not None:
             log.warning("%s is damaged and made again: its content is not what was written", damaged)
             os.rename(kept, work / "damaged")  # a process that reads it keeps what it has
         if not kept.exists():
-            if files:
-                formats, _ = _write_raw(source, columns, work / "rows.arrow")
+            if known is None:
+                known = _write_raw(source, columns, chat, work / "rows.arrow")
                 _refuse_changed(files, states)
             settings = {
                 "tokenizer": tokenizer,
-                "formats": formats,
+                "formats": known.formats,
                 "columns": columns,
                 "max_length": max_length,
+                "loss": loss,
             }
-            _freeze(work, settings, skip_bad_rows, num_proc)
+            _freeze(work, settings, known, skip_bad_rows, num_proc)
             _publish(work / "frozen", kept)
     return kept
 
@@ -170,8 +198,8 @@ def _refuse_changed(files: Sequence[Path], before: Sequence[os.stat_result]) -> 
             raise CorpusError(f"{file.name} was written to while it was read; start again when it is whole")
 
 
-def _write_raw(source: str | Path, columns: Mapping[str, str], target: Path) -> tuple[dict[str, str], str]:
-    """Raw rows to `target`; returns the format of each file and a digest of what was read."""
+def _write_raw(source: str | Path, columns: Mapping[str, str], chat: bool, target: Path) -> Known:
+    """Raw rows to `target`."""
     filled: dict[str, Counter[frozenset[str]]] = {}
     found: dict[str, set[str]] = {}
     contents = blake2b(digest_size=16)
@@ -181,21 +209,28 @@ def _write_raw(source: str | Path, columns: Mapping[str, str], target: Path) -> 
                 if row.record is not None:
                     filled.setdefault(row.file, Counter())[filled_columns(row.record, columns)] += 1
                     found.setdefault(row.file, set()).update(row.record)
-                contents.update(repr((row.place, row.text, row.problem)).encode())
-            writer.write_batch(
-                pa.record_batch(
-                    [
-                        [row.text for row in block],
-                        [row.problem for row in block],
-                        [row.file for row in block],
-                        [row.unit for row in block],
-                        [row.number for row in block],
-                    ],
-                    schema=RAW,
-                )
-            )
+                contents.update(repr((row.place, row.text, row.meant, row.problem)).encode())
+            parts = [(row.text, row.meant, row.problem, row.file, row.unit, row.number) for row in block]
+            writer.write_batch(pa.record_batch(list(map(list, zip(*parts, strict=True))), schema=RAW))
     formats = {file: recognise(file, filled[file], found[file], columns) for file in filled}
-    return formats, contents.hexdigest()
+    every = set().union(*found.values())
+    absent = [name for name, column in columns.items() if column not in every]
+    return Known(formats, contents.hexdigest(), _unused(formats, found, columns, chat), absent)
+
+
+def _unused(
+    formats: Mapping[str, str], found: Mapping[str, set[str]], columns: Mapping[str, str], chat: bool
+) -> list[str]:
+    """A line for the columns that files do not use; files of the same are named together."""
+    files: dict[tuple[str, ...], list[str]] = {}
+    for file, format in formats.items():
+        files.setdefault(tuple(unused(format, found[file], columns, chat)), []).append(file)
+    return [
+        f"{named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''}: columns that are not used: "
+        f"{listed(map(shown, names))}"
+        for names, named in files.items()
+        if names
+    ]
 
 
 def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -210,7 +245,12 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _key(
-    contents: str, columns: Mapping[str, str], max_length: int, tokenizer: Tokenizer, folder: Path
+    contents: str,
+    columns: Mapping[str, str],
+    max_length: int,
+    loss: Loss,
+    tokenizer: Tokenizer,
+    folder: Path,
 ) -> str:
     """All that the frozen rows depend on: the tokenizer by the files it saves, libraries by version, this
     room by its code."""
@@ -218,14 +258,17 @@ def _key(
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     versions = [version(name) for name in PACKAGES]
     code = _hash(sorted(Path(__file__).parent.glob("*.py")))
-    return _digest(code, contents, sorted(columns.items()), max_length, versions, sorted(files.items()))
+    parts = (code, contents, sorted(columns.items()), max_length, loss, versions, sorted(files.items()))
+    return _digest(*parts)
 
 
 def _digest(*parts: object) -> str:
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_proc: int | None) -> None:
+def _freeze(
+    work: Path, settings: Mapping[str, Any], known: Known, skip_bad_rows: bool, num_proc: int | None
+) -> None:
     """work/rows.arrow -> work/frozen/{corpus.arrow, account.json}."""
     raw = datasets.Dataset.from_file(str(work / "rows.arrow"))
     if num_proc is None and len(raw) >= MANY:
@@ -241,7 +284,7 @@ def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_pr
         new_fingerprint=_digest(str(work)),  # else datasets pickles and hashes the tokenizer
         desc="tokenising",
     )
-    small = encoded.select_columns([name for name in EMPTY if name != "input_ids"]).data.table
+    small = encoded.select_columns([name for name in EMPTY if name not in ("input_ids", "labels")]).data.table
     problems = small["problem"].to_pylist()
     dropped = [(_place(raw[row]), reason) for row, reason in enumerate(problems) if reason is not None]
     kept = [row for row, reason in enumerate(problems) if reason is None]
@@ -262,6 +305,8 @@ def _freeze(work: Path, settings: Mapping[str, Any], skip_bad_rows: bool, num_pr
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
         rows=_hash([work / "frozen" / ROWS]),
+        notes=known.notes,
+        absent=known.absent,
     )
     account.write(work / "frozen")
 
@@ -289,14 +334,7 @@ def _write_frozen(raw: datasets.Dataset, encoded: datasets.Dataset, order: list[
         for start in range(0, len(order), BLOCK):
             rows = order[start : start + BLOCK]
             block = encoded[rows].combine_chunks()
-            tokens = block["input_ids"].chunk(0)
-            labels = tokens.values.to_numpy().copy()
-            begins = tokens.offsets.to_numpy()
-            for begin, prompt_length in zip(begins[:-1], block["prompt_length"].to_numpy(), strict=True):
-                labels[begin : begin + prompt_length] = IGNORED
-            table = block.select(["prompt_length", "id", "source"])
-            table = table.append_column("input_ids", tokens)
-            table = table.append_column("labels", pa.ListArray.from_arrays(tokens.offsets, pa.array(labels)))
+            table = block.select(["input_ids", "labels", "prompt_length", "id", "source"])
             table = table.append_column("example_id", pa.array(np.arange(start, start + len(rows))))
             # Rows taken here and there are a chunk each, and so would the block be on disk.
             table = table.append_column("record", raw[rows]["record"].combine_chunks())

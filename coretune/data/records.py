@@ -17,26 +17,27 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coretune.data.folders import EXTENSIONS, files_of
 from coretune.data.raw import CorpusError, Row, is_unicode, not_an_object, row_of_value
+from coretune.data.tables import meant, plain, refuse_doubled
 
-EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
-COMPRESSED = re.compile(r"\.(json|jsonl|csv|parquet|arrow)\.(gz|zst|bz2|xz|zip)")
-#: Written beside the data by `datasets.Dataset.save_to_disk`: about the rows, not rows.
-BESIDE_THE_DATA = ("dataset_info.json", "state.json", "dataset_dict.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+ROWS = 1000  # of a table held at a time
 
 
 def read_rows(source: str | Path) -> Iterator[Row]:
-    """All rows of a file, of the files directly in a folder (by name), or of a hub id's `train` split.
+    """All rows of a file, of a folder's files (`folders.py`), or of a hub id's `train` split.
 
-    A folder's own folders are not entered [choice: they are usually other splits], and files with other
-    extensions are left alone. Raises CorpusError for what concerns a file as a whole.
+    A folder's own folders are not entered [choice: they are usually other splits]. Raises CorpusError for
+    what
+    concerns a file as a whole.
     """
-    files = files_of(source)
+    files = files_of(source).read
     for file in files:
         yield from _read_file(file)
     if files:
@@ -44,34 +45,6 @@ def read_rows(source: str | Path) -> Iterator[Row]:
     if Path(source).suffix.lower() in EXTENSIONS or not HUB_ID.fullmatch(str(source)):
         raise CorpusError(f"no such file or folder: {source}; check train_data and the working directory")
     yield from _read_hub(str(source))
-
-
-def files_of(source: str | Path) -> list[Path]:
-    """The files that are read; none for a hub id. CorpusError for a folder without."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _files_of(path)
-    return [path] if path.is_file() else []
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """The data files directly in `folder`, sorted by name; never an empty list."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    for entry in entries:
-        if COMPRESSED.fullmatch("".join(entry.suffixes[-2:]).lower()):
-            raise CorpusError(f"{entry.name} in {folder} is compressed; unpack it or move it away")
-    files = [
-        entry
-        for entry in entries
-        if entry.is_file() and entry.suffix.lower() in EXTENSIONS and entry.name not in BESIDE_THE_DATA
-    ]
-    if not files:
-        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
-        raise CorpusError(
-            f"folder {folder} holds no data file (found {found}); put {', '.join(EXTENSIONS)} files"
-            " directly into it, or name the folder inside it that has them"
-        )
-    return files
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -112,7 +85,9 @@ def _read_lines(path: Path) -> Iterator[Row]:
 def _row_of_line(file: str, number: int, raw: bytes) -> Row:
     try:
         text = raw.decode("utf-8")
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_once)
+    except _Twice as error:
+        return Row(file, "line", number, problem=str(error))
     except UnicodeDecodeError as error:
         problem = (
             f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8"
@@ -136,7 +111,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield from _read_lines(path)
         return
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        yield from _elements(path.name, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise CorpusError(f"{path.name} line {line} is not UTF-8; save the file as UTF-8") from None
@@ -146,9 +121,52 @@ def _read_json(path: Path) -> Iterator[Row]:
             " correct it"
         ) from None
     except (ValueError, RecursionError) as error:
+        if isinstance(error, CorpusError):
+            raise
         raise CorpusError(f"{path.name}: not readable JSON ({error}); correct it") from None
-    for number, value in enumerate(values, start=1):
-        yield row_of_value(path.name, number, value)
+
+
+def _elements(file: str, text: str) -> Iterator[Row]:
+    """The rows of a JSON list, one by one, so that a key written twice spoils its row alone."""
+    strict, loose = json.JSONDecoder(object_pairs_hook=_once), json.JSONDecoder()
+    space = re.compile(r"[ \t\n\r]*")
+
+    def after_space(at: int) -> int:
+        return space.match(text, at).end()  # type: ignore[union-attr]
+
+    at, number = after_space(after_space(0) + 1), 0
+    if text[at : at + 1] == "]":
+        at, more = at + 1, False
+    else:
+        more = True
+    while more:
+        number += 1
+        try:
+            value, end = strict.raw_decode(text, at)
+            yield row_of_value(file, number, value)
+        except _Twice as error:
+            _, end = loose.raw_decode(text, at)
+            yield Row(file, "row", number, problem=str(error))
+        at = after_space(end)
+        more = text[at : at + 1] == ","
+        if not more and text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+        at = after_space(at + 1)
+    if after_space(at) != len(text):
+        raise json.JSONDecodeError("Extra data", text, after_space(at))
+
+
+class _Twice(ValueError):
+    """An object has one key twice; JSON's own readers keep the last and say nothing."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"`{twice}` is written twice; which one is meant, only its owner knows: leave one")
+    return found
 
 
 def _refuse_one_object(path: Path) -> None:
@@ -178,14 +196,28 @@ def _read_csv(path: Path) -> Iterator[Row]:
                 try:
                     values = next(reader, None)
                 except csv.Error as error:
+                    _refuse_run_together(path.name, number, reader.line_num, str(error))
                     yield Row(path.name, "line", number, problem=f"not valid CSV ({error})")
                     continue
                 if values is None:
                     return
                 if values:
-                    yield _row_of_fields(path.name, number, header, values)
+                    row = _row_of_fields(path.name, number, header, values)
+                    if row.problem is not None:
+                        _refuse_run_together(path.name, number, reader.line_num, row.problem)
+                    yield row
     finally:
         csv.field_size_limit(limit)
+
+
+def _refuse_run_together(file: str, first: int, last: int, reason: str) -> None:
+    """CorpusError for a fault over several lines: they may be rows, which nobody would name one by one."""
+    if last > first:
+        raise CorpusError(
+            f"{file} lines {first} to {last} are one row by their quotes, and not a valid one ({reason}); "
+            "correct the "
+            f"quote that opens in line {first}"
+        )
 
 
 def _header(file: str, reader: Iterator[list[str]]) -> list[str]:
@@ -216,8 +248,12 @@ def _row_of_fields(file: str, number: int, header: list[str], values: list[str])
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     try:
-        yield from _rows_of_batches(path.name, pq.ParquetFile(path).iter_batches(batch_size=1000))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        file = pq.ParquetFile(path)
+        refuse_doubled(path.name, file.schema_arrow)
+        yield from _rows_of_batches(path.name, file.iter_batches(batch_size=ROWS))
+    except CorpusError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorpusError(
             f"{path.name} cannot be read as parquet ({_first_line(error)}); write it anew"
         ) from None
@@ -229,11 +265,16 @@ def _read_arrow(path: Path) -> Iterator[Row]:
         with pa.memory_map(str(path)) as source:
             if source.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
+                refuse_doubled(path.name, file.schema)
                 yield from _rows_of_batches(path.name, map(file.get_batch, range(file.num_record_batches)))
             else:
                 source.seek(0)
-                yield from _rows_of_batches(path.name, pa.ipc.open_stream(source))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                stream = pa.ipc.open_stream(source)
+                refuse_doubled(path.name, stream.schema)
+                yield from _rows_of_batches(path.name, stream)
+    except CorpusError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorpusError(
             f"{path.name} cannot be read as Arrow ({_first_line(error)}); write it anew"
         ) from None
@@ -242,10 +283,10 @@ def _read_arrow(path: Path) -> Iterator[Row]:
 def _rows_of_batches(file: str, batches: Iterator[pa.RecordBatch]) -> Iterator[Row]:
     number = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, 1000):  # a whole file may be one batch
-            for value in batch.slice(start, 1000).to_pylist():
+        for start in range(0, batch.num_rows, ROWS):  # a whole file may be one batch
+            for values in batch.slice(start, ROWS).to_pylist(maps_as_pydicts="strict"):
                 number += 1
-                yield row_of_value(file, number, value)
+                yield row_of_value(file, number, plain(values, batch.schema), meant(values, batch.schema))
 
 
 def _read_hub(name: str) -> Iterator[Row]:
@@ -259,8 +300,9 @@ def _read_hub(name: str) -> Iterator[Row]:
             f"{name!r} is no file or folder here, and the hub gave no `train` split of that name"
             f" ({_first_line(error)}); check the name, or save the rows as parquet and name that file"
         ) from None
-    for number, value in enumerate(rows, start=1):
-        yield row_of_value(name, number, value)
+    if not len(rows):
+        raise CorpusError(f"{name!r} has no rows in its `train` split; name another data set")
+    yield from _rows_of_batches(name, iter(rows.with_format("arrow").iter(ROWS)))
 
 
 def _first_line(error: Exception) -> str:

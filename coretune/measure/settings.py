@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coretune.types import TRAINERS_SEED
+
 BASES = ("rademacher", "sjlt", "gradient_pca", "parameter_pca")
 
 
@@ -24,7 +26,7 @@ class MeasureSettings:
     batch_tokens    padded tokens in a batch at most
     reference_rows  pool rows whose mean gradient is the reference of `alignment` when there is no target
     autocast        name of a dtype ("bfloat16") to run the model in; None: its own, or the caller's autocast
-    seed            of the projections and of the reference rows
+    seed            of the projections and of the reference rows; TRAINERS_SEED = that of the coreset
     """
 
     last_blocks: int | None = 2
@@ -36,7 +38,7 @@ class MeasureSettings:
     batch_tokens: int = 4096
     reference_rows: int = 256
     autocast: str | None = None
-    seed: int = 0
+    seed: int = TRAINERS_SEED
 
     def __post_init__(self) -> None:
         for name in ("projection_dim", "factor_dim", "batch_tokens", "reference_rows"):

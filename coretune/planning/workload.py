@@ -71,7 +71,7 @@ def about_run(config: RunConfig) -> dict[str, Any]:
     """What a plan and a run must share for the one to be held against the other: settings, and the content of
     all that they name."""
     kept = ("model_name_or_path", "train_data", "eval_data", "target_data", "seed", "training", "peft")
-    coreset = build_coreset(config.coreset, config.seed).spelled_out(config.coreset)
+    coreset = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
     known = {**{name: getattr(config, name) for name in kept}, "coreset": coreset}
     return {**known, "inputs": inputs(known)}
 

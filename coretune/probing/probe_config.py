@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
+from coretune.data.raw import json_line
 from coretune.files import whole
 from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import coreset_rows
@@ -41,7 +41,7 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     few = min(n, max(ROWS, 8 * batch))
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
     path = folder / "rows.jsonl"
-    lines = (json.dumps(trainer.pool_rows.record(row), ensure_ascii=False) + "\n" for row in rows)
+    lines = (json_line(trainer.pool_rows.record(row))[0] + "\n" for row in rows)
     with whole(path) as file:
         file.writelines(line.encode() for line in lines)
     lesson = trainer.sight.lesson

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
 from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
-from coretune.types import Budget, Coreset, KeepsQuota, Pool, Selector, Taught
+from coretune.types import TRAINERS_SEED, Budget, Coreset, KeepsQuota, Pool, Selector, Taught, TrainersSeed
 
 WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
@@ -48,6 +49,7 @@ class CoresetConfig:
                    one that would pass it is made in two rounds; None = exact, however long it takes
     engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
     ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
+    seed           of all that is drawn; TRAINERS_SEED = data_seed of the trainer's arguments, else seed
     """
 
     selector: Selector
@@ -66,7 +68,7 @@ class CoresetConfig:
     deadline: str | None = None
     engine: str = "local"
     ray_address: str | None = None
-    seed: int = 0
+    seed: int = TRAINERS_SEED
 
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):
@@ -164,6 +166,13 @@ class CoresetConfig:
             return ()
         tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
         return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs, *tested)))
+
+
+def seeded(config: CoresetConfig, args: Any) -> CoresetConfig:
+    """The config with the seed that orders the data in the stock trainer, unless it has its own."""
+    if not isinstance(config.seed, TrainersSeed):
+        return config
+    return replace(config, seed=args.seed if args.data_seed is None else args.data_seed)
 
 
 def default_measuring(config: CoresetConfig) -> MeasureSettings:

@@ -37,7 +37,7 @@ from coretune.rounds.sampler import (
     with_example_id,
     with_positions,
 )
-from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.schedule import CoresetConfig, seeded
 from coretune.rounds.state import State
 from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
@@ -59,7 +59,8 @@ from coretune.training.sight import Sight
 class CoresetMixin(SavingTrainer):
     """A stock trainer on a changing coreset of `train_dataset`.
 
-    coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword
+    coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword. Its draws
+               have the seed of `args` (data_seed, else seed) unless it is given its own
     rows       the pool's tokens; left out, they are read from the prepared `train_dataset`. With weights or
                harvest `train_dataset` holds in its column `example_id` which of them each of its rows is
     measuring  how signals are measured
@@ -95,7 +96,7 @@ class CoresetMixin(SavingTrainer):
         super().__init__(model, args, **stock)
         if args is None:
             self._refuse(self.args, coreset, stock)
-        self.coreset_config = coreset
+        self.coreset_config = coreset = seeded(coreset, self.args)
         self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
         self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
         self.ledger = Ledger()

@@ -33,7 +33,7 @@ from coretune.training.model_cost import ModelCost
 from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.teacher import Lesson, School, refuse_school, teach
-from coretune.types import Measure, Rows, Suspicious, Taught
+from coretune.types import Measure, Rows, Suspicious, Taught, TrainersSeed
 
 log = logging.getLogger("coretune")
 
@@ -59,7 +59,9 @@ class Sight:
     ) -> None:
         self.trainer, self.config, self.targets = trainer, trainer.coreset_config, targets
         autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
-        self.settings = replace(measuring or default_measuring(self.config), autocast=autocast)
+        settings = measuring or default_measuring(self.config)
+        seed = self.config.seed if isinstance(settings.seed, TrainersSeed) else settings.seed
+        self.settings = replace(settings, autocast=autocast, seed=seed)
         if self.config.refresh_every != "never":
             refuse_live(self.settings)
         self.folders: list[Path] = []  # the teacher's checkpoints

@@ -1,0 +1,284 @@
+"""The sections of a config that are the stock libraries' own: `training` and `peft`, and the tokenizer they
+shape.
+
+The rows are tokenised here, not by TRL (`data/`). So a key of SFTConfig that shapes rows is honoured here
+too, or
+named in an error: none is taken and left without effect.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+from peft import PeftConfig, PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from trl import SFTConfig
+
+from coretune.config import ConfigError, RunConfig, nearest, refuse_unknown
+
+#: Keys that SFTConfig has beyond TrainingArguments and that are honoured, here or by TRL's trainer.
+BY_ROWS = (
+    "assistant_only_loss",
+    "chat_template_path",
+    "completion_only_loss",
+    "dataset_num_proc",
+    "eos_token",
+)
+BY_MODEL = ("activation_offloading", "loss_type", "model_init_kwargs", "pad_token", "router_aux_loss_coef")
+BY_BATCHES = ("max_length", "packing", "packing_strategy", "padding_free", "pad_to_multiple_of")
+SFT_KEYS = frozenset((*BY_ROWS, *BY_MODEL, *BY_BATCHES, "trust_remote_code"))
+#: Key -> (values that say what is done anyway, why no other is taken and what to do).
+ELSEWHERE: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "dataset_text_field": (("text",), "texts are read from `text`: write columns: {text: …} at the top"),
+    "dataset_kwargs": ((None, {}, {"skip_prepare_dataset": True}), "rows are tokenised here: leave it out"),
+    "truncation_mode": (("keep_start",), "prompts are cut from the left, responses never: leave it out"),
+    "shuffle_dataset": ((False,), "the coreset has an order of its own, which seed changes: leave it out"),
+    "eval_packing": ((None, False), "evaluation rows are not packed: leave it out"),
+    "length_column_name": (("length",), "lengths are those of the tokenised rows: leave it out"),
+    "do_train": ((True,), "`coretune train` trains, `coretune select` does not: leave it out"),
+    "do_eval": ((True,), "eval_data and eval_strategy say what is evaluated and when: leave it out"),
+    "do_predict": ((False,), "nothing is predicted; the section `evaluate` generates answers: leave it out"),
+    "include_for_metrics": ((), "no metric of your own can be given here: leave it out"),
+    "batch_eval_metrics": ((False,), "no metric of your own can be given here: leave it out"),
+    "local_rank": ((-1,), "the launcher (torchrun, accelerate) says it: leave it out"),
+}
+#: Left to the rows: TRL would judge them by a dataset that it did not prepare.
+ROWS_ONLY = ("assistant_only_loss", "completion_only_loss")
+#: What from_pretrained of a tokenizer and of a config take of `model_init_kwargs`.
+WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+TEMPLATES = (".jinja", ".j2")
+
+#: Key -> why none of its values does anything here.
+PEFT_REFUSED: Mapping[str, str] = {
+    "auto_mapping": "peft writes it itself: leave it out",
+    "base_model_name_or_path": "it is model_name_or_path: leave it out",
+    "peft_version": "peft writes it itself: leave it out",
+    "revision": "write training.model_init_kwargs: {revision: …}",
+    "inference_mode": "nothing would be trained: leave it out",
+    "megatron_config": "Megatron's layers are not trained here: leave it out",
+    "megatron_core": "Megatron's layers are not trained here: leave it out",
+    "corda_config": "it needs statistics of the data before training: prepare the model in Python",
+    "eva_config": "it needs statistics of the data before training: prepare the model in Python",
+    "lora_ga_config": "it needs gradients of the data before training: prepare the model in Python",
+    "arrow_config": "it routes between adapters that are trained already: leave it out",
+    "use_qalora": "only GPTQ layers have it, which are not trained here: leave it out",
+    "qalora_group_size": "only GPTQ layers have it, which are not trained here: leave it out",
+}
+PREPARED_INIT = ("corda", "eva", "lora_ga")
+PEFT_TYPES_REFUSED: Mapping[str, str] = {
+    "ADALORA": "its ranks change by calls after each step, which no stock trainer makes",
+    "MULTITASK_PROMPT_TUNING": "it needs a task number in each row",
+    "POLY": "it needs a task number in each row",
+    "XLORA": "it mixes adapters that are trained already",
+}
+
+
+def training_arguments(config: RunConfig) -> SFTConfig:
+    """The stock SFTConfig of the `training` section; ConfigError for a key that would do nothing."""
+    for name, value in config.training.items():
+        _refuse_dead(name, value)
+    given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
+    given = {name: value for name, value in given.items() if name not in ROWS_ONLY}
+    if not torch.accelerator.is_available():
+        given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
+    try:
+        return SFTConfig(**{**given, "dataset_kwargs": {"skip_prepare_dataset": True}})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from None
+
+
+def _refuse_dead(name: str, value: Any) -> None:
+    """ConfigError for a key that shapes rows, or says what is done, and is not looked at by anyone."""
+    if name in ELSEWHERE:
+        same, why = ELSEWHERE[name]
+        if value not in same:
+            raise ConfigError(f"training.{name} is {value!r}, which has no effect here: {why}")
+        return
+    if name in TrainingArguments.__dataclass_fields__ or name in SFT_KEYS:
+        return
+    if value != _default(SFTConfig, name):  # a key that a later TRL has
+        raise ConfigError(f"training.{name} is {value!r}, and rows are prepared without it: leave it out")
+
+
+def _default(part: type, name: str) -> Any:
+    field = next(field for field in fields(part) if field.name == name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def adapter_config(config: RunConfig) -> PeftConfig | None:
+    """The stock config of the `peft` section, of the type that it names; None for full fine-tuning."""
+    if config.peft is None:
+        return None
+    given = dict(config.peft)
+    kind = given.pop("peft_type", "LORA")
+    known = {str(name.value): made for name, made in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = str(kind.value if isinstance(kind, PeftType) else kind).upper()
+    if name not in known:
+        raise ConfigError(
+            f"peft.peft_type is {kind!r}{nearest(name, known)}; there are {', '.join(sorted(known))}"
+        )
+    if name in PEFT_TYPES_REFUSED:
+        raise ConfigError(
+            f"peft.peft_type is {kind!r}, and {PEFT_TYPES_REFUSED[name]}: take another, as LORA"
+        )
+    refuse_unknown("peft.", given, known[name].__dataclass_fields__)
+    for key, value in given.items():
+        _refuse_dead_adapter(known[name], key, value)
+    made = _made(known[name], {"task_type": "CAUSAL_LM", **given})
+    if made.task_type != "CAUSAL_LM":
+        raise ConfigError(
+            f"peft.task_type is {given['task_type']!r}, and causal language models are trained: leave it out"
+        )
+    return made
+
+
+def _refuse_dead_adapter(kind: type, key: str, value: Any) -> None:
+    if key in PEFT_REFUSED and value != _default(kind, key):
+        raise ConfigError(f"peft.{key} is {value!r}, which has no effect here: {PEFT_REFUSED[key]}")
+    if key == "init_lora_weights" and value in PREPARED_INIT:
+        raise ConfigError(
+            f"peft.init_lora_weights is {value!r}, which needs statistics of the data before training: "
+            "prepare "
+            "the model in Python, or take true, gaussian, pissa or olora"
+        )
+
+
+def _made(kind: type, given: Mapping[str, Any]) -> PeftConfig:
+    """ConfigError for values that the config refuses, and for those that it says it ignores."""
+    try:
+        given = {key: _nested(kind, key, value) for key, value in given.items()}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            made = kind(**given)
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"peft: {' '.join(str(error).split())}") from None
+    for warning in said:
+        if "ignored" in str(warning.message):
+            raise ConfigError(f"peft: {' '.join(str(warning.message).split())}")
+    return made
+
+
+def _nested(kind: type, key: str, value: Any) -> Any:
+    """A mapping as the config class that the field wants, where it wants one."""
+    if not isinstance(value, dict):
+        return value
+    hint = _hints(kind).get(key)
+    wanted = [part for part in (hint, *get_args(hint)) if isinstance(part, type)]
+    classes = [part for part in wanted if is_dataclass(part)]
+    if not classes:
+        return value
+    refuse_unknown(f"peft.{key}.", value, classes[0].__dataclass_fields__)
+    return classes[0](**value)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def load_tokenizer(name: str, args: SFTConfig | None = None) -> Any:
+    """The model's tokenizer with a padding token, and with what `training` says of it.
+
+    ConfigError when there is no such model, or no such token or template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **(_where(args) if args is not None else {}))
+    except (OSError, ValueError) as error:
+        raise ConfigError(_no_model(name, error)) from None
+    if args is not None:
+        _set_tokens(tokenizer, args)
+        if args.chat_template_path is not None and _is_template(args.chat_template_path):
+            tokenizer.chat_template = _read_template(args.chat_template_path)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(f"the tokenizer of {name} has neither a padding nor an EOS token; set one")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def row_tokenizer(tokenizer: Any, args: SFTConfig) -> Any:
+    """The tokenizer as TRL's trainer will leave it, for the rows, which are tokenised before.
+
+    A `chat_template_path` that is a tokenizer brings its tokens and its EOS along. TRL adds them to
+    tokenizer and
+    model at once, and what it finds added it does not train; so here they are added to a copy.
+    """
+    source = args.chat_template_path
+    if source is None or _is_template(source):
+        return tokenizer
+    try:
+        found = AutoTokenizer.from_pretrained(source)
+        template = found.get_chat_template()
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"training.chat_template_path is {source}, and it is neither a {' or '.join(TEMPLATES)} file "
+            "nor a "
+            f"tokenizer with a chat template: {reason}"
+        ) from None
+    told = copy.deepcopy(tokenizer)
+    told.chat_template = template
+    told.add_tokens([t for t in found.added_tokens_decoder.values() if t.content not in told.get_vocab()])
+    told.eos_token = found.eos_token
+    return told
+
+
+def longest_row(name: str, args: SFTConfig) -> int:
+    """Tokens that a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
+    kwargs = {**(args.model_init_kwargs or {}), **_where(args)}
+    try:
+        positions = AutoConfig.from_pretrained(name, **kwargs).get_text_config().max_position_embeddings
+    except AttributeError:  # state-space models have no positions to run out of
+        positions = None
+    except (OSError, ValueError) as error:
+        raise ConfigError(_no_model(name, error, "config")) from None
+    limits = [limit for limit in (args.max_length, positions) if limit is not None]
+    if not limits:
+        raise ConfigError("training.max_length is null and the model sets no limit; give a number of tokens")
+    return int(min(limits))
+
+
+def _where(args: SFTConfig) -> dict[str, Any]:
+    """Where and how a tokenizer is loaded: as the model is."""
+    kwargs = args.model_init_kwargs or {}
+    found = {name: kwargs[name] for name in WHERE if name in kwargs}
+    trusted = kwargs.get("trust_remote_code", args.trust_remote_code)
+    return {**found, "trust_remote_code": bool(trusted)}
+
+
+def _set_tokens(tokenizer: Any, args: SFTConfig) -> None:
+    for name in ("eos_token", "pad_token"):
+        token = getattr(args, name)
+        if token is None:
+            continue
+        if token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"training.{name} is {token!r}, which the tokenizer does not have: give one that it has"
+            )
+        setattr(tokenizer, name, token)
+
+
+def _is_template(path: str) -> bool:
+    return path.endswith(TEMPLATES)
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"training.chat_template_path is {path}, which cannot be read: {error}") from None
+
+
+def _no_model(name: str, error: Exception, what: str = "tokenizer") -> str:
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"model_name_or_path is {name}, and no {what} can be loaded from it: {reason}"

@@ -1,0 +1,402 @@
+"""Every key of `training` and `peft` is honoured or refused by name; none is taken and left without
+effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from test_run import CORESET, TRAINING, config, raw_config
+from tiny_run import model_folder, records, write_jsonl
+from tiny_tokenizer import TEMPLATE, tiny_tokenizer
+from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from trl import SFTConfig
+
+from coretune import run
+from coretune.config import ConfigError, RunConfig, check_config, load_config
+from coretune.training.refusals import refuse_arguments, refuse_sft_arguments
+from coretune.training.sections import (
+    ELSEWHERE,
+    PEFT_REFUSED,
+    PEFT_TYPES_REFUSED,
+    SFT_KEYS,
+    adapter_config,
+    load_tokenizer,
+    longest_row,
+    row_tokenizer,
+    training_arguments,
+)
+
+TOP = ("output_dir", "seed", "resume_from_checkpoint")
+
+
+def made(training: dict[str, Any] | None = None, **top: Any) -> RunConfig:
+    raw = {
+        "model_name_or_path": str(model_folder()),
+        "train_data": "pool.jsonl",
+        "output_dir": "runs/x",
+        "coreset": {"method": "grace", "budget": "10%"},
+        "training": {"bf16": False, **(training or {})},
+    }
+    return check_config({**raw, **top})
+
+
+# ------------------------------------------------------------------------------------------ `training`
+
+#: A value other than the default; what is not named here has one by its kind.
+OTHER: dict[str, Any] = {
+    "accelerator_config": {"split_batches": True},
+    "activation_checkpointing": False,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.5,
+    "chat_template_path": "other.jinja",
+    "dataloader_multiprocessing_context": "spawn",
+    "dataset_kwargs": {"append_concat_token": False},
+    "ddp_backend": None,
+    "do_eval": False,
+    "do_train": False,
+    "debug": "underflow_overflow",
+    "deepspeed": None,
+    "fsdp": None,
+    "fsdp_config": None,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "hub_revision": "dev",
+    "hub_strategy": "end",
+    "include_for_metrics": ["inputs"],
+    "include_num_input_tokens_seen": "all",
+    "liger_kernel_config": {"rope": False},
+    "load_best_model_at_end": None,
+    "log_level": "error",
+    "log_level_replica": "error",
+    "loss_type": "dft",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+    "lr_scheduler_type": "cosine",
+    "max_length": 17,
+    "model_init_kwargs": {"revision": "main"},
+    "optim": "adafactor",
+    "optim_args": "a=1",
+    "optim_target_modules": ["q_proj"],
+    "packing_strategy": "bfd_split",
+    "pad_to_multiple_of": 8,
+    "parallelism_config": None,
+    "remove_unused_columns": False,
+    "report_to": "tensorboard",
+    "tf32": False,
+    "torch_compile_backend": None,
+    "torch_compile_mode": None,
+    "trackio_static_space_id": "a/b",
+    "train_sampling_strategy": "sequential",
+    "truncation_mode": "keep_end",
+    "use_cpu": True,
+}
+STRATEGIES = ("eval_strategy", "logging_strategy", "save_strategy")
+
+
+def other(field: Any) -> Any:
+    """A value that is not the field's default."""
+    if field.name in OTHER:
+        return OTHER[field.name]
+    if field.name in STRATEGIES:
+        return "epoch"
+    if isinstance(field.default, bool) or "bool" in str(field.type):
+        return not field.default
+    if isinstance(field.default, int | float) or "int" in str(field.type) or "float" in str(field.type):
+        return type(field.default or 0)(3)
+    return "other"
+
+
+def refusal(build: Callable[[], object]) -> str | None:
+    """What it is refused with; None where it is not."""
+    try:
+        build()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def build_arguments(name: str, value: Any) -> None:
+    args = training_arguments(made({name: value}))
+    refuse_arguments(args, False, {})
+    refuse_sft_arguments(args, False)
+
+
+@pytest.mark.parametrize("field", fields(SFTConfig), ids=lambda field: field.name)
+def test_every_key_of_training_is_honoured_or_refused_by_name(field: Any) -> None:
+    name, value = field.name, other(field)
+    if name not in TOP and value is None:
+        return  # needs more than a value: an accelerator, a launcher; the stock trainer reads it
+    said = refusal(lambda: build_arguments(name, value))
+    answer = "given" if said is None else "refused"
+    assert said is None or (name in said and "\n" not in said)
+    ours = name not in TrainingArguments.__dataclass_fields__
+    if name in TOP or name in ELSEWHERE:
+        assert answer == "refused"
+    elif ours:
+        assert (answer == "given") == (name in SFT_KEYS)
+        assert not (name in SFT_KEYS and name in ELSEWHERE)
+    if answer == "given" and name not in ("assistant_only_loss", "completion_only_loss"):
+        got = getattr(training_arguments(made({name: value})), name)
+        assert got == value or str(got) == str(value) or str(value) in str(got)
+
+
+def test_a_key_that_a_later_trl_adds_is_refused_until_it_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coretune.training.sections.SFT_KEYS", SFT_KEYS - {"padding_free"})
+    with pytest.raises(ConfigError, match=r"training.padding_free is True, and rows are prepared without it"):
+        training_arguments(made({"padding_free": True}))
+    training_arguments(made({"padding_free": False}))
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_what_is_done_anyway_may_be_said(name: str) -> None:
+    for value in ELSEWHERE[name][0]:
+        if value is not None:
+            training_arguments(made({name: value}))
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, "report_to"])
+def test_no_is_taken_as_no(tmp_path: Path, name: str) -> None:
+    args = training_arguments(made({name: False}))
+    assert getattr(args, name) in ("no", [])
+    path = tmp_path / "config.yaml"
+    text = json.dumps(made().model_dump(exclude_none=True))
+    path.write_text(text.replace('"bf16"', f'"{name}": no, "bf16"'), encoding="utf-8")
+    assert load_config(path).training[name] in ("no", "none")
+
+
+# ------------------------------------------------------------------------------------ the tokenizer's keys
+
+
+def template_with(mark: str) -> str:
+    """The tests' template with another mark before each turn."""
+    turn = mark.replace("ROLE", "{{ m['role'] }}") + "{{ '\\n' }}"
+    begin = mark.replace("ROLE", "assistant") + "{{ '\\n' }}"
+    return TEMPLATE.replace("<|{{ m['role'] }}|>", turn).replace("<|assistant|>", begin)
+
+
+@pytest.fixture(scope="module")
+def other_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "other.jinja"
+    path.write_text(template_with("[ROLE]"))
+    return path
+
+
+def test_a_template_file_reaches_the_rows_and_what_is_saved(tmp_path: Path, other_template: Path) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", records(12))
+    training = {**TRAINING, "chat_template_path": str(other_template), "max_steps": 2, "save_strategy": "no"}
+    top = {"coreset": {"method": "random", "budget": "50%"}, "eval_data": None, "peft": None}
+    trainer = run.build_trainer(config(tmp_path, tmp_path / "run", training=training, **top))
+    text = trainer.processing_class.decode(trainer.pool_rows.tokens([0])[0])
+    assert text.startswith("<s>[user]\nsay ")
+    trainer.save_model(str(tmp_path / "saved"))
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == other_template.read_text()
+
+
+def test_a_tokenizer_as_template_gives_the_rows_the_tokens_that_trl_gives_the_model(tmp_path: Path) -> None:
+    source = tiny_tokenizer(template_with("<|turn|>ROLE"))
+    source.add_tokens(["<|turn|>", "<|end|>"], special_tokens=True)
+    source.eos_token = "<|end|>"
+    source.save_pretrained(tmp_path / "source")
+    write_jsonl(tmp_path / "pool.jsonl", records(12))
+    training = {**TRAINING, "chat_template_path": str(tmp_path / "source"), "max_steps": 2}
+    top = {"coreset": {"method": "random", "budget": "50%"}, "eval_data": None, "peft": None}
+    trainer = run.build_trainer(config(tmp_path, tmp_path / "run", training=training, **top))
+    ids = trainer.pool_rows.tokens([0])[0].tolist()
+    tokenizer = trainer.processing_class
+    turn, end = tokenizer.convert_tokens_to_ids(["<|turn|>", "<|end|>"])
+    assert ids.count(turn) == 2
+    assert ids.count(end) == 1
+    record = trainer.pool_rows.record(0)
+    said = [
+        {"role": "user", "content": record["prompt"]},
+        {"role": "assistant", "content": record["completion"]},
+    ]
+    assert tokenizer.apply_chat_template(said)["input_ids"] == ids
+    assert trainer.model.get_input_embeddings().weight.shape[0] > max(ids)
+
+
+def test_eos_and_padding_tokens_are_those_asked_for() -> None:
+    args = training_arguments(made({"eos_token": "<|tool|>", "pad_token": "<|system|>"}))
+    tokenizer = load_tokenizer(str(model_folder()), args)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|tool|>", "<|system|>")
+    assert row_tokenizer(tokenizer, args) is tokenizer
+    for name in ("eos_token", "pad_token"):
+        args = training_arguments(made({name: "<none>"}))
+        with pytest.raises(
+            ConfigError, match=f"training.{name} is '<none>', which the tokenizer does not have"
+        ):
+            load_tokenizer(str(model_folder()), args)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/nowhere/x.jinja", "which cannot be read"),
+        ("/nowhere", r"neither a .jinja or .j2 file nor a tokenizer"),
+    ],
+)
+def test_a_template_that_is_not_there_is_refused(path: str, says: str) -> None:
+    args = training_arguments(made({"chat_template_path": path}))
+    with pytest.raises(ConfigError, match=says):
+        row_tokenizer(load_tokenizer(str(model_folder()), args), args)
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({}, {"trust_remote_code": False}),
+        ({"trust_remote_code": True}, {"trust_remote_code": True}),
+        (
+            {"model_init_kwargs": {"revision": "dev", "token": "t", "dtype": "float32"}},
+            {"revision": "dev", "token": "t", "trust_remote_code": False},
+        ),
+        ({"model_init_kwargs": {"trust_remote_code": True}}, {"trust_remote_code": True}),
+    ],
+)
+def test_tokenizer_and_config_are_loaded_as_the_model_is(
+    monkeypatch: pytest.MonkeyPatch, training: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    asked: dict[Any, dict[str, Any]] = {}
+    for kind in (AutoTokenizer, AutoConfig):
+        through = kind.from_pretrained
+
+        def watched(name: str, _kind: Any = kind, _through: Any = through, **settings: Any) -> Any:
+            asked[_kind] = settings
+            return _through(name)
+
+        monkeypatch.setattr(kind, "from_pretrained", watched)
+    args = training_arguments(made(training))
+    load_tokenizer(str(model_folder()), args)
+    assert longest_row(str(model_folder()), args) == 96
+    assert asked[AutoTokenizer] == expected
+    assert {**asked[AutoConfig], **expected} == asked[AutoConfig]
+
+
+def test_data_seed_is_the_seed_of_what_is_drawn() -> None:
+    assert made(seed=3).coreset_seed == 3
+    assert made({"data_seed": 5}, seed=3).coreset_seed == 5
+
+
+# ---------------------------------------------------------------------------------------------- `peft`
+
+PEFT_OTHER: dict[str, Any] = {
+    "alora_invocation_tokens": [5],
+    "bias": "all",
+    "ensure_weight_tying": True,
+    "exclude_modules": ["o_proj"],
+    "init_lora_weights": "gaussian",
+    "kasa_config": {},
+    "layer_replication": [[0, 2]],
+    "layers_pattern": "layers",
+    "layers_to_transform": [0],
+    "loftq_config": {"loftq_bits": 4},
+    "modules_to_save": ["lm_head"],
+    "monteclora_config": {},
+    "peft_type": "IA3",
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"q_proj": 2},
+    "runtime_config": {"ephemeral_gpu_offload": True},
+    "target_modules": ["q_proj"],
+    "target_parameters": ["weight"],
+    "task_type": "SEQ_CLS",
+    "trainable_token_indices": [1],
+    "use_bdlora": {},
+    "velora_config": {},
+    "eva_config": {"rho": 1.0},
+    "corda_config": {},
+    "lora_ga_config": {},
+    "arrow_config": {"top_k": 1},
+    "auto_mapping": {"a": "b"},
+    "megatron_config": {"a": 1},
+}
+
+
+@pytest.mark.parametrize("field", fields(peft.LoraConfig), ids=lambda field: field.name)
+def test_every_key_of_peft_is_honoured_or_refused_by_name(field: Any) -> None:
+    name = field.name
+    value = PEFT_OTHER.get(name, other(field))
+    section = {name: value, **({"layers_to_transform": [0]} if name == "layers_pattern" else {})}
+    if said := refusal(lambda: adapter_config(made(peft=section))):
+        assert name in said
+        assert "\n" not in said
+        return
+    adapter: Any = adapter_config(made(peft=section))
+    assert name not in PEFT_REFUSED
+    got = getattr(adapter, name)
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    assert got != default
+    if not isinstance(value, dict):
+        assert (sorted(got) == sorted(value)) if isinstance(value, list) else str(value) in str(got)
+
+
+def test_a_mapping_becomes_the_config_that_peft_wants() -> None:
+    adapter = adapter_config(made(peft={"runtime_config": {"ephemeral_gpu_offload": True}}))
+    assert adapter.runtime_config.ephemeral_gpu_offload is True
+    with pytest.raises(ConfigError, match=r"unknown key peft\.runtime_config\.offload"):
+        adapter_config(made(peft={"runtime_config": {"offload": True}}))
+
+
+@pytest.mark.parametrize("kind", sorted(str(kind.value) for kind in PEFT_TYPE_TO_CONFIG_MAPPING))
+def test_every_type_of_adapter_is_made_or_refused_by_name(kind: str) -> None:
+    config = made(peft={"peft_type": kind.lower()})
+    if said := refusal(lambda: adapter_config(config)):
+        assert kind.lower() in said if kind in PEFT_TYPES_REFUSED else said.startswith("peft: ")
+        return
+    adapter = adapter_config(config)
+    assert kind not in PEFT_TYPES_REFUSED
+    assert type(adapter) is PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"peft_type": "LORRA"}, "peft.peft_type is 'LORRA', did you mean 'LORA'"),
+        ({"peft_type": "IA3", "r": 8}, "unknown key peft.r"),
+        (
+            {"peft_type": "ADALORA"},
+            "peft.peft_type is 'ADALORA', and its ranks change by calls after each step",
+        ),
+        ({"inference_mode": True}, "peft.inference_mode is True, .*nothing would be trained"),
+        ({"init_lora_weights": "eva"}, "peft.init_lora_weights is 'eva', which needs statistics"),
+        ({"task_type": "SEQ_CLS"}, "peft.task_type is 'SEQ_CLS', and causal language models are trained"),
+        ({"loftq_config": {"loftq_bits": 4}}, "peft: `loftq_config` specified but will be ignored"),
+    ],
+)
+def test_an_adapter_that_would_be_another_is_refused(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        adapter_config(made(peft=section))
+
+
+def test_an_adapter_of_another_type_is_the_one_that_is_trained(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", records(12))
+    top = {"coreset": {"method": "random", "budget": "50%"}, "eval_data": None}
+    training = {**TRAINING, "max_steps": 2, "save_strategy": "no"}
+    section = {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}
+    trainer = run.build_trainer(config(tmp_path, tmp_path / "run", training=training, peft=section, **top))
+    assert trainer.model.peft_config["default"].peft_type == peft.PeftType.IA3
+    trained = [name for name, value in trainer.model.named_parameters() if value.requires_grad]
+    assert trained
+    assert all("ia3" in name for name in trained)
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused() -> None:
+    with pytest.raises(ConfigError, match="peft leaves no parameter to train"):
+        run._refuse_frozen(torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+# ------------------------------------------------------------------------------------ columns of the pool
+
+
+def test_a_mapped_column_that_the_pool_has_not_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", records(12))
+    asked = raw_config(tmp_path, tmp_path / "run", columns={"source": "kind"}, coreset=CORESET)
+    with pytest.raises(
+        ConfigError, match=r"columns.source is 'kind', and no row of .*pool.jsonl has that column"
+    ):
+        run.build_trainer(check_config(asked))
