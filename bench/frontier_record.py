@@ -133,7 +133,7 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
         max_length=int(args.max_length or 1024),
         skip_bad_rows=True,
     )
-    np.save(home / "looks" / "first.npy", Twins.of(corpus.tokens, corpus.prompt_length).first)
+    np.save(home / "looks" / "first.npy", Twins.of(len(corpus), corpus.tokens, corpus.labels).first)
     trainer = CoresetSFTTrainer(
         model=str(asked.model),
         args=args,

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from coretune.measure import passes
+from coretune.measure.batches import IGNORED
 from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.meter import Meter, References
 from coretune.measure.moments import Moments
@@ -67,6 +68,9 @@ class RandomRows:
 
     def tokens(self, rows: np.ndarray) -> list[np.ndarray]:
         return list(self.ids[rows])
+
+    def labels(self, rows: np.ndarray) -> list[np.ndarray]:
+        return list(np.where(np.arange(LENGTH) < PROMPT, IGNORED, self.ids[rows]))
 
 
 @dataclass(frozen=True)
@@ -211,13 +215,14 @@ class Bench:
         """With the reference at hand: it is measured once a call, whatever the number of rows."""
         settings, names, rows = self.settings(2, PROJECTION_DIM), frozenset({"alignment"}), self.rows
         meter = Meter(model, settings, names, 0)
-        tokens = rows.tokens(np.arange(self.batch))
+        everyone = np.arange(self.batch)
+        tokens, labels = rows.tokens(everyone), rows.labels(everyone)
         with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
-            references = References(gradient=meter.mean_gradient(tokens, rows.prompt_length))
+            references = References(gradient=meter.mean_gradient(tokens, labels))
 
         def run() -> None:
             with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
-                meter.signals(tokens, rows.prompt_length, names, references, None)
+                meter.signals(tokens, labels, names, references, None)
 
         return run
 

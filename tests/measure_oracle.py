@@ -24,14 +24,39 @@ VOCABULARY, PAD, BOS = 53, 0, 1
 
 
 class RaggedRows:
-    """The two members of a corpus that a measurement reads."""
+    """The members of a corpus that a measurement reads; without `label_rows` all behind a prompt counts."""
 
-    def __init__(self, token_rows: Sequence[Sequence[int]], prompt_length: Sequence[int]) -> None:
+    def __init__(
+        self,
+        token_rows: Sequence[Sequence[int]],
+        prompt_length: Sequence[int],
+        label_rows: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.token_rows = [np.asarray(row, dtype=np.int32) for row in token_rows]
         self.prompt_length = np.asarray(prompt_length, dtype=np.int64)
+        if label_rows is None:
+            pairs = zip(self.token_rows, self.prompt_length, strict=True)
+            label_rows = [np.where(np.arange(len(ids)) < start, -100, ids) for ids, start in pairs]
+        self.label_rows = [np.asarray(row, dtype=np.int64) for row in label_rows]
 
     def tokens(self, rows: np.ndarray) -> list[np.ndarray]:
         return [self.token_rows[i] for i in rows]
+
+    def labels(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [self.label_rows[i] for i in rows]
+
+
+def rows_of_turns(n: int, seed: int) -> RaggedRows:
+    """Rows of several turns: labels with holes, a first token that counts, one row whose labels are other
+    tokens than its own."""
+    rng = np.random.default_rng(seed)
+    tokens = [rng.integers(2, VOCABULARY, rng.integers(6, 25)) for _ in range(n)]
+    labels = [np.where(rng.random(len(row)) < 0.4, row, -100) for row in tokens]
+    for row, wanted in zip(tokens, labels, strict=True):
+        wanted[-1] = row[-1]
+    labels[0][:3], labels[1][-1] = tokens[0][:3], 2
+    first = [int(np.argmax(row != -100)) for row in labels]
+    return RaggedRows(tokens, first, labels)
 
 
 def random_rows(n: int, seed: int, longest: int = 24) -> RaggedRows:
@@ -105,17 +130,18 @@ def oracle(
     model = copy.deepcopy(model).eval().requires_grad_(False)
     leaves = [leaf.requires_grad_(True) for name, leaf in model.named_parameters() if name in names]
     found = []
-    for tokens, prompt_length in zip(rows.token_rows, rows.prompt_length, strict=True):
-        ids, start = torch.from_numpy(tokens).long()[None], max(int(prompt_length), 1)
+    for tokens, labels in zip(rows.token_rows, rows.label_rows, strict=True):
+        ids, targets = torch.from_numpy(tokens).long()[None], torch.from_numpy(labels)
+        counted = [t for t in range(1, len(tokens)) if labels[t] != -100]
+        start = counted[0] if counted[0] > 1 else len(tokens)  # without a prompt it is the whole row
         output = model(input_ids=ids, output_hidden_states=True)
-        nats = functional.cross_entropy(
-            output.logits[0, start - 1 : -1].float(), ids[0, start:], reduction="none"
-        )
+        before = [t - 1 for t in counted]
+        nats = functional.cross_entropy(output.logits[0, before].float(), targets[counted], reduction="none")
         loss = nats.mean()
         hidden = output.hidden_states[-1][0]
-        alone = torch.cat([torch.tensor([[BOS]]), ids[:, start:]], 1)
+        alone = torch.cat([torch.tensor([[BOS]]), ids[:, counted]], 1)
         nats_alone = functional.cross_entropy(
-            model(input_ids=alone).logits[0, :-1].float(), alone[0, 1:], reduction="none"
+            model(input_ids=alone).logits[0, :-1].float(), targets[counted], reduction="none"
         )
         unconditional = nats_alone.mean()
         gradients = torch.autograd.grad(loss, leaves)
@@ -123,7 +149,7 @@ def oracle(
         found.append(
             {
                 "loss": loss.detach(),
-                "response_embedding": functional.normalize(hidden[start:].mean(0), dim=0).detach(),
+                "response_embedding": functional.normalize(hidden[counted].mean(0), dim=0).detach(),
                 "prompt_embedding": functional.normalize(hidden[:start].mean(0), dim=0).detach(),
                 "unconditional_loss": unconditional.detach(),
                 "gradients": dict(zip(names, gradients, strict=True)),

@@ -39,6 +39,13 @@ class FakeRows:
     def length(self) -> Array:
         return np.array([len(prompt) + len(response) for prompt, response in self.texts])
 
+    @property
+    def response_length(self) -> Array:
+        return self.length - self.prompt_length
+
+    def labels(self, rows: Rows) -> list[Array]:
+        return self.tokens(rows)
+
     def tokens(self, rows: Rows) -> list[Array]:
         return [np.array([ord(letter) for letter in "".join(self.texts[row])]) for row in rows]
 

@@ -33,15 +33,19 @@ def test_like_lengths_meet_so_padding_is_small():
 @settings(deadline=None, max_examples=60)
 def test_a_batch_holds_each_rows_tokens_and_marks_its_response(rows, seed):
     rng = np.random.default_rng(seed)
-    prompt = np.array([rng.integers(0, len(row) + 1) for row in rows])
+    labels = [np.where(rng.random(len(row)) < 0.5, row, -100) for row in rows]
     where = rng.permutation(len(rows))
-    batch = collate([np.array(row, dtype=np.int32) for row in rows], prompt, where, pad_token_id=77)
+    batch = collate([np.array(row, dtype=np.int32) for row in rows], labels, where, pad_token_id=77)
     mask = batch.response_mask()
     for r, i in enumerate(where):
         length = len(rows[i])
         assert batch.input_ids[r, :length].tolist() == rows[i]
         assert (batch.input_ids[r, length:] == 77).all()
-        assert mask[r].nonzero()[:, 0].tolist() == list(range(max(prompt[i], 1), length))
+        counted = [t for t in range(1, length) if labels[i][t] != -100]
+        assert mask[r].nonzero()[:, 0].tolist() == counted
+        first = [*counted, length][0]
+        before = list(range(length if first == 1 else first))  # of a row without a prompt all of it
+        assert batch.prompt_mask()[r].nonzero()[:, 0].tolist() == before
     good = mask.any(1)
     kept = batch.keep(good)
     assert kept.where.tolist() == where[good.numpy()].tolist()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measure_oracle import RaggedRows, assert_close
 from peft import LoraConfig
 from tiny_run import arguments, corpus, model_folder, tiny_tokenizer
 from transformers import LlamaForCausalLM
@@ -173,7 +174,7 @@ def test_rows_are_kept_as_last_seen_until_they_are_taken(trainer, tmp_path):
         np.testing.assert_array_equal(again.signals[name], seen.signals[name])
 
 
-def test_a_row_whose_loss_leaves_out_part_of_the_response_is_not_kept(trainer):
+def test_of_a_row_of_several_turns_only_what_counts_is_read(trainer):
     def gap(ids):
         labels = ids.clone()
         labels[:, :5] = -100
@@ -181,7 +182,18 @@ def test_a_row_whose_loss_leaves_out_part_of_the_response_is_not_kept(trainer):
         return labels
 
     step(trainer, labels=gap, call=fused)
-    assert trainer.harvest.take().rows.tolist() == [3]
+    seen, ids = trainer.harvest.take(), torch.arange(24).reshape(2, 12) + 4
+    rows = RaggedRows(ids.tolist(), [5, 5], gap(ids).tolist())
+    settings = MeasureSettings(**SMALL)
+    expected = measurer(trainer.model, rows, HARVESTED, settings, pad_token_id=0, bos_token_id=1)(
+        np.arange(2)
+    )
+    assert seen.rows.tolist() == [3, 7]
+    for name in HARVESTED:
+        assert_close(seen.signals[name][::-1], expected[name])
+
+
+def test_a_row_without_response_is_not_kept(trainer):
     step(trainer, labels=lambda ids: torch.where(torch.arange(2)[:, None] == 1, -100, ids), call=fused)
     assert trainer.harvest.take().rows.tolist() == [7]
 

@@ -20,6 +20,7 @@ from measure_oracle import (
     preconditioned,
     random_moments,
     random_rows,
+    rows_of_turns,
     stacked,
     tiny_model,
 )
@@ -61,7 +62,18 @@ def projected(model, gradients, choice):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_signals_equal_the_batch_1_loop(family, attention, parameters, last_blocks):
-    model, rows, target = tiny_model(family, attention), random_rows(7, seed=1), random_rows(3, seed=2)
+    rows, target = random_rows(7, seed=1), random_rows(3, seed=2)
+    assert_equal_to_the_loop(tiny_model(family, attention), rows, target, parameters, last_blocks)
+
+
+@pytest.mark.parametrize(("parameters", "last_blocks"), [CHOICES[0], CHOICES[-1]])
+@pytest.mark.parametrize("family", ["llama-lora", "qwen2"])
+def test_of_rows_of_several_turns_only_what_the_loss_counts_is_measured(family, parameters, last_blocks):
+    rows, target = rows_of_turns(7, seed=1), rows_of_turns(3, seed=2)
+    assert_equal_to_the_loop(tiny_model(family), rows, target, parameters, last_blocks)
+
+
+def assert_equal_to_the_loop(model, rows, target, parameters, last_blocks):
     choice = {"last_blocks": last_blocks, "parameters": parameters}
     found = measure(model, rows, SIGNALS, target, batch_tokens=60, **choice)
     expected, trusted = oracle(model, rows, **choice), oracle(model, target, **choice)
@@ -216,15 +228,14 @@ def test_batch_composition_does_not_matter(seed, n, batch_tokens):
     assert_close(one["loss"], stacked(oracle(model, rows, 1), "loss")[order])
 
 
-def test_head_gradient_is_the_projection_of_the_heads_own_gradient():
-    model, rows = tiny_model("llama"), random_rows(5, seed=4)
+@pytest.mark.parametrize("drawn", [random_rows, rows_of_turns])
+def test_head_gradient_is_the_projection_of_the_heads_own_gradient(drawn):
+    model, rows = tiny_model("llama"), drawn(5, seed=4)
     wide = measure(model, rows, ["head_gradient"], projection_dim=40_000, factor_dim=1_000)["head_gradient"]
     model.eval()
     gradients = []
-    for tokens, prompt in zip(rows.token_rows, rows.prompt_length, strict=True):
-        ids = torch.from_numpy(tokens).long()[None]
-        labels = ids.clone()
-        labels[0, : max(prompt, 1)] = -100
+    for tokens, targets in zip(rows.token_rows, rows.label_rows, strict=True):
+        ids, labels = torch.from_numpy(tokens).long()[None], torch.from_numpy(targets)[None]
         (gradient,) = torch.autograd.grad(model(input_ids=ids, labels=labels).loss, [model.lm_head.weight])
         gradients.append(gradient.flatten().numpy())
     gradients = np.stack(gradients)
@@ -249,8 +260,9 @@ def test_long_rows_take_the_ghost_or_the_direct_norm_alike():
 
 def test_a_row_that_is_not_finite_spoils_itself_alone():
     model, rows = tiny_model("llama"), random_rows(7, seed=8)
-    rows.token_rows = [np.where(row == 52, 7, row) for row in rows.token_rows]
-    rows.token_rows[2][-1] = 52
+    tokens = [np.where(row == 52, 7, row) for row in rows.token_rows]
+    tokens[2][-1] = 52
+    rows = RaggedRows(tokens, rows.prompt_length)
     keep = np.delete(np.arange(7), 2)
     healthy = RaggedRows([rows.token_rows[i] for i in keep], rows.prompt_length[keep])
     with torch.no_grad():

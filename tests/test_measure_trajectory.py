@@ -210,8 +210,9 @@ def test_a_live_snapshot_is_the_model_as_it_is():
 @pytest.mark.parametrize("basis", BASES)
 def test_a_row_that_cannot_be_measured_at_one_snapshot_is_nan_alone(basis):
     model, rows = tiny_model("llama"), random_rows(12, seed=8)
-    rows.token_rows = [np.where(row == 52, 7, row) for row in rows.token_rows]
-    rows.token_rows[2][-1] = 52
+    tokens = [np.where(row == 52, 7, row) for row in rows.token_rows]
+    tokens[2][-1] = 52
+    rows = RaggedRows(tokens, rows.prompt_length)
     snapshots, settings = snapshots_of(model, 2), settings_of(basis, dim=4)
     with torch.no_grad():  # at the first snapshot only
         next(w for n, w in snapshots[0].weights.items() if "embed_tokens" in n)[52] = torch.nan

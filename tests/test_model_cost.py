@@ -68,7 +68,7 @@ def test_frozen_weights_are_an_adapters() -> None:
 
 def test_a_look_counts_the_blocks_and_parameters_that_take_part() -> None:
     rows, model = corpus(), tiny_llama()
-    responses = rows.length - rows.prompt_length
+    responses = rows.response_length
     for blocks, chosen in ((1, 1), (2, 2), (None, 2)):
         found = cost(model, "gradient_norm", "loss", last_blocks=blocks)
         expected = measurement_flops(

@@ -285,7 +285,7 @@ def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
     made = trainer(tmp_path, coreset_config("less"), target=corpus(12, 1), max_steps=2)
     made.train()
     assert made.ledger.by_phase()["measurement"].flops > made.cost._look(
-        made.pool_rows.length, made.pool_rows.length - made.pool_rows.prompt_length, made.cost.signals
+        made.pool_rows.length, made.pool_rows.response_length, made.cost.signals
     )
 
 
@@ -329,6 +329,7 @@ def test_prepared_rows_are_those_of_the_corpus() -> None:
     assert found.ids == known.ids
     np.testing.assert_array_equal(found.length, known.length)
     np.testing.assert_array_equal(found.prompt_length, known.prompt_length)
+    np.testing.assert_array_equal(found.response_length, known.response_length)
     for ours, theirs in zip(found.tokens(np.array([5, 0])), known.tokens([5, 0]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert PreparedRows.of(known.dataset).ids == [str(row) for row in range(48)]

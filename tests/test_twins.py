@@ -12,22 +12,35 @@ from hypothesis import strategies as st
 from coretune.rounds.twins import Twins
 from coretune.types import Array, Rows
 
-Text = tuple[int, list[int]]  # prompt length, tokens
+Text = tuple[list[int], list[int]]  # tokens, and those that count
 
 
 def twins_of(texts: list[Text]) -> Twins:
-    prompts = np.array([prompt for prompt, _ in texts])
-    return Twins.of(lambda rows: [np.array(texts[row][1]) for row in rows], prompts)
+    def tokens(rows: Rows) -> list[Array]:
+        return [np.array(texts[row][0]) for row in rows]
+
+    def labels(rows: Rows) -> list[Array]:
+        return [np.where(np.isin(np.arange(len(texts[row][0])), texts[row][1]), 7, -100) for row in rows]
+
+    return Twins.of(len(texts), tokens, labels)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=3)), min_size=1))
+@st.composite
+def text(draw: st.DrawFn) -> Text:
+    tokens = draw(st.lists(st.integers(0, 2), max_size=3))
+    return tokens, [place for place in range(len(tokens)) if draw(st.booleans())]
+
+
+@given(st.lists(text(), min_size=1))
 def test_the_lowest_equal_row(texts: list[Text]) -> None:
     assert twins_of(texts).first.tolist() == [texts.index(one) for one in texts]
 
 
-@pytest.mark.parametrize("other", [(1, [3, 4, 5]), (2, [3, 4]), (2, [3, 4, 0]), (2, [0, 3, 4])])
+@pytest.mark.parametrize(
+    "other", [([3, 4, 5], [1, 2]), ([3, 4, 5], [0, 2]), ([3, 4], [1]), ([3, 4, 0], [2]), ([0, 3, 4], [2])]
+)
 def test_another_prompt_or_a_token_more_is_another_row(other: Text) -> None:
-    twins = twins_of([(2, [3, 4, 5]), other, (2, [3, 4, 5])])
+    twins = twins_of([([3, 4, 5], [2]), other, ([3, 4, 5], [2])])
     assert twins.first.tolist() == [0, 1, 0]
 
 

@@ -32,6 +32,7 @@ class Corpus:
     ids            n texts, distinct: the user's `id`, else "<file>:<line>"
     prompt_length  (n,) int64  tokens before the first that the loss counts; in rows that count whole 0, or 1
                    (BOS)
+    response_length  (n,) int64  tokens that the loss counts, never the first of a row
     length         (n,) int64  tokens, prompt included
     source         (n,) object, text or None: the user's `source` or `category`; None when no row has one
     dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
@@ -51,6 +52,7 @@ class Corpus:
 
     ids: list[str]
     prompt_length: Array
+    response_length: Array
     length: Array
     source: Array | None
     dropped: list[tuple[str, str]]
@@ -115,6 +117,7 @@ class Corpus:
         return cls(
             ids=table["id"].to_pylist(),
             prompt_length=table["prompt_length"].to_numpy(),
+            response_length=np.concatenate([_counted(chunk) for chunk in table["labels"].chunks]),
             length=np.concatenate(lengths, dtype=np.int64),
             source=None if all(name is None for name in sources) else sources,
             dropped=account.dropped,
@@ -144,8 +147,7 @@ class Corpus:
 
     def labels(self, rows: Rows | Sequence[int]) -> list[Array]:
         """Targets of each of `rows`: its tokens, -100 where the loss does not count; position t is predicted
-        from
-        t - 1."""
+        from t - 1."""
         return self._column("labels", rows)
 
     def _column(self, name: str, rows: Rows | Sequence[int]) -> list[Array]:
@@ -158,3 +160,12 @@ class Corpus:
             at = int(np.searchsorted(starts, row, side="right")) - 1
             found.append(chunks[at][int(row - starts[at])].values.to_numpy().astype(np.int64))
         return found
+
+
+def _counted(labels: pa.ListArray) -> Array:
+    """(m,) int64: of each row how many tokens behind the first have a label."""
+    ends = labels.offsets.to_numpy().astype(np.int64)
+    counted = labels.values.to_numpy() != IGNORED
+    counted[ends[:-1]] = False
+    before = np.concatenate([[0], np.cumsum(counted)])
+    return np.diff(before[ends])

@@ -11,11 +11,13 @@ import torch
 
 from coretune.types import Array, Rows
 
+IGNORED = -100  # the label of a token that the loss does not count
+
 
 class TokenRows(Protocol):
     """Tokenised examples, frozen: what a measurement needs of a corpus and nothing more.
 
-    prompt_length  (n,) int   leading tokens of each row that are prompt; everything after is response
+    prompt_length  (n,) int   tokens of each row before the first that the loss counts; all where none counts
     """
 
     @property
@@ -25,6 +27,11 @@ class TokenRows(Protocol):
         """One int array of token ids for each of `rows`, in that order; lengths differ."""
         ...
 
+    def labels(self, rows: Rows) -> Sequence[Array]:
+        """One int array of targets for each of `rows`, as long as its tokens; IGNORED where the loss does not
+        count. A response may have holes: of several turns those of the user do not count."""
+        ...
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,7 +39,8 @@ class Batch:
 
     where      (B,) int64            position of each row in the request, to write results back
     input_ids  (B, T) int64          padded with the pad token
-    start      (B,) int64            first response token; at least 1, for the first token is never a target
+    labels     (B, T) int64          targets; IGNORED where the loss does not count, at the first token, which
+                                     nothing predicts, and over padding
     length     (B,) int64            tokens that are not padding
 
     On the right, no attention mask is needed: a causal model lets no real token see what follows it.
@@ -40,7 +48,7 @@ class Batch:
 
     where: Array
     input_ids: torch.Tensor
-    start: torch.Tensor
+    labels: torch.Tensor
     length: torch.Tensor
 
     @property
@@ -48,21 +56,28 @@ class Batch:
         return int(self.input_ids.shape[0])
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.where, self.input_ids.to(device), self.start.to(device), self.length.to(device))
+        tensors = (tensor.to(device) for tensor in (self.input_ids, self.labels, self.length))
+        return Batch(self.where, *tensors)
 
     def response_mask(self) -> torch.Tensor:
-        """(B, T) bool, True where a token belongs to the response."""
-        position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        return (position >= self.start[:, None]) & (position < self.length[:, None])
+        """(B, T) bool, True where the loss counts a token."""
+        return self.labels != IGNORED
 
     def prompt_mask(self) -> torch.Tensor:
-        """(B, T) bool, True where a token stands before the response."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device) < self.start[:, None]
+        """(B, T) bool, True where a token stands before the first that counts.
+
+        All tokens of a row that counts from its first or second token on [choice]: it has no prompt, and the
+        first token, mostly BOS, would say the same of every such row.
+        """
+        position = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        before = self.response_mask().cumsum(1) == 0
+        none = ~before[:, 1:2].any(1, keepdim=True)
+        return (before | none) & (position < self.length[:, None])
 
     def keep(self, rows: torch.Tensor) -> Batch:
         """The batch with only the rows where `rows` (B,) bool is True."""
         return Batch(
-            self.where[rows.cpu().numpy()], self.input_ids[rows], self.start[rows], self.length[rows]
+            self.where[rows.cpu().numpy()], self.input_ids[rows], self.labels[rows], self.length[rows]
         )
 
 
@@ -82,17 +97,18 @@ def pack(lengths: Array, batch_tokens: int) -> list[Array]:
     return batches
 
 
-def collate(tokens: Sequence[Array], prompt_length: Array, where: Array, pad_token_id: int) -> Batch:
-    """The rows `where` of `tokens` as one padded batch; `prompt_length` is aligned with `tokens`."""
+def collate(tokens: Sequence[Array], labels: Sequence[Array], where: Array, pad_token_id: int) -> Batch:
+    """The rows `where` of `tokens` as one padded batch; `labels` are aligned with `tokens`."""
     length = np.array([len(tokens[i]) for i in where], dtype=np.int64)
     input_ids = np.full((len(where), max(1, int(length.max()))), pad_token_id, dtype=np.int64)
+    targets = np.full_like(input_ids, IGNORED)
     for row, i in enumerate(where):
         input_ids[row, : length[row]] = tokens[i]
-    start = np.maximum(prompt_length[where].astype(np.int64), 1)
-    return Batch(where, torch.from_numpy(input_ids), torch.from_numpy(start), torch.from_numpy(length))
+        targets[row, 1 : length[row]] = labels[i][1:]
+    return Batch(where, torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(length))
 
 
 def filler(pad_token_id: int) -> Batch:
     """A batch that describes no row: one sequence to pass through a model that other processes wait for."""
     ids = torch.full((1, 2), pad_token_id)
-    return Batch(np.zeros(0, np.int64), ids, torch.tensor([1]), torch.tensor([2]))
+    return Batch(np.zeros(0, np.int64), ids, torch.tensor([[IGNORED, pad_token_id]]), torch.tensor([2]))

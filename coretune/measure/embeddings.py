@@ -10,18 +10,17 @@ from coretune.measure.batches import Batch
 
 
 def response_embedding(hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, d) float32 unit: mean of the last hidden states over the response tokens."""
+    """(B, d) float32 unit: mean of the last hidden states over the tokens that the loss counts."""
     return _unit_mean(hidden, batch.response_mask())
 
 
 def prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
-    """(B, d) float32 unit: mean of the last hidden states over the prompt; NaN for rows that end before.
+    """(B, d) float32 unit: mean of the last hidden states over the prompt; NaN for rows of no token.
 
     [choice] Not the state at the last of them: it says with which token the response begins rather than what
     is asked for, and the more so the longer the model is trained (LOG.md has figures).
     """
-    mean = _unit_mean(hidden, batch.prompt_mask())
-    return where_good(batch.start <= batch.length, mean)
+    return _unit_mean(hidden, batch.prompt_mask())
 
 
 def _unit_mean(hidden: Tensor, where: Tensor) -> Tensor:

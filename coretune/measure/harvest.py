@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from coretune.measure.batches import Batch
+from coretune.measure.batches import IGNORED, Batch
 from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding
 from coretune.measure.forms import Form
 from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader
+from coretune.measure.logits import LogitRule
 from coretune.measure.meter import Meter
 from coretune.measure.parameters import Choice
 from coretune.measure.passes import refuse_silent
@@ -32,8 +34,6 @@ from coretune.measure.readers import Projected, SquareNorm
 from coretune.measure.seen import Seen
 from coretune.measure.settings import MeasureSettings
 from coretune.types import Array
-
-IGNORED = -100  # the label of a token that the loss does not count
 
 SEEDED = ("rademacher", "sjlt")  # bases that are drawn, not fitted
 
@@ -51,8 +51,7 @@ class Harvest:
 
     Gradient accumulation, autocast, loss scaling, loss weights and gradient checkpointing are undone or seen
     through: a row's gradient is that of its own token-mean loss. A row of weight 0 has none, and one with a
-    signal that is not finite, or without response, or whose loss leaves out tokens behind its first response
-    token, is not kept: the next measurement sees to it.
+    signal that is not finite, or without response, is not kept: the next measurement sees to it.
     ValueError: a signal that a training step does not show; what `parameters.choose` refuses.
     """
 
@@ -90,7 +89,7 @@ class Harvest:
         whose loss counts a row's tokens unlike; a layer that counts but got no gradient.
         """
         device, choice = self.meter.device, self.meter.choice
-        seen = _Step(_batch(labels.to(device), attention.to(device)), labels.to(device) != IGNORED)
+        seen = _Step(_batch(labels.to(device), attention.to(device)))
         readers = self._readers(len(rows), device)
         tied: dict[str, Form] = {}
         with _listening(self.model, choice, seen, list(readers.values()), tied):
@@ -101,7 +100,8 @@ class Harvest:
             )
         refuse_silent(choice.hooked, seen.heard, "got no gradient in the training step")
         if choice.head is not None:
-            tell_head(choice.head, seen.hidden, seen.batch, tied, list(readers.values()))
+            rule = LogitRule.of(self.model)
+            tell_head(choice.head, seen.hidden, seen.batch, tied, list(readers.values()), rule)
         self._keep(rows, seen, readers, step)
 
     def take(self) -> Seen:
@@ -152,9 +152,8 @@ def _batch(labels: Tensor, attention: Tensor) -> Batch:
     """The micro-batch as a measurement has it; ValueError for padding on the left."""
     if not bool(attention[:, 0].all()):
         raise ValueError("a row is padded on the left; harvest reads right-padded batches: set padding_side")
-    counted = labels != IGNORED
-    first = torch.where(counted.any(1), counted.int().argmax(1), attention.sum(1)).clamp_min(1)
-    return Batch(np.arange(len(labels)), labels, first, attention.sum(1))
+    targets = functional.pad(labels[:, 1:], (1, 0), value=IGNORED)  # nothing predicts the first token
+    return Batch(np.arange(len(labels)), labels, targets, attention.sum(1))
 
 
 @dataclass
@@ -162,7 +161,6 @@ class _Step:
     """What hooks note of one forward and backward.
 
     batch    without the token ids of the prompts, which nothing here reads: input_ids are the labels
-    counted  (B, T) bool  where the loss counts a token
     hidden   (B, T, d)    last hidden states, detached
     loss     (B,) float32 token-mean loss
     told     (B,) float32 what brings a row's part of the step's gradient to that of its token-mean loss
@@ -170,15 +168,13 @@ class _Step:
     """
 
     batch: Batch
-    counted: Tensor
     heard: set[str] = field(default_factory=set)
     told: Tensor | None = None
 
     def keepable(self) -> Tensor:
-        """(B,) bool: the step's loss of the row is that of its whole response, and it counted."""
+        """(B,) bool: the row has a response, and it counted in the step's loss."""
         assert self.told is not None
-        whole = (self.counted == self.batch.response_mask())[:, 1:].all(1)  # nothing predicts token 0
-        return whole & self.told.isfinite()
+        return self.batch.response_mask().any(1) & self.told.isfinite()
 
     def note_hidden(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.hidden = output.last_hidden_state.detach()
@@ -249,7 +245,7 @@ def _listening(
             assert seen.told is not None
             with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
                 own = g.flatten(1, -2).float() * seen.told[:, None, None]
-                places = x.flatten(1) if type(item.layer) is nn.Embedding else x.flatten(1, -2)
+                places = x.flatten(1) if isinstance(item.layer, nn.Embedding) else x.flatten(1, -2)
                 forms = item.rule(item.layer, places, own)
                 for local, name in item.parameters.items():
                     for read in told:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coretune.measure.batches import Batch
 from coretune.measure.hooks import GRADIENT_SCALE
+from coretune.measure.logits import LogitRule
 from coretune.measure.project import MatrixProjection
 
 # Entries of a chunk of logits in float32: 64 MiB.
@@ -26,7 +27,8 @@ class HeadResult:
 
     loss             (B,) float32            mean over each row's response tokens; NaN where there are none
     hidden_gradient  (B, T, d) | None        GRADIENT_SCALE · ∂ Σ_i loss_i / ∂ hidden, in the dtype of hidden
-    feature          (B, dim) float32 | None projection of the head's own gradient (1/n) Σ_t (p_t − y_t) h_tᵀ
+    feature          (B, dim) float32 | None projection of the head's own gradient (1/n) Σ_t (p_t − y_t) h_tᵀ,
+                     with p_t − y_t times the slope of the logits where those are scaled or capped
     """
 
     loss: Tensor
@@ -38,6 +40,7 @@ def response_loss(
     head: Any,
     hidden: Tensor,
     batch: Batch,
+    rule: LogitRule,
     *,
     gradient: bool = False,
     projection: MatrixProjection | None = None,
@@ -49,7 +52,7 @@ def response_loss(
     response = batch.response_mask()
     predicting = response.roll(-1, 1)  # position t predicts token t + 1; token 0 is never in a response
     row = predicting.nonzero()[:, 0]
-    target = batch.input_ids[response]
+    target = batch.labels[response]
     share = 1.0 / response.sum(1).float()  # (B,), inf for an empty response, which no token refers to
     state = hidden[predicting]  # (R, d)
     nats = torch.empty(len(row), device=hidden.device)
@@ -60,14 +63,15 @@ def response_loss(
         part = slice(begin, begin + step)
         chunk = state[part].detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            logits = head(chunk)
+            logits = rule(head(chunk))
         weight = share[row[part]]
+        slope = 1.0 if projection is None else rule.slope(logits.detach().float())
         nats[part], error = _softmax_error(logits.detach().float(), target[part], weight * GRADIENT_SCALE)
         if gradient:
             (state_gradient[part],) = torch.autograd.grad(logits, chunk, error.to(logits.dtype))
         if projection is not None:
             with torch.autocast(error.device.type, enabled=False):
-                left.append(projection.cut_left(error) / GRADIENT_SCALE)
+                left.append(projection.cut_left(error * slope) / GRADIENT_SCALE)
     # Summed along a row's own places, not by atomic additions, so that a GPU gives the same loss every time.
     loss = torch.where(share.isfinite(), scatter(nats[:, None], predicting)[..., 0].sum(1) * share, torch.nan)
     return HeadResult(

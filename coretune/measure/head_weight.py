@@ -16,6 +16,7 @@ from coretune.measure.batches import Batch
 from coretune.measure.forms import Form, Lookup, Part, Vector
 from coretune.measure.head import CHUNK_ENTRIES, scatter
 from coretune.measure.hooks import Chosen, Reader
+from coretune.measure.logits import LogitRule
 from coretune.measure.project import DENSE_ENTRIES, MatrixProjection, Sketch
 
 
@@ -29,6 +30,7 @@ class HeadWeight:
     share       (R,) float32             1 / response tokens of the row
     weight      (vocabulary, d) float32
     bias        (vocabulary,) float32 | None
+    rule        how the model makes logits of W h + b
     normaliser  (R,) float32             log Σ_v exp logit_v
     lookup      the tied embedding's gradient, or None
     """
@@ -39,20 +41,22 @@ class HeadWeight:
     share: Tensor
     weight: Tensor
     bias: Tensor | None
+    rule: LogitRule
     normaliser: Tensor
     lookup: Lookup | None
 
     def logits(self, block: slice) -> Tensor:
         """(R, block) float32."""
-        logits = self.state @ self.weight[block].mT
-        return logits if self.bias is None else logits + self.bias[block]
+        values = self.state @ self.weight[block].mT
+        return self.rule(values if self.bias is None else values + self.bias[block])
 
     def error(self, block: slice) -> Tensor:
-        """(R, block) float32: share · (p − y) over a block of the vocabulary."""
-        error = (self.logits(block) - self.normaliser[:, None]).exp_()
+        """(R, block) float32: share · (p − y) · ∂logits/∂(W h + b) over a block of the vocabulary."""
+        logits = self.logits(block)
+        error = (logits - self.normaliser[:, None]).exp_()
         inside = ((self.target >= block.start) & (self.target < block.stop)).nonzero()[:, 0]
         error[inside, self.target[inside] - block.start] -= 1.0
-        return error.mul_(self.share[:, None])
+        return error.mul_(self.share[:, None]).mul_(self.rule.slope(logits))
 
     def blocks(self) -> Iterator[slice]:
         """Of the vocabulary: no more than a chunk of logits, and than DENSE_ENTRIES of a row's gradient."""
@@ -112,18 +116,25 @@ class HeadWeight:
 
 
 def tell_head(
-    head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, Form], readers: Sequence[Reader]
+    head: Chosen,
+    hidden: Tensor,
+    batch: Batch,
+    tied: Mapping[str, Form],
+    readers: Sequence[Reader],
+    rule: LogitRule,
 ) -> None:
     """Tells the readers the gradients of the head's own parameters; `hidden` (B, T, d) is detached."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        weight = _head_weight(head, hidden, batch, tied)
+        weight = _head_weight(head, hidden, batch, tied, rule)
         for local, name in head.parameters.items():
             form: Form = weight if local == "weight" else weight.bias_gradient()
             for read in readers:
                 read(name, form)
 
 
-def _head_weight(head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, Form]) -> HeadWeight:
+def _head_weight(
+    head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, Form], rule: LogitRule
+) -> HeadWeight:
     response = batch.response_mask()
     where = response.roll(-1, 1)
     layer = head.layer
@@ -135,7 +146,7 @@ def _head_weight(head: Chosen, hidden: Tensor, batch: Batch, tied: Mapping[str, 
     lookup = tied.get(head.parameters.get("weight", ""))
     assert lookup is None or isinstance(lookup, Lookup)
     form = HeadWeight(
-        state, where, batch.input_ids[response], share, weight, bias, torch.zeros_like(share), lookup
+        state, where, batch.labels[response], share, weight, bias, rule, torch.zeros_like(share), lookup
     )
     normaliser = torch.full_like(share, -torch.inf)
     for block in form.blocks():

@@ -38,6 +38,11 @@ def embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Form]:
     return {"weight": Lookup(x, g, layer.num_embeddings)}
 
 
+def scaled_embedding(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """Gemma's: y = c W[x]."""
+    return embedding(layer, x, g * layer.embed_scale)
+
+
 def layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Form]:
     """y = w ⊙ x̂ + b: ∂/∂w = Σ_s g_s ⊙ x̂_s, ∂/∂b = Σ_s g_s."""
     normal = functional.layer_norm(x.float(), layer.normalized_shape, eps=layer.eps)
@@ -60,6 +65,12 @@ def gemma_rms_norm(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
     return _root_mean_square(x, g, layer.eps)
 
 
+def cohere_layer_norm(layer: Any, x: Tensor, g: Tensor) -> dict[str, Form]:
+    """Cohere's: y = w ⊙ x̂, x̂ centred, without a bias."""
+    x = x.float()
+    return _root_mean_square(x - x.mean(-1, keepdim=True), g, layer.variance_epsilon)
+
+
 #: By class name, for some of these classes are transformers' own. A subclass with a name of its own is
 #: another layer: it may compute something else.
 RULES: dict[str, Rule] = {
@@ -67,8 +78,14 @@ RULES: dict[str, Rule] = {
     "Conv1D": conv1d,
     "Embedding": embedding,
     "LayerNorm": layer_norm,
+    "Cohere2LayerNorm": cohere_layer_norm,
+    "CohereLayerNorm": cohere_layer_norm,
     "FalconLinear": linear,
+    "Gemma2RMSNorm": gemma_rms_norm,
+    "Gemma2TextScaledWordEmbedding": scaled_embedding,
+    "Gemma3TextScaledWordEmbedding": scaled_embedding,
     "GemmaRMSNorm": gemma_rms_norm,
+    "GemmaTextScaledWordEmbedding": scaled_embedding,
     "Gemma3RMSNorm": gemma_rms_norm,
     "GraniteRMSNorm": rms_norm,
     "LigerLayerNorm": layer_norm,  # Liger renames the classes of the norms it speeds up, and sets their ε
@@ -140,7 +157,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
                     f"layer {item.name!r} is used twice in one forward pass; this is not supported"
                 )
             heard.forward.add(item.name)
-            x, feature_dims = inputs[0].detach(), 0 if type(layer) is nn.Embedding else 1
+            x, feature_dims = inputs[0].detach(), 0 if isinstance(layer, nn.Embedding) else 1
             if x.dim() < 2 + feature_dims or x.shape[0] not in (1, batch_size):
                 raise ValueError(
                     f"layer {item.name!r} sees an input of shape {tuple(x.shape)}, not one row an example "
@@ -164,7 +181,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
             heard.backward.add(item.name)
             with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
                 # A norm of each attention head sees (B, T, heads, width): more places that share a parameter.
-                places = x.flatten(1) if type(layer) is nn.Embedding else x.flatten(1, -2)
+                places = x.flatten(1) if isinstance(layer, nn.Embedding) else x.flatten(1, -2)
                 forms = item.rule(layer, places, g.flatten(1, -2).float() / GRADIENT_SCALE)
                 for local, name in item.parameters.items():
                     for read in readers:

@@ -72,7 +72,7 @@ class Meter:
     def signals(
         self,
         tokens: Sequence[Array],
-        prompt_length: Array,
+        labels: Sequence[Array],
         names: frozenset[str],
         references: References,
         progress: Callable[[int], object] | None,
@@ -88,7 +88,7 @@ class Meter:
         }
         if not found:
             return found
-        for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
+        for batch in self._batches(tokens, labels, self.settings.batch_tokens):
             for name, value in self._measure(batch, names, references, precondition).items():
                 found[name][batch.where] = value.cpu().numpy()
             if progress is not None:
@@ -101,14 +101,14 @@ class Meter:
             return None
         return preconditioner(self.settings.preconditioner, moments, self.choice.shapes, self.device)
 
-    def mean_gradient(self, tokens: Sequence[Array], prompt_length: Array) -> dict[str, Tensor]:
+    def mean_gradient(self, tokens: Sequence[Array], labels: Sequence[Array]) -> dict[str, Tensor]:
         """Mean over rows of the gradient of their token-mean loss, by parameter, float32.
 
         Rows without a finite gradient are left out; ValueError when none is left.
         """
         mean: dict[str, Tensor] = {}
         counted = 0
-        for batch in self._batches(tokens, prompt_length, self.settings.batch_tokens):
+        for batch in self._batches(tokens, labels, self.settings.batch_tokens):
             total, norm = Total(), SquareNorm(batch.size, self.device)
             _, response = passes.forward_backward(self.model, batch, self.choice, [total, norm])
             if not len(batch.where):
@@ -132,17 +132,19 @@ class Meter:
     def check_head(self) -> None:
         """Refuses a model whose logits are not its head's. Once is enough: it depends on no weight."""
         if not self._head_checked:
-            few = collate([np.arange(8)], np.zeros(1), np.zeros(1, dtype=np.int64), self.pad_token_id)
+            few = collate([np.arange(8)], [np.arange(8)], np.zeros(1, dtype=np.int64), self.pad_token_id)
             passes.check_head(self.model, few.to(self.device))
             self._head_checked = True
 
-    def _batches(self, tokens: Sequence[Array], prompt_length: Array, batch_tokens: int) -> Iterator[Batch]:
+    def _batches(
+        self, tokens: Sequence[Array], labels: Sequence[Array], batch_tokens: int
+    ) -> Iterator[Batch]:
         """All rows, and after them batches of none where other processes that hold the model have more."""
         lengths = np.array([len(row) for row in tokens], dtype=np.int64)
         packed = pack(lengths, batch_tokens)
         longest = most(len(packed), self.device) if self.split else len(packed)
         for where in packed:
-            yield collate(tokens, prompt_length, where, self.pad_token_id).to(self.device)
+            yield collate(tokens, labels, where, self.pad_token_id).to(self.device)
         for _ in range(longest - len(packed)):
             yield filler(self.pad_token_id).to(self.device)
 

@@ -17,11 +17,13 @@ from coretune.measure.forms import Form
 from coretune.measure.head import HeadResult, response_loss
 from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader, listening
+from coretune.measure.logits import LogitRule
 from coretune.measure.parameters import Choice
 from coretune.measure.project import MatrixProjection
 from coretune.measure.split import take_apart
 
 Used = TypeVar("Used")
+LARGE = 100.0  # of a logit: caps in use are of 15 to 50
 
 
 @contextmanager
@@ -51,21 +53,28 @@ def autocasting(device: torch.device, dtype: str | None) -> AbstractContextManag
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
+def no_positions(hidden: Tensor) -> Tensor:
+    return hidden[:, :0]
+
+
 def forward(
-    model: Any, batch: Batch, use: Callable[[Tensor, Any], Used], *, logits: bool = False
+    model: Any,
+    batch: Batch,
+    use: Callable[[Tensor, Any], Used],
+    given: Callable[[Tensor], Tensor] = no_positions,
 ) -> tuple[Tensor, Used]:
     """Last hidden states (B, T, d), after the final norm, and use(hidden states, the model's output).
 
     Through the model's own forward pass, not through its decoder alone, and `use` before that ends: where
     weights are sharded (FSDP), those outside the blocks (embeddings, final norm, head) are together only that
-    long, and again when a gradient comes back to what the model returned. Unless `logits` are asked for, the
-    model's own call of its head is given no positions: what is needed of the head is `use`'s business.
+    long, and again when a gradient comes back to what the model returned.
+
+    given  what the model's own call of its head is given of the hidden states: no positions, since what is
+           needed of the head is `use`'s business
     """
     states: list[Tensor] = []
     used: list[Used] = []
-    skip = model.get_output_embeddings().register_forward_pre_hook(
-        lambda layer, inputs: None if logits else (inputs[0][:, :0],)
-    )
+    skip = model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (given(inputs[0]),))
 
     def decoded(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         states.append(output.last_hidden_state)
@@ -94,10 +103,10 @@ def forward_only(
     model: Any, batch: Batch, *, head: bool, projection: MatrixProjection | None
 ) -> tuple[Tensor, HeadResult | None]:
     """Last hidden states and, if asked for, what the head says of them; nothing is kept for a backward."""
-    output_head = model.get_output_embeddings()
+    output_head, rule = model.get_output_embeddings(), LogitRule.of(model)
 
     def use(hidden: Tensor, output: Any) -> HeadResult | None:
-        return response_loss(output_head, hidden, batch, projection=projection) if head else None
+        return response_loss(output_head, hidden, batch, rule, projection=projection) if head else None
 
     with torch.no_grad():
         return forward(model, batch, use)
@@ -117,7 +126,7 @@ def forward_backward(
     """
     tied: dict[str, Form] = {}
     hooked = choice.hooked
-    head = model.get_output_embeddings()
+    head, rule = model.get_output_embeddings(), LogitRule.of(model)
     with (
         torch.no_grad(),  # until the first layer that counts
         listening(choice.layers, batch.size, readers) as heard,
@@ -126,14 +135,14 @@ def forward_backward(
 
         def use(hidden: Tensor, output: Any) -> HeadResult:
             refuse_silent(hooked, heard.forward | heard_tied.forward, "took no part in the forward pass")
-            return response_loss(head, hidden.detach(), batch, gradient=True, projection=projection)
+            return response_loss(head, hidden.detach(), batch, rule, gradient=True, projection=projection)
 
         hidden, result = forward(model, batch, use)
         if hidden.requires_grad:  # it does not where nothing but the head counts
             torch.autograd.backward(hidden, result.hidden_gradient)
         refuse_silent(hooked, heard.backward | heard_tied.backward, "got no gradient in the backward pass")
     if choice.head is not None:
-        tell_head(choice.head, hidden.detach(), batch, tied, readers)
+        tell_head(choice.head, hidden.detach(), batch, tied, readers, rule)
     return hidden.detach(), result
 
 
@@ -147,19 +156,30 @@ def refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
 
 
 def check_head(model: Any, batch: Batch) -> None:
-    """ValueError unless the model's logits are its head's: a cap or a scale behind it would be missed."""
-    head = model.get_output_embeddings()
+    """ValueError unless the model's logits are what `LogitRule` makes of its head's values.
+
+    Also of logits of about LARGE, for a cap that is missed shows only there.
+    """
+    largest = _gap(model, batch, 1.0)
+    _gap(model, batch, LARGE / max(largest, 1e-30))
+
+
+def _gap(model: Any, batch: Batch, size: float) -> float:
+    """The largest value of the head, of hidden states times `size`; ValueError as above."""
+    head, rule = model.get_output_embeddings(), LogitRule.of(model)
 
     def both(hidden: Tensor, output: Any) -> tuple[Tensor, Tensor]:
-        return output.logits.float(), head(hidden).float()
+        return output.logits.float(), head(hidden * size)
 
     with torch.no_grad():
-        _, (expected, found) = forward(model, batch, both, logits=True)
-    gap = float("inf")
+        _, (expected, values) = forward(model, batch, both, lambda hidden: hidden * size)
+    found, gap = rule(values.float()), float("inf")
     if expected.shape == found.shape:  # virtual tokens of prompt tuning make more of them
         gap = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
     if gap > 1e-2:
         raise ValueError(
-            f"{type(model).__name__} changes its logits behind the output head (by {gap:.2g} of their size), "
-            "as soft caps and logit scales do; this is not supported"
+            f"{type(model).__name__} changes its logits behind the output head (by {gap:.2g} of their size) "
+            f"otherwise than by {rule}, which is read from its config; this is not supported: take a method "
+            "that measures nothing, as random"
         )
+    return float(values.abs().max())

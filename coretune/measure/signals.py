@@ -3,6 +3,7 @@
     rows ─ sorted by length, packed by a token budget ─► forward ─► head in chunks ─► loss, embeddings
                                                               └─ backward to the chosen layers ─► gradients
 
+What the loss counts is the response, holes and all: of several turns, those of the assistant.
 `unconditional_loss` and `kn_gradient` are of the response after the bos token alone, in a pass of its own:
 of the same target tokens, divided by the same number of them, so that the rest, `if_gradient`, is the
 gradient of the instruction's part of the loss alone. [BRIEF, Shen et al. 2026, Eqs. 1, 4-11]
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coretune.measure.batches import TokenRows
+from coretune.measure.batches import IGNORED, TokenRows
 from coretune.measure.kept import Once, anew
 from coretune.measure.meter import PROJECTED, Meter, References
 from coretune.measure.moments import Moments
@@ -90,17 +91,17 @@ def measurer(
 
     def measure(asked: Rows) -> dict[str, Array]:
         asked = np.asarray(asked, dtype=np.int64)
-        tokens, prompt_length = rows.tokens(asked), rows.prompt_length[asked]
+        tokens, labels = rows.tokens(asked), rows.labels(asked)
         with untouched(model), autocasting(meter.device, settings.autocast):
             meter.check_head()
             precondition = None
             if wanted != "none" and moments is not None:
                 precondition = meter.preconditioner(moments() if callable(moments) else moments)
             references = once(lambda: _references(meter, rows, names, target))
-            found = meter.signals(tokens, prompt_length, passes.whole, references, progress, precondition)
+            found = meter.signals(tokens, labels, passes.whole, references, progress, precondition)
             alone: dict[str, Array] = {}
             if passes.alone:
-                responses = _after_bos(tokens, prompt_length, bos_token_id)
+                responses = _after_bos(tokens, labels, bos_token_id)
                 rest = None if passes.whole else progress
                 alone = meter.signals(*responses, passes.alone, References(), rest, precondition)
         return _named(names, found, alone)
@@ -171,7 +172,7 @@ def _reference_gradient(meter: Meter, rows: TokenRows, target: TokenRows | None)
     sample = np.sort(np.random.default_rng(meter.settings.seed).choice(n, size, replace=False)).astype(
         np.int64
     )
-    return meter.mean_gradient(rows.tokens(sample), rows.prompt_length[sample])
+    return meter.mean_gradient(rows.tokens(sample), rows.labels(sample))
 
 
 def _target_direction(meter: Meter, target: TokenRows) -> Tensor:
@@ -189,16 +190,17 @@ def _target_direction(meter: Meter, target: TokenRows) -> Tensor:
 
 
 def _after_bos(
-    tokens: Sequence[Array], prompt_length: Array, bos_token_id: int
-) -> tuple[Sequence[Array], Array]:
-    """Each response after the bos token alone, and the length of that prompt."""
-    alone = [
-        np.concatenate([[bos_token_id], row[max(int(begin), 1) :]]).astype(np.int64)
-        for row, begin in zip(tokens, prompt_length, strict=True)
-    ]
-    return alone, np.ones(len(alone), dtype=np.int64)
+    tokens: Sequence[Array], labels: Sequence[Array], bos_token_id: int
+) -> tuple[list[Array], list[Array]]:
+    """The tokens of each row that count, after the bos token alone, and their targets."""
+    alone, targets = [], []
+    for ids, wanted in zip(tokens, labels, strict=True):
+        counted = 1 + np.flatnonzero(wanted[1:] != IGNORED)
+        alone.append(np.concatenate([[bos_token_id], ids[counted]]).astype(np.int64))
+        targets.append(np.concatenate([[IGNORED], wanted[counted]]).astype(np.int64))
+    return alone, targets
 
 
-def _whole(rows: TokenRows) -> tuple[Sequence[Array], Array]:
+def _whole(rows: TokenRows) -> tuple[Sequence[Array], Sequence[Array]]:
     everything = np.arange(len(rows.prompt_length), dtype=np.int64)
-    return rows.tokens(everything), rows.prompt_length
+    return rows.tokens(everything), rows.labels(everything)

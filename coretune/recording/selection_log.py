@@ -107,3 +107,18 @@ def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
     names = ", ".join(shown(ids[row]) for row in lost[:NAMED])
     rows = "row is" if len(lost) == 1 else "rows are"
     return f"{len(lost)} {rows} excluded from now on, a signal was not finite: {names}{more}"
+
+
+def no_pairs(prompt_length: Array) -> str:
+    """That noise detection is off, and why, where no response can be held against another row's prompt.
+
+    prompt_length  (n,) tokens before the first that the loss counts
+    """
+    off = "noise detection is off, and grace by its defaults draws distinct rows at random: "
+    if (prompt_length > 1).mean() > 0.5:
+        return f"{off}the responses, or the prompts, of most rows are the same"
+    without = f"{(prompt_length <= 1).sum():,} of {len(prompt_length):,} rows"
+    return (
+        f"{off}{without} have no prompt apart from what the loss counts; for messages set "
+        "assistant_only_loss, for text give prompt and completion, and leave completion_only_loss on"
+    )

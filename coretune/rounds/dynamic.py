@@ -51,6 +51,12 @@ def empty_pool(cost: Array) -> Pool:
     )
 
 
+def whole(cost: Array) -> State:
+    """Before there is a coreset: the pool itself, every row once a pass."""
+    rows = np.arange(len(cost), dtype=np.int64)
+    return State(0, NO_SELECTION, 0, empty_pool(cost), Coreset(rows, np.ones(len(rows)), np.zeros(len(rows))))
+
+
 def start(config: CoresetConfig, pool: Pool, clock: Clock, meter: Meter | None, ledger: Ledger) -> State:
     """Round 0: the warm-up's random rows, or the first selection where there is none."""
     config.budget.resolve(pool)  # a budget that cannot be filled is an error now, not after the warm-up

@@ -21,6 +21,7 @@ from coretune.select.held_back import CONTRADICTED
 from coretune.select.importance import STANDING_LOSS, tells
 from coretune.types import MATCHED, Array, Coreset, Measure, Pool, Rows, Suspicious
 
+ENOUGH = 8  # rows measured that are not all broken by themselves [choice]
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
 #: Of a selection: the share of rows looked at and not held back before that turned out contradicted; so low
 #: that nobody is to be found [choice].
@@ -125,10 +126,24 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
 
 
 def look(meter: Meter, pool: Pool, rows: Rows, ledger: Ledger, phase: str) -> Mapping[str, Array]:
-    """Signals of `rows`, and their cost in the ledger."""
+    """Signals of `rows`, and their cost in the ledger. ValueError where none is finite."""
     paid = meter.distinct(rows)
     with ledger.phase(phase, rows=len(paid), tokens=int(pool.cost[paid].sum()), flops=meter.flops(paid)):
-        return meter.measure(rows)
+        found = meter.measure(rows)
+    _refuse_broken(found, min(ENOUGH, int(pool.usable.sum())))
+    return found
+
+
+def _refuse_broken(found: Mapping[str, Array], enough: int) -> None:
+    """ValueError where a signal of so many rows and more is not finite for any: it is the model then."""
+    for name, values in found.items():
+        flat = values.reshape(len(values), -1)
+        if len(flat) >= max(1, enough) and not np.isfinite(flat).all(axis=1).any():
+            raise ValueError(
+                f"{name} is not finite for any of the {len(flat)} rows measured: the model's weights, or its "
+                "activations in this precision, are not. The run stops; what was saved before is kept: lower "
+                "learning_rate, or set max_grad_norm, and go on with resume_from_checkpoint"
+            )
 
 
 def meter_of(meter: Meter | None, pool: Pool) -> Meter:

@@ -14,20 +14,23 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from coretune.measure.batches import IGNORED
 from coretune.rounds.order import Order
 from coretune.types import Array, Rows
 
 EXAMPLE_ID = "example_id"  # column: the row's position in the pool
+BLOCK = 4096  # rows held at once
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class PoolRows(Protocol):
     """Tokenised rows of a pool; `Corpus` is one.
 
-    ids            n texts
-    prompt_length  (n,) int64  tokens before the first one that the loss counts
-    length         (n,) int64
-    source         (n,) object, text or None: where a row is from; None when no row says
+    ids              n texts
+    prompt_length    (n,) int64  tokens before the first one that the loss counts
+    response_length  (n,) int64  tokens that the loss counts, never the first of a row, which nothing predicts
+    length           (n,) int64
+    source           (n,) object, text or None: where a row is from; None when no row says
     """
 
     @property
@@ -37,12 +40,19 @@ class PoolRows(Protocol):
     def prompt_length(self) -> Array: ...
 
     @property
+    def response_length(self) -> Array: ...
+
+    @property
     def length(self) -> Array: ...
 
     @property
     def source(self) -> Array | None: ...
 
     def tokens(self, rows: Rows) -> Sequence[Array]: ...
+
+    def labels(self, rows: Rows) -> Sequence[Array]:
+        """Targets of each of `rows`: IGNORED where the loss does not count, also between two turns."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,24 +62,58 @@ class PreparedRows:
     dataset: Any
     ids: list[str]
     prompt_length: Array
+    response_length: Array
     length: Array
     source: Array | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> PreparedRows:
-        """From a dataset with input_ids and labels, as SFTTrainer leaves it; `id` and `source` if there."""
+        """From a dataset with input_ids and labels, as SFTTrainer leaves it; `id` and `source` if there.
+
+        ValueError: no such columns; a row whose labels are not as many as its tokens.
+        """
         columns = dataset.column_names
         if "input_ids" not in columns or "labels" not in columns:
             raise ValueError(f"a prepared dataset has input_ids and labels, this one has {columns}")
-        labels = [np.asarray(row) for row in dataset["labels"]]
-        first = [int(np.argmax(row != -100)) if (row != -100).any() else len(row) for row in labels]
-        ids = [str(name) for name in (dataset["id"] if "id" in columns else range(len(labels)))]
-        lengths = [len(row) for row in labels]
+        ids = [str(name) for name in (dataset["id"] if "id" in columns else range(len(dataset)))]
+        facts = [_facts(dataset[at : at + BLOCK], ids[at:]) for at in range(0, len(dataset), BLOCK)]
+        first, counted, length = np.concatenate([*facts, np.zeros((0, 3), np.int64)]).T.copy()
         source = np.array(dataset["source"], dtype=object) if "source" in columns else None
-        return cls(dataset, ids, np.asarray(first, np.int64), np.asarray(lengths, np.int64), source)
+        return cls(dataset, ids, first, counted, length, source)
+
+    def keep(self, rows: Rows) -> PreparedRows:
+        """Only these rows, under the names they had."""
+        return PreparedRows(
+            self.dataset.select(rows),
+            [self.ids[row] for row in rows],
+            self.prompt_length[rows],
+            self.response_length[rows],
+            self.length[rows],
+            None if self.source is None else self.source[rows],
+        )
 
     def tokens(self, rows: Rows) -> list[Array]:
-        return [np.asarray(ids, np.int64) for ids in self.dataset[np.asarray(rows, np.int64)]["input_ids"]]
+        return self._column("input_ids", rows)
+
+    def labels(self, rows: Rows) -> list[Array]:
+        return self._column("labels", rows)
+
+    def _column(self, name: str, rows: Rows) -> list[Array]:
+        return [np.asarray(row, np.int64) for row in self.dataset[np.asarray(rows, np.int64)][name]]
+
+
+def _facts(block: Mapping[str, Any], ids: Sequence[str]) -> Array:
+    """(b, 3) int64: of each row tokens before the first that counts, tokens that count, tokens."""
+    facts = np.empty((len(block["labels"]), 3), np.int64)
+    for row, (tokens, labels) in enumerate(zip(block["input_ids"], block["labels"], strict=True)):
+        if len(tokens) != len(labels):
+            raise ValueError(
+                f"row {ids[row]} has {len(tokens)} input_ids and {len(labels)} labels: give each token "
+                f"a label, {IGNORED} where the loss does not count it"
+            )
+        counted = np.asarray(labels) != IGNORED
+        facts[row] = np.argmax(counted) if counted.any() else len(labels), counted[1:].sum(), len(labels)
+    return facts
 
 
 class RoundSampler(Sampler[Any]):
@@ -93,7 +137,8 @@ class RoundSampler(Sampler[Any]):
 
 class PackedRows(Dataset[dict[str, Any]]):
     """A prepared dataset seen as packs: item (3, 7) is its rows 3 and 7 one after the other, as TRL packs,
-    with their lengths in `seq_lengths`. Which rows make a pack is decided round by round."""
+    with their lengths in `seq_lengths`. Which rows make a pack is decided round by round; item 3 is row 3 as
+    the dataset has it."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -101,8 +146,10 @@ class PackedRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, rows: tuple[int, ...]) -> dict[str, Any]:
-        found = self.dataset[list(rows)]
+    def __getitem__(self, rows: tuple[int, ...] | int) -> dict[str, Any]:
+        found: Mapping[str, Any] = self.dataset[list(rows) if isinstance(rows, tuple) else rows]
+        if not isinstance(rows, tuple):
+            return dict(found)
         pack: dict[str, Any] = {
             name: [token for row in found[name] for token in row] for name in ("input_ids", "labels")
         }

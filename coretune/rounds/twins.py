@@ -1,4 +1,4 @@
-"""Equal rows: the same tokens, the same prompt. The model says the same of them, so one look is enough."""
+"""Equal rows: the same tokens and labels. The model says the same of them, so one look is enough."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from coretune.types import Array, Measure, Rows
 BLOCK = 4096  # rows whose tokens are held at once
 DIGEST = 16  # bytes
 
+Read = Callable[[Rows], Sequence[Array]]
+
 
 @dataclass(frozen=True)
 class Twins:
@@ -24,21 +26,19 @@ class Twins:
     first: Rows
 
     @classmethod
-    def of(cls, tokens: Callable[[Rows], Sequence[Array]], prompt_length: Array) -> Twins:
-        """By a digest of each row's tokens and prompt length: 128 bits, so no two rows are mixed up.
+    def of(cls, n: int, tokens: Read, labels: Read) -> Twins:
+        """By a digest of each row's tokens and labels: 128 bits, so no two rows are mixed up.
 
-        tokens         some rows' tokens
-        prompt_length  (n,)
+        n               rows in the pool
+        tokens, labels  of some rows, as in `PoolRows`
         """
-        n = len(prompt_length)
         digests = np.empty(n, f"S{DIGEST + 1}")
         for begin in range(0, n, BLOCK):
             block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
-            prompts = prompt_length[block].tolist()
             digests[block] = [
                 # numpy takes zeros off the end of a text
-                blake2b(np.array([prompt, *ids], "<i8").tobytes(), digest_size=DIGEST).digest() + b"."
-                for prompt, ids in zip(prompts, tokens(block), strict=True)
+                blake2b(np.stack([ids, wanted]).astype("<i8").tobytes(), digest_size=DIGEST).digest() + b"."
+                for ids, wanted in zip(tokens(block), labels(block), strict=True)
             ]
         _, lowest, of = np.unique(digests, return_index=True, return_inverse=True)
         return cls(lowest[of.reshape(-1)].astype(np.int64))

@@ -64,7 +64,8 @@ def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: 
     if config.quota is not None:
         budget = config.with_quota(pool, budget)
     rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
-    costs = {name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)}
+    found = {name: pool.references[name] for name in (MATCHED, MISMATCHED)}
+    costs = {name: round(float(np.median(losses)), 4) for name, losses in found.items() if len(losses)}
     nobody = {} if blind(config, pool) else {"suspects": 0}
     return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **nobody, **costs})
 

@@ -178,14 +178,13 @@ def sources_fingerprint(rows: PoolRows) -> str:
 
 
 def drawn_fingerprint(rows: PoolRows, drawn: Rows) -> str:
-    """Hex of the rows `drawn` in that order: ids, tokens, prompt lengths."""
+    """Hex of the rows `drawn` in that order: ids, tokens, labels."""
     digest = blake2b(digest_size=16)
     for first in range(0, len(drawn), BLOCK):
         block = drawn[first : first + BLOCK]
-        for row, tokens in zip(block, rows.tokens(block), strict=True):
-            head = [rows.ids[row], int(rows.prompt_length[row]), len(tokens)]
-            digest.update(json.dumps(head).encode())
-            digest.update(np.ascontiguousarray(tokens, np.int64).tobytes())
+        for row, tokens, labels in zip(block, rows.tokens(block), rows.labels(block), strict=True):
+            digest.update(json.dumps([rows.ids[row], len(tokens)]).encode())
+            digest.update(np.stack([tokens, labels]).astype(np.int64).tobytes())
     return digest.hexdigest()
 
 

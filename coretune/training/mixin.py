@@ -10,7 +10,7 @@ the Trainer reads the sampler's length once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,15 +43,24 @@ from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
 from coretune.training.decision import next_round
+from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
 from coretune.training.look import Target, targets_of
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
     refuse_arguments,
+    refuse_dataset,
     refuse_parallelism,
     refuse_rows,
     refuse_steps,
 )
 from coretune.training.resume import Resumed, Resumption
+from coretune.training.row_checks import (
+    refuse_strange_datasets,
+    refuse_strange_rows,
+    refuse_without_response,
+    tell_dropped,
+    with_response,
+)
 from coretune.training.saving import SavingTrainer, side_product
 from coretune.training.sight import Sight
 
@@ -91,13 +100,14 @@ class CoresetMixin(SavingTrainer):
         signals_dir: str | Path | None = None,
         **stock: Any,
     ) -> None:
+        refuse_dataset(stock.get("train_dataset"), with_rows=rows is not None)
         if args is not None:
             self._refuse(args, coreset, stock)  # before a model is loaded
         super().__init__(model, args, **stock)
         if args is None:
             self._refuse(self.args, coreset, stock)
         self.coreset_config = coreset = seeded(coreset, self.args)
-        self.pool_rows: PoolRows = rows if rows is not None else PreparedRows.of(self.train_dataset)
+        self.pool_rows: PoolRows = rows if rows is not None else self._prepared_rows(stock["train_dataset"])
         self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
         self.ledger = Ledger()
         self.coreset_state: State | None = None
@@ -107,7 +117,9 @@ class CoresetMixin(SavingTrainer):
         self.resumption = Resumption(self)
         self.step_began = 0.0
         self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
+        self._weights = torch.ones(len(self.pool_rows.length))
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
+        self._refuse_rows(targets_of(target))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
         self.clock, self.args.max_steps = clock_of(
@@ -124,6 +136,22 @@ class CoresetMixin(SavingTrainer):
             self.train_dataset = PackedRows(self.train_dataset)
         make_readable(self)
         self.add_callback(Rounds(self))
+
+    def _prepared_rows(self, given: Any) -> PreparedRows:
+        """Those of train_dataset of which the loss counts a token; the others leave it, if the stock trainer
+        has not left them out of those `given` yet."""
+        tell_dropped(len(given), len(self.train_dataset), self.args)
+        rows = with_response(PreparedRows.of(self.train_dataset))
+        self.train_dataset = rows.dataset
+        return rows
+
+    def _refuse_rows(self, targets: Sequence[Target]) -> None:
+        """ValueError for rows that the model cannot be trained on, evaluated on or measured with."""
+        pools = [("train_dataset", self.pool_rows), *(("target", target.rows) for target in targets)]
+        for what, rows in pools:
+            refuse_without_response(rows, what)
+            refuse_strange_rows(self.model, rows, what)
+        refuse_strange_datasets(self.model, self.eval_dataset, "eval_dataset")
 
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         """ValueError for stock arguments that a coreset contradicts."""
@@ -165,7 +193,11 @@ class CoresetMixin(SavingTrainer):
                 path = Path(self.args.output_dir) / LEDGER
                 with side_product(path):
                     self.ledger.write(path)
+            self._refuse_broken_weights()
         return result
+
+    def _refuse_broken_weights(self) -> None:
+        refuse_broken_weights(self.model, self.state.global_step, self.args.output_dir)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -248,12 +280,14 @@ class CoresetMixin(SavingTrainer):
     def _handed_out(self) -> Order:
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
-        assert self.coreset_state is not None
+        if self.coreset_state is None:  # a batch to look at, before there is a coreset: of the whole pool
+            return round_order(dynamic.whole(self.pool_rows.length), self.clock, self.coreset_config.seed)
         before = self.coreset_state.round * self.clock.steps
         return self._order.first((self.args.max_steps - before) * self.clock.batch)
 
     def begin_checkpoint(self, folder: Path) -> None:
         """Ours, into the stock checkpoint."""
+        self._refuse_broken_weights()
         if self.coreset_state is not None:
             self.resumption.save(folder)
 
@@ -276,10 +310,13 @@ class CoresetMixin(SavingTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with what it shows of its rows kept where the refresh asks for that."""
-        if self.sight.harvest is None:
-            return super().training_step(model, inputs, *args, **kwargs)
-        with self.sight.harvest.around(inputs, self.state.global_step):
-            return super().training_step(model, inputs, *args, **kwargs)
+        harvest = self.sight.harvest
+        around = nullcontext() if harvest is None else harvest.around(inputs, self.state.global_step)
+        with around:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.scaler is None:  # which leaves out a step whose gradients are not finite
+            refuse_broken_loss(loss, self.state.global_step, self.args.output_dir)
+        return loss
 
     def compute_loss(
         self,

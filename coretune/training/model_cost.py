@@ -87,7 +87,7 @@ class ModelCost:
 
     def measurement(self, rows: Rows, snapshots: int = 1) -> float:
         """One look at `rows` through so many of a teacher's snapshots; 1: the model under training alone."""
-        responses = (self.rows.length - self.rows.prompt_length)[rows]
+        responses = self.rows.response_length[rows]
         flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
         if self.trajectory:
             flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
@@ -96,7 +96,7 @@ class ModelCost:
     def losses(self, count: int) -> float:
         """The losses of so many rows of average length."""
         length = self.rows.length
-        whole = self._look(length, length - self.rows.prompt_length, {"loss"})
+        whole = self._look(length, self.rows.response_length, {"loss"})
         return whole * count / len(length)
 
     def evaluation(self, lengths: Array) -> float:
@@ -127,7 +127,7 @@ class ModelCost:
 
     def _gradients(self, rows: PoolRows) -> float:
         """One gradient pass over all of them."""
-        return self._look(rows.length, rows.length - rows.prompt_length, {"gradient"})
+        return self._look(rows.length, rows.response_length, {"gradient"})
 
 
 def model_shape(model: Any) -> ModelShape:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import datasets
 from peft import PeftModel
+from torch.utils.data import IterableDataset
 
 from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array
@@ -162,16 +164,33 @@ def refuse_parallelism(batch: int, expected: int) -> None:
         )
 
 
+def refuse_dataset(dataset: Any, *, with_rows: bool) -> None:
+    """ValueError for a train_dataset that is not rows which can all be seen, by its own name.
+
+    with_rows  whether the pool's rows are given beside it, so that it is only drawn from
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        names = ", ".join(map(str, dataset)) or "none"
+        raise ValueError(f"train_dataset is a {kind} of the splits {names}: give one of them")
+    if isinstance(dataset, (datasets.IterableDataset, IterableDataset)):
+        raise ValueError(
+            f"train_dataset is a stream ({kind}), and a coreset is chosen from rows that can all be seen: "
+            "load it whole, as with load_dataset(…, streaming=False) or Dataset.from_generator"
+        )
+    if dataset is not None and not with_rows and not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"train_dataset is a {kind}: give a datasets.Dataset, as Dataset.from_list makes of a list, or "
+            "the pool's tokens as `rows`"
+        )
+
+
 def refuse_rows(dataset: Any, n: int) -> None:
     """ValueError when the train_dataset and the pool's n rows are not the same rows."""
-    try:
-        examples = len(dataset)
-    except TypeError:
+    if len(dataset) != n:
         raise ValueError(
-            "train_dataset is a stream, and a coreset is chosen from rows that can all be seen: load it whole"
-        ) from None
-    if examples != n:
-        raise ValueError(f"train_dataset has {examples} rows and the pool {n}: give both of the same data")
+            f"train_dataset has {len(dataset)} rows and the pool {n}: give both of the same data"
+        )
 
 
 def refuse_long_rows(length: Array, pack: int) -> None:

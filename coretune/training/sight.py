@@ -21,6 +21,7 @@ from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.neighbors.graph import check_k
+from coretune.recording import selection_log
 from coretune.recording.run_files import SIGNALS, TEACHER
 from coretune.rounds.looking import Meter
 from coretune.rounds.sampler import EXAMPLE_ID
@@ -136,7 +137,8 @@ class Sight:
         kept = Kept(lambda: int(self.trainer.state.global_step))
         later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
-        twins = Twins.of(self.trainer.pool_rows.tokens, self.trainer.pool_rows.prompt_length)
+        rows = self.trainer.pool_rows
+        twins = Twins.of(len(rows.length), rows.tokens, rows.labels)
         in_block = twins.within(BLOCK)  # the first look goes, and is kept, block by block
         stored = StoredLook(
             first,
@@ -164,10 +166,13 @@ class Sight:
         return Meter(look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops())
 
     def _mismatched(self) -> Mismatched | None:
-        selector, rows = self.config.selector, self.trainer.pool_rows
+        selector, trainer, rows = self.config.selector, self.trainer, self.trainer.pool_rows
         if not (isinstance(selector, Suspicious) and selector.mismatched):
             return None
-        return Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
+        pairs = Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
+        if not len(pairs) and trainer.is_world_process_zero():
+            log.warning("%s", selection_log.no_pairs(rows.prompt_length))
+        return pairs
 
     def _decoy_flops(self) -> float:
         return 0.0 if self.decoys is None else self.cost.losses(2 * len(self.decoys))
