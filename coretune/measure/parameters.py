@@ -2,7 +2,8 @@
 
 A LoRA model: the adapter's weights, A and B. Otherwise: the weights of the attention output projections.
 [choice, after STAFF, Zhang et al. 2025, and LESS, Xia et al. 2024] Both in the last blocks only, unless all
-are asked for: backward passes through no more than those blocks. Or every trainable parameter.
+are asked for: backward passes through no more than those blocks. Or every trainable parameter. Only what is
+trained counts: where neither of the two is, all that is trained in those blocks.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def plain_name(name: str) -> str:
 def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
     """The layers and parameters that count.
 
-    ValueError: more blocks asked for than there are; no such parameter; a layer without a rule, by its name.
+    ValueError: more blocks asked for than there are; no such parameter; a layer without a rule, by its name
+    and that of the adapter's kind.
     """
     _, blocks = decoder_blocks(model.get_decoder())
     if last_blocks is not None and last_blocks > len(blocks):
@@ -103,20 +105,49 @@ def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
     last = list(blocks)[0 if last_blocks is None else len(blocks) - last_blocks :]
     if kind == "trainable":
         return _trainable(model, None if last_blocks is None else last)
-    names = {module: name for name, module in model.named_modules()}
-    adapted = any(ADAPTER.search(name) for name, _ in blocks.named_parameters())
-    pattern = ADAPTER if adapted else ATTENTION_OUTPUT
-    chosen = []
-    for name, layer in (pair for block in last for pair in block.named_modules()):
-        if pattern.search(name) and "weight" in dict(layer.named_parameters(recurse=False)):
-            full = plain_name(names[layer])
-            chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
+    chosen = _adapter_or_attention(model, blocks, last)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained and not chosen:
+        return _other_parameters(model, last)
     if not chosen:
         raise ValueError(
             "the last blocks have neither LoRA weights nor an attention output projection (o_proj, c_proj, "
             "out_proj or dense); gradient signals are not available for this model"
         )
     return Choice(chosen)
+
+
+def _adapter_or_attention(model: Any, blocks: nn.ModuleList, last: Sequence[nn.Module]) -> list[Chosen]:
+    """LoRA's A and B, or else the attention output projections; where some weights are trained, of those."""
+    names = {module: name for name, module in model.named_modules()}
+    adapted = any(ADAPTER.search(name) for name, _ in blocks.named_parameters())
+    pattern = ADAPTER if adapted else ATTENTION_OUTPUT
+    some = any(parameter.requires_grad for parameter in model.parameters())
+    chosen = []
+    for name, layer in (pair for block in last for pair in block.named_modules()):
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if pattern.search(name) and weight is not None and (weight.requires_grad or not some):
+            full = plain_name(names[layer])
+            chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
+    return chosen
+
+
+def _other_parameters(model: Any, last: Sequence[nn.Module]) -> Choice:
+    """What else of the last blocks is trained, as by an adapter of another kind than LoRA."""
+    try:
+        return _trainable(model, last)
+    except ValueError as error:
+        adapter = f"{model.active_peft_config.peft_type.value}: " if is_peft(model) else ""
+        raise ValueError(
+            f"{adapter}the last blocks have neither LoRA weights nor attention output projections that are "
+            f"trained, and what is trained cannot be read by example: {error}. Train LoRA or all weights, or "
+            "take a method without gradient signals, as grace by its defaults"
+        ) from None
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether it is a PEFT model; known by its class, for this room does without peft."""
+    return any(kind.__name__ == "PeftModel" for kind in type(model).__mro__)
 
 
 def _trainable(model: Any, blocks: Sequence[nn.Module] | None) -> Choice:
@@ -131,7 +162,10 @@ def _trainable(model: Any, blocks: Sequence[nn.Module] | None) -> Choice:
                 parameters = {local: plain_name(names[p]) for local, p in own.items()}
                 chosen[layer] = Chosen(plain_name(name), layer, rule_for(name, layer), parameters)
     if not chosen:
-        raise ValueError("no parameter that counts requires a gradient; unfreeze some or choose otherwise")
+        where = "anywhere" if blocks is None else "in the last blocks"
+        raise ValueError(
+            f"no parameter requires a gradient {where}; unfreeze some, or set last_blocks to null"
+        )
     head = chosen.pop(model.get_output_embeddings(), None)
     if head is not None and is_split(model):
         raise ValueError(
