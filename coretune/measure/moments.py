@@ -78,7 +78,10 @@ def _gathered(
     source   what the errors call the optimiser
     """
     if not states:
-        raise ValueError(f"{source} holds no state: it has made no step; train a little first")
+        raise ValueError(
+            f"{source} holds no state: it has made no step, or keeps none, as plain SGD; train a little "
+            "first, with adamw_torch"
+        )
     for name, state in states.items():
         if not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
             raise ValueError(

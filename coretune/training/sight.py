@@ -31,6 +31,7 @@ from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
 from coretune.training.look import FirstLook, Look, StoredLook, Target
 from coretune.training.model_cost import ModelCost
+from coretune.training.optimizer_check import refuse_optimizer
 from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.teacher import Lesson, School, refuse_school, teach
@@ -65,6 +66,8 @@ class Sight:
         self.settings = replace(settings, autocast=autocast, seed=seed)
         if self.config.refresh_every != "never":
             refuse_live(self.settings)
+        if self.settings.preconditioner != "none" and self._reads_own_moments():
+            refuse_optimizer(trainer, self.settings.preconditioner)
         self.folders: list[Path] = []  # the teacher's checkpoints
         self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
         self.harvest: RunHarvest | None = None
@@ -84,6 +87,10 @@ class Sight:
             )
         elif isinstance(selector, Taught):
             self.folders = find_snapshots(selector.teacher, selector.checkpoints)
+
+    def _reads_own_moments(self) -> bool:
+        """Whether an optimiser of this run is read, its own or its teacher's, and not a folder's alone."""
+        return not self.config.taught or self.config.teaching or self.config.refresh_every != "never"
 
     def _lesson(self) -> Lesson | None:
         selector, trainer = self.config.selector, self.trainer
