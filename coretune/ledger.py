@@ -88,13 +88,18 @@ class Round:
 
 @dataclass
 class Ledger:
-    """Costs by phase and the history of rounds. `clock` returns seconds and never goes back."""
+    """Costs by phase and the history of rounds.
+
+    clock         returns seconds and never goes back
+    counts_flops  False where no formula holds for the model: what passes it has FLOPs None, whatever is said
+    """
 
     clock: Callable[[], float] = time.perf_counter
     costs: dict[str, Cost] = field(default_factory=lambda: {name: Cost() for name in PHASES})
     rounds: list[Round] = field(default_factory=list)
     predicted: Mapping[str, Any] | None = None  # phases and total, as `to_dict` has them, before the run
     disk: Mapping[str, int] = field(default_factory=dict)  # what -> bytes, when the run was over
+    counts_flops: bool = True
     _open: list[Visit] = field(default_factory=list, init=False, repr=False)
 
     @contextmanager
@@ -108,7 +113,7 @@ class Ledger:
         finally:
             now = self.clock()
             self._open.pop()
-            self.costs[name] += visit.cost(now)
+            self.costs[name] += self._known(visit.cost(now))
             self._take_from_open(now - visit.entered)
 
     def add(
@@ -116,7 +121,7 @@ class Ledger:
     ) -> None:
         """Count what somebody else timed. Inside an open phase the seconds are moved out of that phase."""
         _check_phase(name)
-        self.costs[name] += Visit(name, rows, tokens, flops).cost(seconds)
+        self.costs[name] += self._known(Visit(name, rows, tokens, flops).cost(seconds))
         self._take_from_open(seconds)
 
     def add_round(self, entry: Round) -> None:
@@ -131,7 +136,7 @@ class Ledger:
         costs = dict(self.costs)
         inner = 0.0  # seconds that the visit one level further in has been open
         for visit in reversed(self._open):
-            cost = visit.cost(now)
+            cost = self._known(visit.cost(now))
             cost.seconds -= inner
             costs[visit.name] += cost
             inner = now - visit.entered
@@ -173,6 +178,10 @@ class Ledger:
         total = sum(costs.values(), Cost())
         spent = [(name, cost) for name, cost in costs.items() if cost != Cost()]
         return [_printable(name, cost, total.seconds) for name, cost in [*spent, ("total", total)]]
+
+    def _known(self, cost: Cost) -> Cost:
+        passed = cost.tokens or cost.flops
+        return cost if self.counts_flops or not passed else replace(cost, flops=None)
 
     def _take_from_open(self, seconds: float) -> None:
         if self._open:

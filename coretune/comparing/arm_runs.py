@@ -21,6 +21,7 @@ from typing import Any
 from coretune.comparing.compare import Job, Prices, Result
 from coretune.console import NOISE
 from coretune.files import read_json, write_json
+from coretune.ledger import Cost
 from coretune.planning.workload import looked_at
 from coretune.recording.run_files import METRICS
 from coretune.storing.fingerprint import checksum
@@ -120,7 +121,7 @@ def run_job(job: Job) -> Result:
         "seed": job.seed,
         "steps": job.steps,
         "metrics": _metrics(metrics),
-        "flops": sum(cost.flops or 0.0 for cost in charged),
+        "flops": sum(charged, Cost()).flops,
         "prices": vars(_prices(trainer)),
         "seconds": sum(cost.seconds for cost in charged),
         "choosing": sum(costs[name].seconds for name in ("measurement", "graph", "selection")),

@@ -128,6 +128,11 @@ class Prices:
         return low
 
 
+def counted(results: Sequence[Result]) -> bool:
+    """Whether the FLOPs of all of them are known."""
+    return all(result["flops"] is not None for result in results)
+
+
 def afforded(results: Sequence[Result]) -> dict[str, int]:
     """Steps at which each arm computes what the dearest arm does: arm -> steps.
 
@@ -197,8 +202,9 @@ def table(results: Sequence[Result], baseline: str) -> tuple[list[str], list[lis
             sides = ({r["seed"]: r["metrics"][metrics[0]] for r in by_arm[name]} for name in (arm, baseline))
             difference, p = paired(*sides)
             against = [f"{difference:+.3f}", "-" if math.isnan(p) else f"{p:.3f}"]
-        mean = {key: float(np.mean([r[key] for r in some])) for key in ("flops", "seconds", "choosing")}
-        costs = [f"{mean['flops']:.2e}", f"{mean['seconds']:.0f}", f"{mean['choosing']:.0f}"]
+        mean = {key: float(np.mean([r[key] for r in some])) for key in ("seconds", "choosing")}
+        flops = f"{np.mean([r['flops'] for r in some]):.2e}" if counted(some) else "unknown"
+        costs = [flops, f"{mean['seconds']:.0f}", f"{mean['choosing']:.0f}"]
         lines.append([arm, str(len(some)), f"{some[0]['steps']:,}", *figures, *against, *costs])
     return header, lines
 

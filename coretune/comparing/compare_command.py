@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_
 
 if TYPE_CHECKING:
     from coretune.comparing.compare import Job, Result
+
+log = logging.getLogger("coretune")
 
 
 def compare(
@@ -91,7 +94,9 @@ def _compared(
 
     at_steps = _run(jobs, out, workers, bars, lambda done: note(done, []))
     at_compute: list[Result] = []
-    if equal_compute:
+    if equal_compute and not compare.counted(at_steps):
+        log.warning("no arms at equal compute: FLOPs of this architecture are unknown")
+    elif equal_compute:
         afford = compare.afforded(at_steps)
         longer = [compare.job_of(config, job.arm, job.seed, afford[job.arm], out) for job in jobs]
         at_compute = _run(longer, out, workers, bars, lambda done: note(at_steps, done))

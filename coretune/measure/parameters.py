@@ -23,8 +23,9 @@ from coretune.measure.split import is_split
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 ADAPTER = re.compile(r"(^|\.)lora_[AB](\.|$)")
-# As Llama and its kin call it; GPT-2; OPT and GPT-Neo; GPT-NeoX, Phi, Falcon and Bloom.
-ATTENTION_OUTPUT = re.compile(r"(^|\.)\w*att(n|ention)\w*\.(o_proj|c_proj|out_proj|dense)$")
+# As Llama and its kin call it; GPT-2; OPT and GPT-Neo; GPT-NeoX, Phi, Falcon and Bloom. Mamba's mixers are in
+# the place of attention.
+ATTENTION_OUTPUT = re.compile(r"(^|\.)(\w*att(n|ention)\w*\.(o_proj|c_proj|out_proj|dense)|mixer\.out_proj)$")
 
 
 def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:

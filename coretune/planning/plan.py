@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Workload:
     held_out     one evaluation
     budget_rows  rows in the coreset
     references   FLOPs of what is measured before every selection, however many rows are looked at
+    counted      False where FLOPs are an estimate, from which seconds are predicted and nothing else
     """
 
     pool_rows: int
@@ -71,6 +72,7 @@ class Workload:
     budget_rows: int
     epochs: float
     references: float = 0.0
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,22 @@ def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) 
     seconds = rates.prepare + written + audited.flops * rates.measure_flop
     seconds += work.audits * (rehearsal.first.graph + rehearsal.first.selection)
     phases["other"] = _cost(audited, seconds)
-    return phases
+    if work.counted:
+        return phases
+    return {name: replace(cost, flops=None) if cost.flops else cost for name, cost in phases.items()}
 
 
 def verdict(plan: Plan) -> list[str]:
     """What the costs mean, the worst news first. FLOPs are compared: seconds of other machines differ."""
+    work = plan.workload
+    if not work.counted:
+        unknown = "FLOPs are unknown, for there is no formula for this architecture: no verdict"
+        return [unknown, *_outside(plan)]
+    return [*_against(plan), *_outside(plan)]
+
+
+def _against(plan: Plan) -> list[str]:
+    """Of FLOPs: against full training and against random."""
     work, phases = plan.workload, plan.phases
     step = work.pool.flops / work.pool_rows * work.batch  # of training on average rows
     choosing = sum(phases[name].flops or 0.0 for name in (*CHOOSING, "other"))
@@ -200,7 +213,12 @@ def verdict(plan: Plan) -> list[str]:
             f"WARNING: choosing costs {choosing / trained:.1f} times what training does; fewer refreshes "
             "(refresh_every), fewer anchors, last_blocks or cheaper signals bring it down"
         )
-    seconds = plan.total.seconds
+    return lines
+
+
+def _outside(plan: Plan) -> list[str]:
+    """Of seconds outside the model."""
+    phases, seconds, lines = plan.phases, plan.total.seconds, []
     outside = phases["graph"].seconds + phases["selection"].seconds
     if seconds and outside > 0.5 * seconds:
         lines.append(
@@ -221,7 +239,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
             f"{cost.seconds / total.seconds:.0%}" if total.seconds else "-",
             f"{cost.rows:,}",
             f"{cost.tokens:,}",
-            f"{cost.flops:.2e}" if cost.flops else "-",
+            "unknown" if cost.flops is None else f"{cost.flops:.2e}" if cost.flops else "-",
         )
         for name, cost in [*spent, ("total", total)]
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coretune.config import RunConfig, build_coreset
+from coretune.ledger import Cost
 from coretune.planning.plan import Rates, Work, Workload, audits_of, predict, selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.refreshing.refresh import AnchorRefresh
@@ -56,6 +57,7 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
         budget_rows=coreset_rows(settings, empty_pool(length)),
         epochs=_full_epochs(config, args, rows_a_step / n),
         references=0.0 if trainer.meter is None else trainer.meter.reference_flops,
+        counted=cost.counted,
     )
 
 
@@ -112,8 +114,8 @@ def counted(trainer: Any, config: RunConfig) -> dict[str, Any]:
         bool(coreset.needs),
     )
     known = {name: {**vars(cost), "seconds": None} for name, cost in phases.items()}
-    total = {key: sum(cost[key] for cost in known.values()) for key in ("rows", "tokens", "flops")}
-    return {"phases": known, "total": {"seconds": None, **total}}
+    total = {**vars(sum(phases.values(), Cost())), "seconds": None}
+    return {"phases": known, "total": total}
 
 
 def looked_at(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float:

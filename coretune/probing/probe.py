@@ -176,7 +176,7 @@ class _Probed:
 def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Probed:
     trainer = run.build_trainer(config)
     trainer.remove_callback(PrinterCallback)
-    trainer.ledger.clock = clock
+    trainer.ledger.clock, trainer.ledger.counts_flops = clock, True  # estimates too: of seconds a FLOP
     watch = _Watch(trainer)
     trainer.add_callback(watch)
     trainer.train()

@@ -112,6 +112,8 @@ def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Ar
         cards.append(
             {"label": "Compute", "value": f"{_power(total['flops'])} FLOPs", "note": _break_even(run, phases)}
         )
+    elif total["flops"] is None:
+        cards.append({"label": "Compute", "value": "unknown", "note": "FLOPs of a part were not counted"})
     return cards
 
 

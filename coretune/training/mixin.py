@@ -128,6 +128,7 @@ class CoresetMixin(SavingTrainer):
         self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
         self.sight = Sight(self, measuring, targets_of(target), signals_dir)
         self.cost, self.meter = self.sight.cost, self.sight.meter
+        self.ledger.counts_flops = self.cost.counted
         if self._rows_are_told:
             if rows is None:
                 self.train_dataset = with_positions(self.train_dataset)
@@ -210,6 +211,7 @@ class CoresetMixin(SavingTrainer):
 
     def _go_on(self, found: Resumed) -> None:
         self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
+        self.ledger.counts_flops = self.cost.counted
         self.args.max_steps = found.max_steps
         if self.sight.harvest is not None:
             self.sight.harvest.load(Path(found.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,11 +21,15 @@ from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds.sampler import PoolRows
 from coretune.types import Array, Rows
 
+ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class ModelCost:
     """FLOPs, read off a model before its first step.
 
+    counted             whether the formulas hold for the architecture; else the FLOPs here are an estimate,
+                        for plans of seconds alone, and the ledger says that they are unknown
     adapter_parameters  trainable parameters beside frozen ones (LoRA); None = full fine-tuning
     signals             what is measured
     blocks              of the last blocks that many take part in a gradient
@@ -44,6 +49,7 @@ class ModelCost:
     references: float = 0.0
     trajectory: bool = False
     pursued: float = 0.0
+    counted: bool = True
 
     @classmethod
     def of(
@@ -57,7 +63,8 @@ class ModelCost:
         pursued: Sequence[PoolRows] = (),
     ) -> ModelCost:
         """ValueError for a model or a signal that cannot be counted, as `choose` and `measurement_flops`."""
-        shape = model_shape(model)
+        counted = has_formulas(model)
+        shape = model_shape(model) if counted else estimated_shape(model)
         size = {name: parameter.numel() for name, parameter in model.named_parameters()}
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         chosen = 0
@@ -70,9 +77,10 @@ class ModelCost:
             adapter_parameters=None if trainable == sum(size.values()) else trainable,
             checkpointing=checkpointing,
             signals=frozenset(signals) - {TRAJECTORY},
-            blocks=settings.last_blocks or shape.layers,
+            blocks=min(settings.last_blocks or shape.layers, shape.layers),
             chosen_parameters=chosen,
             trajectory=TRAJECTORY in signals,
+            counted=counted,
         )
         return cost._with_references(settings, target, pursued if TRAJECTORY in signals else ())
 
@@ -128,6 +136,31 @@ class ModelCost:
     def _gradients(self, rows: PoolRows) -> float:
         """One gradient pass over all of them."""
         return self._look(rows.length, rows.response_length, {"gradient"})
+
+
+def has_formulas(model: Any) -> bool:
+    """Whether the model is a stack of blocks that all have attention, of as many heads as its config says.
+
+    State-space models, RWKV, and hybrids with them or with linear attention (which all have an A_log) compute
+    something else than the formulas count.
+    """
+    try:
+        heads = model.config.get_text_config().num_attention_heads
+        _, blocks = decoder_blocks(model.get_decoder())
+    except (AttributeError, ValueError):
+        return False
+    attentive = all(any(ATTENTION.search(name) for name, _ in block.named_modules()) for block in blocks)
+    recurrent = any(name.endswith("A_log") for name, _ in blocks.named_parameters())
+    return isinstance(heads, int) and attentive and not recurrent
+
+
+def estimated_shape(model: Any) -> ModelShape:
+    """As if every weight but the embedding met every token once, which is about right for matrices."""
+    known, head = model.config.get_text_config().to_dict(), model.get_output_embeddings()
+    outside = {id(p) for layer in (head, model.get_input_embeddings()) for p in layer.parameters()}
+    inner = sum(p.numel() for p in model.parameters() if id(p) not in outside)
+    vocabulary, width = full_shape(head, "weight")
+    return ModelShape(inner, vocabulary * width, int(known.get("num_hidden_layers") or 1), 0)
 
 
 def model_shape(model: Any) -> ModelShape:

@@ -20,10 +20,10 @@ OF_THE_MODEL = ("params", "model", "optimizer_dict")
 def refuse_optimizer(trainer: Any, preconditioner: str) -> None:
     """ValueError where the optimiser that `trainer` has, or will make, does not keep Adam's moments."""
     kind, settings = _optimizer_of(trainer)
-    if any(name in settings for name in OF_THE_MODEL):
-        keeps = "moments of something else than each weight"
-    else:
-        keeps = _kept(kind, settings, trainer.args.device)
+    whole = any(name in settings for name in OF_THE_MODEL)
+    keeps = (
+        "moments of something else than each weight" if whole else _kept(kind, settings, trainer.args.device)
+    )
     if keeps is not None:
         raise ValueError(
             f"preconditioner is {preconditioner}, which reads Adam's moments, and {kind.__name__} keeps "
