@@ -41,6 +41,8 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.look import Target
+from coretune.training.refusals import refuse_adapter_folder
+from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign
 from coretune.training.saving import side_product
 from coretune.training.sections import (
@@ -133,6 +135,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     _refuse_old_run(config)
     section = build_coreset(config.coreset, config.coreset_seed)
+    refuse_adapter_folder(config.model_name_or_path)
     args = training_arguments(config)
     adapter = adapter_config(config)
     tokenizer = load_tokenizer(config.model_name_or_path, args)
@@ -182,6 +185,7 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
         update={"training": {}}
     )  # what the loss counts has no say in what is generated
     corpus = _corpus_of(source, answers, trainer.processing_class, length)
+    refuse_strange_rows(trainer.model, corpus, source)
     tokens = corpus.tokens(np.arange(len(corpus)))
     ends = corpus.prompt_length.tolist()
     return [(ids.tolist(), end) for ids, end in zip(tokens, ends, strict=True)]

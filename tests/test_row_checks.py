@@ -11,10 +11,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_run import arguments, coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+from coretune import run
+from coretune.config import check_config
 from coretune.rounds.sampler import PreparedRows
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
@@ -207,3 +210,41 @@ def test_a_batch_and_a_row_can_be_looked_at_before_training(tmp_path: Path, trai
     other = trainer(tmp_path / "not", coreset_config("random"), kind=CoresetSFTTrainer, **training)
     other.train()
     assert made.coreset_state.coreset.indices.tolist() == other.coreset_state.coreset.indices.tolist()
+
+
+# ----------------------------------------------------------------------------------- what is given as a model
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    model = AutoModelForCausalLM.from_pretrained(model_folder())
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_adapter_given_as_the_model_is_named_with_its_base(
+    tmp_path: Path, adapter: Path, kind: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"holds an adapter .* and no model of its own") as refused:
+        trainer(tmp_path, coreset_config("random"), model=kind(adapter))
+    assert f"give its base, {model_folder()}," in str(refused.value)
+    (tmp_path / "pool.jsonl").write_text("")
+    raw = {"model_name_or_path": str(adapter), "train_data": str(tmp_path / "pool.jsonl"), "output_dir": "x"}
+    with pytest.raises(ValueError, match=r"holds an adapter .* and no model of its own"):
+        run.build_trainer(check_config({**raw, "coreset": {"method": "random", "budget": "10%"}}))
+    (tmp_path / "adapter_config.json").write_text("not json")
+    with pytest.raises(ValueError, match="give its base, the model it was trained on"):
+        trainer(tmp_path, coreset_config("random"), model=str(tmp_path))
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path: Path, adapter: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(model_folder())
+    with pytest.raises(ValueError, match=r"requires a gradient: unfreeze .* is_trainable=True"):
+        trainer(tmp_path, coreset_config("random"), model=PeftModel.from_pretrained(base, adapter))
+    alive = AutoModelForCausalLM.from_pretrained(model_folder())
+    going_on = PeftModel.from_pretrained(alive, adapter, is_trainable=True)
+    trainer(tmp_path, coreset_config("random"), model=going_on)

@@ -47,8 +47,10 @@ from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
 from coretune.training.look import Target, targets_of
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
+    refuse_adapter_folder,
     refuse_arguments,
     refuse_dataset,
+    refuse_frozen_model,
     refuse_parallelism,
     refuse_rows,
     refuse_steps,
@@ -100,6 +102,7 @@ class CoresetMixin(SavingTrainer):
         signals_dir: str | Path | None = None,
         **stock: Any,
     ) -> None:
+        refuse_adapter_folder(model)
         refuse_dataset(stock.get("train_dataset"), with_rows=rows is not None)
         if args is not None:
             self._refuse(args, coreset, stock)  # before a model is loaded
@@ -119,6 +122,7 @@ class CoresetMixin(SavingTrainer):
         self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
         self._weights = torch.ones(len(self.pool_rows.length))
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
+        refuse_frozen_model(self.model)
         self._refuse_rows(targets_of(target))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
