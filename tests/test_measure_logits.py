@@ -94,7 +94,9 @@ def test_the_heads_own_gradient_goes_through_the_rule(kind: str) -> None:
         (gradient,) = torch.autograd.grad(model(input_ids=ids, labels=targets).loss, [weight])
         gradients.append(gradient.flatten().numpy())
     expected = np.stack(gradients)
-    np.testing.assert_allclose(wide @ wide.T, expected @ expected.T, rtol=0.05, atol=2e-3)
+    size = np.linalg.norm(expected, axis=1)
+    gap = (wide @ wide.T - expected @ expected.T) / (size * size[:, None])
+    assert np.abs(gap).max() < 0.05  # what 848 entries in 40,000 buckets cost
 
 
 def test_a_cap_that_the_configuration_does_not_name_is_refused_though_logits_are_small() -> None:
