@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import Loss, Tokenizer
+from coretune.data.encode import IGNORED, Loss, Tokenizer
 from coretune.data.folders import files_of
 from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
