@@ -109,6 +109,8 @@ def wrong_value(annotation: ast.expr, value: Any) -> str | None:
         TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError:
         names = {ast.unparse(part) for part in ast.walk(annotation)}
-        words = [word for name, word in WORDS.items() if name in names]
+        words = [
+            word for name, word in WORDS.items() if name in names - ({"int"} if "float" in names else set())
+        ]
         return f"give {' or '.join(words)}" if words else "give a value of its type"
     return None

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
 
-import jinja2
 import numpy as np
 
 from coretune.data.formats import (
@@ -30,6 +29,7 @@ from coretune.data.formats import (
     source_of,
 )
 from coretune.data.raw import CorpusError, is_unicode
+from coretune.data.template import harmless, refuse_long
 
 DIGEST_BYTES = 16
 IGNORED = -100  # the label that transformers' losses leave out
@@ -155,6 +155,7 @@ def render(example: Conversation | PlainText, tokenizer: Tokenizer, loss: Loss) 
         found = _render_turns(example, tokenizer, loss)
     else:
         found = _join(example, tokenizer, loss)
+    refuse_long(found.whole)
     if not is_unicode(found.whole) or not is_unicode(found.prompt or ""):
         raise BadRow(
             "the text holds half a surrogate pair (a \\ud8xx escape without its other half); remove it"
@@ -163,7 +164,9 @@ def render(example: Conversation | PlainText, tokenizer: Tokenizer, loss: Loss) 
 
 
 def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Rendered:
-    settings = {"tokenize": False, **example.arguments}
+    refuse_long(*(str(turn.get("content") or "") for turn in example.prompt + example.completion))
+    arguments = harmless(example.arguments, tokenizer.chat_template)
+    settings = {"tokenize": False, **arguments}
     turns = example.prompt + example.completion
     written = None
     try:
@@ -171,8 +174,8 @@ def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Re
         whole = tokenizer.apply_chat_template(turns, **settings)
         if loss.assistant_only:
             marks = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-            written = tokenizer.apply_chat_template(turns, **example.arguments, **marks)["assistant_masks"]
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+            written = tokenizer.apply_chat_template(turns, **arguments, **marks)["assistant_masks"]
+    except Exception as error:  # a template is a program: it may fail in any way on a row
         raise BadRow(
             f"the chat template refuses the conversation ({error}); reorder or remove its turns"
         ) from None
@@ -196,6 +199,7 @@ def _join(example: PlainText, tokenizer: Tokenizer, loss: Loss) -> Rendered:
         raise CorpusError(
             "completion_only_loss is true, and the rows are texts without a prompt; leave it out"
         )
+    refuse_long(example.prompt, example.completion)
     prompt = example.prompt or ""
     _refuse_fused_words(prompt, example.completion)
     whole = prompt + example.completion.removesuffix(tokenizer.eos_token) + tokenizer.eos_token

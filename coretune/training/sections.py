@@ -190,7 +190,7 @@ def load_tokenizer(name: str, args: SFTConfig | None = None) -> Any:
     ConfigError when there is no such model, or no such token or template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **(_where(args) if args is not None else {}))
+        tokenizer = AutoTokenizer.from_pretrained(name, **_where(args))
     except (OSError, ValueError) as error:
         raise ConfigError(_no_model(name, error)) from None
     if args is not None:
@@ -215,7 +215,9 @@ def row_tokenizer(tokenizer: Any, args: SFTConfig) -> Any:
     if source is None or _is_template(source):
         return tokenizer
     try:
-        found = AutoTokenizer.from_pretrained(source)
+        found = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False
+        )  # TRL runs no code of it either
         template = found.get_chat_template()
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -246,12 +248,13 @@ def longest_row(name: str, args: SFTConfig) -> int:
     return int(min(limits))
 
 
-def _where(args: SFTConfig) -> dict[str, Any]:
-    """Where and how a tokenizer is loaded: as the model is."""
+def _where(args: SFTConfig | None) -> dict[str, Any]:
+    """Where and how a tokenizer is loaded: as the model is. Its own Python runs if the config says true."""
+    if args is None:
+        return {"trust_remote_code": False}
     kwargs = args.model_init_kwargs or {}
     found = {name: kwargs[name] for name in WHERE if name in kwargs}
-    trusted = kwargs.get("trust_remote_code", args.trust_remote_code)
-    return {**found, "trust_remote_code": bool(trusted)}
+    return {**found, "trust_remote_code": kwargs.get("trust_remote_code", args.trust_remote_code) is True}
 
 
 def _set_tokens(tokenizer: Any, args: SFTConfig) -> None:
@@ -280,5 +283,10 @@ def _read_template(path: str) -> str:
 def _no_model(name: str, error: Exception, what: str = "tokenizer") -> str:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
+    if "trust_remote_code" in str(error):
+        return (
+            f"model_name_or_path is {name}, which brings Python code of its own for its {what}, and nobody "
+            "allowed that to run: read it, then set training.trust_remote_code=true"
+        )
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return f"model_name_or_path is {name}, and no {what} can be loaded from it: {reason}"
