@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
 
-from coretune import __version__
 from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
 from coretune.console import first_process
 from coretune.data.corpus import Corpus
@@ -31,6 +29,7 @@ from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
 from coretune.progress import SECONDS
+from coretune.provenance import inputs_of, provenance, refuse_other_data, refuse_other_inputs
 from coretune.reading.disk import disk_bytes
 from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
 from coretune.recording.run_lock import run_lock
@@ -56,7 +55,6 @@ from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
 
 log = logging.getLogger("coretune")
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
 
 
 def train(
@@ -145,7 +143,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     held_out = _corpus_of(config.eval_data, config, rows, length) if config.eval_data else None
     targets = _targets(config, rows, length)
     if config.provenance is not None:
-        _compare_fingerprint(config.provenance, pool)
+        refuse_other_data(config.provenance, pool)
     set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
     try:
         trainer = CoresetSFTTrainer(
@@ -168,6 +166,10 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         ) from None
     _refuse_frozen(trainer.model)
     trainer.kept_alive = (held_out, targets)
+    if (then := config.provenance) is not None:
+        trainer.processes.decide(
+            lambda: refuse_other_inputs(then, inputs_of(config, trainer)), lambda _: None
+        )
     if config.report == "refresh":
         trainer.add_callback(ReportWriter(trainer))
     return trainer
@@ -321,32 +323,13 @@ def _refuse_old_run(config: RunConfig) -> None:
         )
 
 
-def _compare_fingerprint(provenance: Mapping[str, Any], pool: Corpus) -> None:
-    if provenance.get("train_data") != pool.fingerprint:
-        raise ConfigError(
-            f"train_data has fingerprint {pool.fingerprint[:16]}, the run to replay had "
-            f"{str(provenance.get('train_data'))[:16]}: data, tokenizer or max_length differ; "
-            f"restore them, or remove `{PROVENANCE}` from the config to train on what is there now"
-        )
-    for name, then in provenance.get("versions", {}).items():
-        now = __version__ if name == "coretune" else version(name)
-        if now != then:
-            log.warning("the run to replay used %s %s, here is %s: results may differ", name, then, now)
-
-
 def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     """RUN/_coretune/config.yaml: what was asked for but for tokens and passwords, all settings of the coreset
     with their values, versions and fingerprints."""
     resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
     resolved = without_secrets(resolved)
     resolved["coreset"] = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
-    resolved[PROVENANCE] = {
-        "versions": {"coretune": __version__, **{name: version(name) for name in PACKAGES}},
-        "train_data": _corpus(trainer).fingerprint,
-        "rows": len(trainer.pool_rows.ids),
-        "max_steps": trainer.args.max_steps,
-        "round_steps": trainer.clock.steps,
-    }
+    resolved[PROVENANCE] = provenance(config, trainer)
     write_text(Path(config.output_dir) / CONFIG, yaml.safe_dump(resolved, sort_keys=False))
 
 

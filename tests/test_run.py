@@ -16,7 +16,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import model_folder, records, write_jsonl
 from transformers import TrainerState
 
@@ -156,6 +156,51 @@ def test_a_replay_on_other_data_is_refused_with_both_fingerprints(
         ConfigError, match=f"train_data has fingerprint [0-9a-f]{{16}}, the run .* had {then}"
     ):
         run.train(replayed)
+
+
+def with_sources(path: Path, names: str) -> Path:
+    return write_jsonl(path, [{**row, "source": names[i % 2]} for i, row in enumerate(records(48))])
+
+
+def test_a_replay_with_any_other_input_is_refused_and_each_is_named(data: Path, tmp_path: Path) -> None:
+    """Changed in place: no path says so."""
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    for name in ("eval", "target"):
+        shutil.copy(data / f"{name}.jsonl", tmp_path)
+    scored = write_jsonl(tmp_path / "scored.jsonl", records(4, seed=3))
+    first = config(
+        tmp_path,
+        tmp_path / "run",
+        model_name_or_path=str(model),
+        train_data=str(with_sources(tmp_path / "pool.jsonl", "ab")),
+        target_data=str(tmp_path / "target.jsonl"),
+        evaluate={"metric": ["loss"], "file": str(scored)},
+        coreset={"method": "less", "budget": "25%", "quota": {"source": {"a": 0.2}}},
+    )
+    run._write_config(first, run.build_trainer(first))
+    replayed = load_config(tmp_path / "run" / CONFIG, [f"output_dir={tmp_path / 'again'}"])
+    run.build_trainer(replayed)
+    with_sources(tmp_path / "pool.jsonl", "ba")
+    write_jsonl(tmp_path / "eval.jsonl", records(12, seed=4))
+    write_jsonl(tmp_path / "target.jsonl", records(8, seed=5))
+    write_jsonl(scored, records(4, seed=6))
+    entries = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**entries, "rms_norm_eps": 1e-2}))
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="the run to replay had other inputs") as refused:
+        run.build_trainer(replayed)
+    named = ("eval_data (", "target_data (", "the sources of", "evaluate.file (", "config.json", "the weights of")
+    assert [name for name in named if name not in str(refused.value)] == []
+    assert "tokenizer" not in str(refused.value)
+
+
+def test_a_replay_from_copies_elsewhere_is_the_same(done: Path, data: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    pool = write_jsonl(tmp_path / "elsewhere.jsonl", records(48))
+    places = [f"model_name_or_path={model}", f"train_data={pool}", f"output_dir={tmp_path / 'run'}"]
+    run.build_trainer(load_config(done / CONFIG, places))
 
 
 def test_a_replay_with_other_versions_says_so(

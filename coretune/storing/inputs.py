@@ -44,7 +44,7 @@ _known: dict[tuple[Path, bool], tuple[tuple[tuple[int, ...], ...], str]] = {}
 
 def inputs(config: Mapping[str, Any]) -> dict[str, str]:
     """`setting value` -> hex of the content, or the revision, of all that the config names; versions."""
-    found = dict(_of(config, ""))
+    found = {f"{setting} {value}": content for setting, value, content in contents(config)}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -53,22 +53,23 @@ def inputs(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _of(value: Any, setting: str) -> Iterator[tuple[str, str]]:
+def contents(value: Any, setting: str = "") -> Iterator[tuple[str, str, str]]:
+    """(setting, what it says, hex of the content or the revision) of each file, folder and hub id."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in WRITTEN:
                 if setting in DATA:  # target_data: {file: share}
-                    yield from _of(key, setting)
-                yield from _of(inner, setting if setting in DATA else str(key))
+                    yield from contents(key, setting)
+                yield from contents(inner, setting if setting in DATA else str(key))
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _of(inner, setting)
+            yield from contents(inner, setting)
     elif isinstance(value, str) and value and value.isprintable() and len(value) < 4096:
         path = Path(value).expanduser()
         if path.is_file() or path.is_dir():
-            yield f"{setting} {value}", _content(path.resolve(), deep=setting not in (*MODEL, *DATA))
+            yield setting, value, _content(path.resolve(), deep=setting not in (*MODEL, *DATA))
         elif setting in (*MODEL, *DATA):
-            yield f"{setting} {value}", _revision(value, "model" if setting in MODEL else "dataset")
+            yield setting, value, _revision(value, "model" if setting in MODEL else "dataset")
 
 
 def _content(path: Path, deep: bool) -> str:
