@@ -191,7 +191,14 @@ def test_a_replay_with_any_other_input_is_refused_and_each_is_named(data: Path, 
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="the run to replay had other inputs") as refused:
         run.build_trainer(replayed)
-    named = ("eval_data (", "target_data (", "the sources of", "evaluate.file (", "config.json", "the weights of")
+    named = (
+        "eval_data (",
+        "target_data (",
+        "the sources of",
+        "evaluate.file (",
+        "config.json",
+        "the weights of",
+    )
     assert [name for name in named if name not in str(refused.value)] == []
     assert "tokenizer" not in str(refused.value)
 
