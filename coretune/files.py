@@ -106,9 +106,10 @@ def read_json(path: str | os.PathLike[str], remedy: str = "remove it and start a
 
 
 @contextlib.contextmanager
-def writing(folder: str | os.PathLike[str], needed: int, remedy: str) -> Iterator[None]:
+def writing(folder: str | os.PathLike[str], needed: int | None, remedy: str) -> Iterator[None]:
     """Around what other libraries write into a folder: of a failed write they name no file, or break off with
-    errors of their own. OSError names the folder, the bytes that it takes and those that are free.
+    errors of their own, and of a full disk nobody says what was needed. OSError in one line with the path,
+    the bytes needed where they are known, and those that are free.
 
     Only what says that a file could not be written is taken for that; all else passes.
     """
@@ -117,10 +118,12 @@ def writing(folder: str | os.PathLike[str], needed: int, remedy: str) -> Iterato
     except Exception as error:
         if not _failed_write(error):
             raise
-        if _full(error) or free_bytes(folder) < needed:
-            raise disk_full(Path(folder), f"about {needed:,} bytes", remedy) from error
+        path = Path(getattr(error, "filename", None) or folder)
+        if _full(error) or (needed is not None and free_bytes(folder) < needed):
+            need = "more room" if needed is None else f"about {needed:,} bytes"
+            raise disk_full(path, need, remedy) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{os.fspath(folder)} cannot be written ({reason}): {remedy}") from error
+        raise OSError(f"{path} cannot be written ({reason}): {remedy}") from error
 
 
 def disk_full(path: Path, needed: str, remedy: str = "make room and go on") -> OSError:
@@ -148,9 +151,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _failed_write(error: Exception) -> bool:
-    """Whether it is of a write, and does not name the file already."""
+    """Whether it is of a write, and does not say all that is to be known already."""
     if isinstance(error, OSError):
-        return error.errno is not None and error.strerror is not None and error.filename is None
+        return error.strerror is not None and (error.filename is None or error.errno in FULL)
     # torch 2.13: the first where a write fails, the second where the archive is closed after it
     words = ("PytorchStreamWriter", "inline_container")
     return (

@@ -45,7 +45,12 @@ def acquire(path: Path, how: int) -> int:
         os.close(lock)  # the file was removed between the two calls
     _held.add(lock)
     if how == EXCLUSIVE:
-        sign(lock)
+        try:
+            sign(lock)
+        except OSError as error:
+            release(lock)
+            error.filename = str(path)
+            raise
     return lock
 
 

@@ -24,7 +24,7 @@ from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
 from coretune.console import first_process
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
-from coretune.files import whole, write_text
+from coretune.files import whole, write_text, writing
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
@@ -43,7 +43,7 @@ from coretune.training.look import Target
 from coretune.training.refusals import refuse_adapter_folder
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign
-from coretune.training.saving import side_product
+from coretune.training.saving import REMEDY, side_product
 from coretune.training.sections import (
     adapter_config,
     load_tokenizer,
@@ -65,7 +65,7 @@ def train(
     on_step  called after every step, in place of everything that is shown on the console
     save     whether the trained weights are kept
     """
-    with run_lock(config.output_dir, first_process()):
+    with run_lock(config.output_dir, first_process()), writing(config.output_dir, None, REMEDY):
         return _train(config, on_step, save)
 
 
@@ -110,7 +110,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
     training = {**config.training, **quick}
     alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
-    with run_lock(config.output_dir, first_process()):
+    with run_lock(config.output_dir, first_process()), writing(config.output_dir, None, "make room"):
         trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
         first = trainer.is_world_process_zero()
         if first:

@@ -199,3 +199,23 @@ def test_a_lock_goes_with_its_process_and_not_with_processes_forked_from_it(tmp_
     running.wait()
     locks.release(locks.acquire(tmp_path / "lock", locks.EXCLUSIVE))
     os.kill(child, signal.SIGKILL)
+
+
+def test_a_full_disk_is_named_with_the_path_where_a_library_knows_it(tmp_path: Path) -> None:
+    path = tmp_path / "corpora" / "rows.arrow"
+    said = rf"disk full: {path} needs more room, [\d,]+ are free: go on"
+    with pytest.raises(OSError, match=said), writing(tmp_path, None, "go on"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def test_a_lock_that_cannot_be_signed_is_let_go_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+
+    def refuse(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        with pytest.raises(OSError, match=str(path)):
+            locks.acquire(path, locks.EXCLUSIVE)
+    locks.release(locks.acquire(path, locks.EXCLUSIVE))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 
 from coretune import files, run
 from coretune.config import ConfigError
+from coretune.data import freeze
 from coretune.files import read_json
 from coretune.measure.snapshots import find_snapshots
 from coretune.planning.plan import PLAN, prediction
@@ -227,3 +229,11 @@ def test_a_side_product_that_fails_says_so(caplog: pytest.LogCaptureFixture) -> 
     with side_product("a/page"):
         raise KeyError("no\nline")
     assert "a/page was not written, the run goes on: 'no\\nline'" in caplog.text
+
+
+def test_what_a_killed_tokenisation_left_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
+    for name, age in (("building-old", 90_000), ("building-new", 60), ("corpus-kept", 90_000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    freeze._sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"building-new", "corpus-kept"}

@@ -63,9 +63,10 @@ def run_comparison(
     bars: bool = True,
 ) -> dict[str, Any]:
     """Run what is not finished; what compare.json holds, which is written after every job."""
+    from coretune.files import writing
     from coretune.recording.run_lock import run_lock
 
-    with run_lock(out):
+    with run_lock(out), writing(out, None, "make room, and run it again: what is finished is kept"):
         return _compared(config, arms, seeds, out, workers, equal_compute, bars)
 
 

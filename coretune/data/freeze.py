@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
@@ -31,6 +34,8 @@ from coretune.data.records import read_rows
 from coretune.escaping import shown
 from coretune.files import write_json
 
+BUILDING = "building-"  # folders in cache_dir that a corpus is made in
+DAY = 86_400  # seconds
 SHOWN = 10  # bad rows named in a message
 BLOCK = 1000  # rows held in memory at a time
 MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
@@ -140,7 +145,8 @@ def freeze(
     """
     loss.refuse(tokenizer)
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=root) as folder:
+    _sweep(root)
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=root) as folder:
         work = Path(folder)
         files = files_of(source).read
         states = [file.stat() for file in files]
@@ -165,6 +171,14 @@ def freeze(
             _freeze(work, settings, known, skip_bad_rows, num_proc)
             _publish(work / "frozen", kept)
     return kept
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed processes left; what may still be at work, being younger than a day, stays."""
+    for left in root.glob(f"{BUILDING}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _damaged_file(kept: Path) -> Path | None:
