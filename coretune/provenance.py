@@ -52,10 +52,9 @@ def provenance(config: RunConfig, trainer: Any) -> dict[str, Any]:
 
 def inputs_of(config: RunConfig, trainer: Any) -> dict[str, str]:
     """Name -> hex. Of rows, model and tokenizer as they are in memory: a copy elsewhere is the same."""
-    held_out: Corpus | None = trainer.kept_alive[0]
     known = {
         **trainer.resumption.parts,
-        "held_out": "none" if held_out is None else held_out.fingerprint,
+        "held_out": trainer.held_out_fingerprint or "none",
         "model_config": checksum(json.dumps(config_settings(trainer.model), sort_keys=True).encode()),
     }
     named: dict[str, list[str]] = {}

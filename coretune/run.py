@@ -166,6 +166,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         ) from None
     _refuse_frozen(trainer.model)
     trainer.kept_alive = (held_out, targets)
+    trainer.held_out_fingerprint = None if held_out is None else held_out.fingerprint
     if (then := config.provenance) is not None:
         trainer.processes.decide(
             lambda: refuse_other_inputs(then, inputs_of(config, trainer)), lambda _: None

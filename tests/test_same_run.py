@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,7 @@ def test_what_may_change_within_a_run_is_named(
     known = identity.versions()
     monkeypatch.setattr("coretune.training.resume.versions", lambda: {**known, "torch": "9.9"})
     other = a_trainer(tmp_path, max_steps=6, gradient_checkpointing=False, logging_steps=1)
+    other.held_out_fingerprint = "other rows"
     with caplog.at_level(logging.WARNING, logger="coretune"):
         other.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     assert other.state.global_step == 6
@@ -206,6 +208,7 @@ def test_what_may_change_within_a_run_is_named(
     assert f"torch {known['torch']}, here 9.9" in said
     assert "training.gradient_checkpointing true, here false" in said
     assert "max_steps was 4 and is 6" in said
+    assert "held-out rows not set, here other rows" in said
     assert "logging_steps" not in said
 
 
@@ -233,6 +236,22 @@ def test_the_same_weights_under_another_config_are_another_model(
     same = AutoModelForCausalLM.from_pretrained(model_folder())
     here, there = (model_parts(model, tiny_tokenizer()) for model in (other.model, same))
     assert {part for part in here if here[part] != there[part]} == {"config"}
+
+
+def test_a_store_of_signals_is_of_config_and_versions_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that a first look goes into, or is taken from."""
+
+    def parts(model: str) -> dict[str, str]:
+        return dict(trainer(tmp_path / "run", model=model).sight._parts([]))
+
+    plain = parts(str(model_folder()))
+    other = parts(str(another_config(tmp_path / "model", rms_norm_eps=1e-2)))
+    assert {name for name in plain if plain[name] != other[name]} == {"config"}
+    monkeypatch.setattr(identity, "version", lambda name: "9.9" if name == "peft" else version(name))
+    newer = parts(str(model_folder()))
+    assert {name for name in plain if plain[name] != newer[name]} == {"peft"}
 
 
 def test_another_attention_is_refused(tmp_path: Path, run: Path) -> None:

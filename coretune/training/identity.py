@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -107,15 +108,18 @@ def versions() -> dict[str, str]:
 
 
 def trained_checksums(model: nn.Module) -> dict[str, str]:
-    """Each parameter that requires a gradient -> hex of its bytes. Empty under ZeRO-3, whose own format
-    checks names. Weights that FSDP 2 has taken apart are gathered one by one: every process has to call."""
+    """Each parameter that requires a gradient -> hex (xxh3) of its bytes.
+
+    Empty under ZeRO-3, whose own format checks names. Weights that FSDP 2 has taken apart are gathered one by
+    one: every process has to call.
+    """
     found: dict[str, str] = {}
     for name, parameter in model.named_parameters():
         if "ds_id" in vars(parameter):
             return {}
         if parameter.requires_grad:
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            found[plain_name(name)] = _checksum(whole)
+            found[plain_name(name)] = xxhash.xxh3_128(_bytes_of(whole)).hexdigest()
     return found
 
 
@@ -190,8 +194,10 @@ def drawn_fingerprint(rows: PoolRows, drawn: Rows) -> str:
 
 def _checksum(tensor: Tensor) -> str:
     """Of weights that are split over processes, what this process has of them: nobody else is asked."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.to_local()
+    return checksum(_bytes_of(tensor.to_local() if isinstance(tensor, DTensor) else tensor))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
     # A copy: numpy makes a storage fixed for ever, and FSDP 2 empties those of gathered weights.
     flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1).view(torch.uint8)
-    return checksum(flat.numpy().data)
+    return flat.numpy().data

@@ -115,6 +115,7 @@ class CoresetMixin(SavingTrainer):
         self.ledger = Ledger()
         self.coreset_state: State | None = None
         self.stop_at: int | None = None
+        self.held_out_fingerprint: str | None = None  # where the caller knows it
         self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)

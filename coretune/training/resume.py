@@ -121,6 +121,8 @@ class Resumption:
             "lr_scheduler": trainer.lr_scheduler,
         }
         training, around = compared(args, stock)
+        if trainer.held_out_fingerprint is not None:  # which picks the best model, and stops training early
+            around["held-out rows"] = trainer.held_out_fingerprint
         settings = settings_of(trainer.coreset_config, trainer.sight.settings)
         settings |= {"pack": str(trainer.clock.pack), **config_settings(trainer.model), **training}
         batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
@@ -199,7 +201,7 @@ def resumed(folder: str, then: Note, now: Note, seed: int) -> Resumed:
     refuse_another_run(folder, then, now)
     if around := changes(then.around, now.around):
         log.warning(
-            "%s was saved with %s: the run goes on, and may differ in the last digits",
+            "%s was saved with %s: the run goes on with what is here, and may end otherwise",
             folder,
             "; ".join(around),
         )
