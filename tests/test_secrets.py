@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from coretune.config import check_config
+from coretune.planning.workload import about_run
 from coretune.secrets import is_secret, without_secrets
 
 TOKEN = "hf_" + "x" * 34
@@ -63,3 +65,16 @@ def test_tokens_and_passwords_within_texts_are_hidden() -> None:
     assert without_secrets([f"run {TOKEN}"]) == ["run (hidden)"]
     assert without_secrets("https://me:pa55@host/x") == "https://host/x"
     assert without_secrets("runs/hf_small") == "runs/hf_small"
+
+
+def test_what_a_plan_says_of_its_run_holds_no_token() -> None:
+    training = {
+        "max_steps": 3,
+        "hub_token": "s3cret",
+        "model_init_kwargs": {"token": "s3cret", "dtype": "auto"},
+    }
+    coreset = {"method": "random", "budget": 3}
+    raw = {"model_name_or_path": "m", "train_data": "p.jsonl", "output_dir": "o", "coreset": coreset}
+    about = about_run(check_config({**raw, "training": training}))
+    assert "s3cret" not in json.dumps(about)
+    assert about["training"] == {"max_steps": 3, "model_init_kwargs": {"dtype": "auto"}}

@@ -14,6 +14,7 @@ from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import coreset_rows
+from coretune.secrets import without_secrets
 from coretune.storing.inputs import inputs
 from coretune.types import Rows
 
@@ -71,11 +72,11 @@ def _full_epochs(config: RunConfig, args: Any, epochs_a_step: float) -> float:
 
 def about_run(config: RunConfig) -> dict[str, Any]:
     """What a plan and a run must share for the one to be held against the other: settings, and the content of
-    all that they name."""
+    all that they name. It is written down: no token or password is in it."""
     kept = ("model_name_or_path", "train_data", "eval_data", "target_data", "seed", "training", "peft")
     coreset = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
     known = {**{name: getattr(config, name) for name in kept}, "coreset": coreset}
-    return {**known, "inputs": inputs(known)}
+    return {**without_secrets(known), "inputs": inputs(known)}
 
 
 def look(trainer: Any, rows: Rows, first: bool) -> Work:
