@@ -178,9 +178,10 @@ def main() -> None:
 
 
 def _load(path: str, overrides: Sequence[str] | None, skip_bad_rows: bool) -> Any:
-    from coretune.config import load_config
+    from coretune.config import load_config, refuse_absent
 
     config = load_config(path, overrides or ())
+    refuse_absent(config)
     return config.model_copy(update={"skip_bad_rows": True}) if skip_bad_rows else config
 
 

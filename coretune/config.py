@@ -24,6 +24,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from coretune.data.raw import EXTENSIONS
 from coretune.measure.settings import MeasureSettings
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest, parse_budget
@@ -132,6 +133,29 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     _check_stock(config)
     _check_places(config)
     return config
+
+
+def refuse_absent(config: RunConfig) -> None:
+    """ConfigError for a model or data that is plainly a path and not there; hub ids are asked for later."""
+    model = config.model_name_or_path
+    targets: Any = config.target_data or []
+    if _is_path(model) and not Path(model).is_dir():
+        raise ConfigError(
+            f"model_name_or_path is {model}, and there is no such folder; give a model folder or a hub id"
+        )
+    sources = [("target_data", name) for name in ([targets] if isinstance(targets, str) else targets)]
+    sources += [("train_data", config.train_data), ("eval_data", config.eval_data or "")]
+    sources += [("evaluate.file", (config.evaluate.file if config.evaluate else None) or "")]
+    for key, source in sources:
+        if (_is_path(source) or Path(source).suffix.lower() in EXTENSIONS) and not Path(source).exists():
+            raise ConfigError(
+                f"{key} is {source}, and there is no such file or folder; check its name, and the "
+                "working directory"
+            )
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _said(key: str, value: Any) -> Any:

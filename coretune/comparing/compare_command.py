@@ -35,9 +35,10 @@ def compare(
     """Arms from one config over several seeds: means, errors, paired tests, loss against compute."""
 
     def work() -> None:
-        from coretune.config import load_config
+        from coretune.config import load_config, refuse_absent
 
         settings = load_config(config, overrides or ())
+        refuse_absent(settings)
         folder = (out or Path(settings.output_dir)).expanduser()
         chosen = [arm.strip() for arm in arms.split(",")]
         found = run_comparison(

@@ -16,9 +16,8 @@ from typing import Any
 
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 
-from coretune.data.raw import CorpusError
+from coretune.data.raw import EXTENSIONS, CorpusError
 
-EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 COMPRESSED = re.compile(r"\.(json|jsonl|csv|parquet|arrow)\.(gz|zst|bz2|xz|zip)")
 TRAIN = "train"
 SHOWN = 8  # names in a message

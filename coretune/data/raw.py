@@ -10,6 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # of the files that are read
+
 
 class CorpusError(ValueError):
     """The training data cannot be used as it is; the message says where, why, and what to do."""

@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.data.folders import EXTENSIONS, files_of
-from coretune.data.raw import CorpusError, Row, is_unicode, not_an_object, row_of_value
+from coretune.data.folders import files_of
+from coretune.data.raw import EXTENSIONS, CorpusError, Row, is_unicode, not_an_object, row_of_value
 from coretune.data.tables import meant, plain, refuse_doubled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -19,9 +19,10 @@ def plan(
     """What a run will cost and whether it can pay: a short probe on this machine, and nothing is trained."""
 
     def work() -> None:
-        from coretune.config import load_config
+        from coretune.config import load_config, refuse_absent
 
         settings = load_config(config, overrides or ())
+        refuse_absent(settings)
         from coretune import run  # seconds: after what is wrong with the config was said
         from coretune.planning.plan import TABLE_HEADER, lines, table, write
         from coretune.probing.probe import PARTS, make_plan
