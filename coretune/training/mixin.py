@@ -9,6 +9,7 @@ the Trainer reads the sampler's length once.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -65,6 +66,8 @@ from coretune.training.row_checks import (
 )
 from coretune.training.saving import SavingTrainer, side_product
 from coretune.training.sight import Sight
+
+log = logging.getLogger("coretune")
 
 
 class CoresetMixin(SavingTrainer):
@@ -146,8 +149,9 @@ class CoresetMixin(SavingTrainer):
     def _prepared_rows(self, given: Any) -> PreparedRows:
         """Those of train_dataset of which the loss counts a token; the others leave it, if the stock trainer
         has not left them out of those `given` yet."""
-        tell_dropped(len(given), len(self.train_dataset), self.args)
-        rows = with_response(PreparedRows.of(self.train_dataset))
+        tell = log.warning if self.is_world_process_zero() else log.debug
+        tell_dropped(len(given), len(self.train_dataset), self.args, tell)
+        rows = with_response(PreparedRows.of(self.train_dataset), tell)
         self.train_dataset = rows.dataset
         return rows
 

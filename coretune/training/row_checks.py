@@ -6,7 +6,6 @@ device-side assert) in the step that meets it, which may be hours away.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +18,14 @@ from coretune.measure.parameters import full_shape
 from coretune.rounds.sampler import BLOCK, PoolRows, PreparedRows
 from coretune.types import Array, Rows
 
-log = logging.getLogger("coretune")
+Tell = Callable[..., object]  # of one process alone
 NAMED = 10  # rows named in a warning
 
 
-def tell_dropped(given: int, prepared: int, args: Any) -> None:
+def tell_dropped(given: int, prepared: int, args: Any, tell: Tell) -> None:
     """A warning of how many rows TRL has left out of train_dataset, which it does silently."""
     if prepared < given:
-        log.warning(
+        tell(
             "left out %d of %d rows of train_dataset: after truncation to max_length %s none of their tokens "
             "has a label; raise max_length, or set truncation_mode to keep_end",
             given - prepared,
@@ -35,7 +34,7 @@ def tell_dropped(given: int, prepared: int, args: Any) -> None:
         )
 
 
-def with_response(rows: PreparedRows) -> PreparedRows:
+def with_response(rows: PreparedRows, tell: Tell) -> PreparedRows:
     """The rows of which the loss counts a token; a warning says how many are left out, and which.
 
     ValueError where it counts none of any row.
@@ -50,7 +49,7 @@ def with_response(rows: PreparedRows) -> PreparedRows:
             f"{IGNORED} (the first token of a row never counts); label the responses"
         )
     more = f" and {len(out) - NAMED} more" if len(out) > NAMED else ""
-    log.warning(
+    tell(
         "left out %d of %d rows of train_dataset, none of their tokens has a label: %s%s",
         len(out),
         len(rows.ids),
@@ -87,7 +86,7 @@ def refuse_strange_datasets(model: Any, given: Any, what: str) -> None:
             refuse_strange_datasets(model, dataset, f"{what}[{name!r}]")
     elif isinstance(given, datasets.Dataset) and "input_ids" in given.column_names:
         names = [name for name in ("input_ids", "labels") if name in given.column_names]
-        columns = given.select_columns(names)
+        columns = given.with_format(None).select_columns(names)  # as stored
 
         def read(block: Rows) -> tuple[Sequence[Array], Sequence[Array]]:
             found = columns[block]
