@@ -93,3 +93,16 @@ def test_a_null_is_no_permission(tmp_path: Path, asked: list[str]) -> None:
         assert command(tmp_path, "train", model, model_init_kwargs=kwargs).exit_code == 1
     assert not asked
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "where", [{"trust_remote_code": True}, {"model_init_kwargs": {"trust_remote_code": True}}]
+)
+def test_code_that_the_config_allows_is_run_for_tokenizer_config_and_model(
+    tmp_path: Path, asked: list[str], where: dict[str, Any]
+) -> None:
+    model = with_own_code(tmp_path / "model", tmp_path / "ran", ("model", "tokenizer"))
+    result = command(tmp_path, "train", model, **where)
+    assert result.exit_code == 0, result.stderr
+    assert not asked
+    assert set((tmp_path / "ran").read_text().split()) == {"model", "tokenizer"}
