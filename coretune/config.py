@@ -191,6 +191,27 @@ def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = 
     return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
 
 
+def without_effect(section: Mapping[str, Any], made: CoresetSection) -> list[str]:
+    """Keys of the section with a value of their own that this method and schedule never look at."""
+    config, chooser = made.coreset, made.coreset.selector
+    unread: set[str] = set()
+    if not config.needs:
+        unread |= {*_settings(AnchorRefresh), *_settings(MeasureSettings), "warmup", "wait", "audit_every"}
+    if config.refresh_every != "adaptive":
+        unread |= {"check_every", "threshold"}
+    if config.refresh_every == "never":
+        unread |= {"look_again", "anchor_share", "beta", "delta", "harvest", "audit_every"}
+    unread -= set(_settings(type(chooser)))
+    defaults = {
+        key: field.default
+        for part in (AnchorRefresh, MeasureSettings, CoresetConfig)
+        for field in fields(part)
+        if (key := field.name.rstrip("_")) in unread
+    }
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items() if key in unread}
+    return sorted(key for key, value in given.items() if value != defaults[key])
+
+
 def coreset(method: str | Selector, *, seed: int = TRAINERS_SEED, **settings: Any) -> CoresetConfig:
     """The `coreset` section in Python: coreset("grace", budget="10%", refresh_every=20, lambda_=0.5).
 

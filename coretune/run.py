@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
 
-from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset
+from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, without_effect
 from coretune.console import first_process
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
@@ -134,6 +134,11 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     _refuse_old_run(config)
     section = build_coreset(config.coreset, config.coreset_seed)
     refuse_adapter_folder(config.model_name_or_path)
+    if idle := without_effect(config.coreset, section):
+        method = config.coreset["method"]
+        log.warning(
+            "no effect with method %s as it is refreshed: coreset.%s", method, ", coreset.".join(idle)
+        )
     args = training_arguments(config)
     adapter = adapter_config(config)
     tokenizer = load_tokenizer(config.model_name_or_path, args)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from taught import Pupil
 
-from coretune.config import ConfigError, RunConfig, build_coreset, check_config, coreset, load_config
+import coretune as coretune_package
+from coretune.config import (
+    ConfigError,
+    RunConfig,
+    build_coreset,
+    check_config,
+    coreset,
+    load_config,
+    without_effect,
+)
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.schedule import default_measuring
+from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.select import SELECTORS
 from coretune.types import Budget, Coreset, Pool
 
+ROOT = Path(coretune_package.__file__).parent
 SMALL = {
     "model_name_or_path": "m",
     "train_data": "pool.jsonl",
@@ -399,3 +411,95 @@ def test_rows_and_signals_are_not_kept_where_a_push_takes_them_along(
     assert f"{key} is {given}, within output_dir, which push_to_hub uploads" in message({**SMALL, key: given})
     for good in ("runs/kept", "runs/x/_coretune/kept", "runs/x-kept"):
         assert getattr(check_config({**SMALL, key: good}), key) == good
+
+
+# ------------------------------------------------------------------------------- settings that do nothing
+
+
+@pytest.mark.parametrize(
+    ("section", "idle"),
+    [
+        ({"method": "random", "k": 5, "audit_every": 2, "warmup": 0.1}, ["audit_every", "k", "warmup"]),
+        ({"method": "random", "k": 10, "warmup": 0.05, "scores": ["loss"]}, []),
+        ({"method": "random", "projection_dim": 64, "refresh_every": 5}, ["projection_dim"]),
+        ({"method": "loss", "check_every": 3, "threshold": 0.3}, ["check_every", "threshold"]),
+        ({"method": "loss", "check_every": 3, "refresh_every": "adaptive"}, []),
+        ({"method": "loss", "anchor_share": 0.5, "refresh_every": "never"}, ["anchor_share"]),
+        ({"method": "grace", "anchor_share": 0.5, "k": 5, "audit_every": 2, "projection_dim": 64}, []),
+    ],
+)
+def test_settings_that_a_method_never_looks_at_are_named(section: dict[str, Any], idle: list[str]) -> None:
+    section = {"budget": "10%", **section}
+    assert without_effect(section, build_coreset(section, 0)) == idle
+    written = build_coreset(section, 0).spelled_out(section)  # the written config gives every setting
+    assert without_effect(written, build_coreset(written, 0)) == idle
+
+
+def every_setting() -> list[Any]:
+    """(method, key, value other than the default) of all there are."""
+    found = []
+    for method, selector in sorted(SELECTORS.items()):
+        plain = build_coreset({"method": method, "budget": "10%"}, 0)
+        for part in (plain.coreset, plain.coreset.selector, plain.coreset.refresh, plain.measuring):
+            shared = part is not plain.coreset.selector
+            for field in fields(part):
+                key = field.name.rstrip("_")
+                if field.init and key not in NOT_SET and (not shared or selector is SELECTORS["grace"]):
+                    found.append(pytest.param(method, key, getattr(part, field.name), id=f"{method}.{key}"))
+    return found
+
+
+NOT_SET = ("selector", "refresh", "budget", "quota", "seed", "autocast")
+ELSE: dict[str, Any] = {
+    "anchors": "all",
+    "basis": "sjlt",
+    "deadline": "90s",
+    "difficulty": "uniform",
+    "embedding": "response_embedding",
+    "engine": "ray",
+    "harvest": False,
+    "memory_limit": "1GiB",
+    "parameters": "trainable",
+    "preconditioner": "adam",
+    "priority_score": "gradient_norm",
+    "propagate": "none",
+    "ray_address": "auto",
+    "refresh_every": 7,
+    "repair": "none",
+    "scores": ["gradient_norm"],
+}
+
+
+def other_value(key: str, value: Any) -> Any:
+    if key in ELSE:
+        return ELSE[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return 0.375 if value != 0.375 else 0.5
+    if isinstance(value, int) or value is None:
+        return (value or 0) + 3
+    return "something else"
+
+
+@pytest.mark.parametrize(("method", "key", "value"), every_setting())
+def test_every_setting_of_the_coreset_is_taken_or_refused_by_name(method: str, key: str, value: Any) -> None:
+    section = {"method": method, "budget": "10%", key: other_value(key, value)}
+    plain = build_coreset({"method": method, "budget": "10%"}, 0)
+    try:
+        made = build_coreset(section, 0)
+    except ConfigError as error:
+        said = str(error)
+    else:
+        assert made != plain
+        assert made.spelled_out(section) != plain.spelled_out({"method": method, "budget": "10%"})
+        return
+    assert key in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("key", [*RunConfig.model_fields, *EvaluateSection.model_fields])
+def test_every_key_at_the_top_is_looked_at_by_somebody(key: str) -> None:
+    """By name, in the code that runs a job."""
+    code = "".join(path.read_text() for path in ROOT.rglob("*.py"))
+    assert re.search(rf"\b(config|self|section|settings|evaluate)\.{key}\b", code), key

@@ -343,3 +343,11 @@ def test_near_copies_chains_through_edges_above_the_threshold() -> None:
     assert near_copies(graph).tolist() == [0, 0, 0, 3, 4]
     assert near_copies(graph).dtype == np.int32
     assert near_copies(graph, threshold=0.9999).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_a_pool_of_one_row_is_told_the_reason(k: int) -> None:
+    with pytest.raises(
+        ValueError, match=r"the pool has 1 row, and this method compares rows .* give it 2 or more"
+    ):
+        check_k(k, 1)

@@ -166,12 +166,23 @@ class Rows:
     [
         ({"b": {"min": 0.6}}, "source 'b' is to get 3 rows or more, and its candidates hold 2"),
         ({"a": 0.2}, "3 rows may be chosen within the maxima, and the budget is 5"),
-        ({"c": {"min": 0.2}}, "no row has the source 'c'"),
+        ({"c": {"min": 0.2}}, "no row has the source 'c', which is to get 0.2 to 1"),
+        ({"c": 0.2}, "no row has the source 'c', which is to get 0 to 0.2 of the budget: correct its name"),
+        ({"a": 0.8, None: {"min": 0.2}}, "no row has the source None"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_trained(quota: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         first_pool(coreset("random", budget=5, quota={"source": quota}), Rows())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quota", [0.5, {"a": {"min": 0.5}}, {"a": 0.5}])
+def test_a_quota_by_source_of_rows_that_have_none_is_refused(quota: object) -> None:
+    class Nameless(Rows):
+        source = None
+
+    with pytest.raises(ValueError, match=r"quota is by source, and no row has one: .* columns: {source"):
+        first_pool(coreset("random", budget=5, quota={"source": quota}), Nameless())  # type: ignore[arg-type]
 
 
 def test_shares_that_add_up_to_one_can_be_met_and_parsing_keeps_the_text() -> None:

@@ -14,13 +14,14 @@ import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from test_run import CORESET, TRAINING, config, raw_config
-from tiny_run import model_folder, records, write_jsonl
+from tiny_run import model_folder, records, trainer, write_jsonl
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer, TrainingArguments
 from trl import SFTConfig
 
 from coretune import run
-from coretune.config import ConfigError, RunConfig, check_config, load_config
+from coretune.config import ConfigError, RunConfig, check_config, coreset, load_config
+from coretune.measure.settings import MeasureSettings
 from coretune.training.refusals import refuse_arguments, refuse_sft_arguments
 from coretune.training.sections import (
     ELSEWHERE,
@@ -400,3 +401,24 @@ def test_a_mapped_column_that_the_pool_has_not_is_refused(tmp_path: Path) -> Non
         ConfigError, match=r"columns.source is 'kind', and no row of .*pool.jsonl has that column"
     ):
         run.build_trainer(check_config(asked))
+
+
+# ----------------------------------------------------------------------------------- the seed in Python
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "seed"),
+    [({}, {"seed": 3}, 3), ({}, {"seed": 3, "data_seed": 5}, 5), ({"seed": 0}, {"seed": 3}, 0), ({}, {}, 42)],
+)
+def test_the_coreset_takes_the_trainers_seed_unless_it_has_its_own(
+    tmp_path: Path, own: dict[str, int], given: dict[str, int], seed: int
+) -> None:
+    asked = coreset("loss", budget="25%", k=4, **own)
+    made = trainer(tmp_path, asked, measuring=MeasureSettings(projection_dim=16), **given)
+    assert (made.coreset_config.seed, made.sight.settings.seed) == (seed, seed)
+    assert type(made.coreset_config.seed) is int
+
+
+def test_a_measurement_with_a_seed_of_its_own_keeps_it(tmp_path: Path) -> None:
+    made = trainer(tmp_path, coreset("loss", budget="25%", k=4), measuring=MeasureSettings(seed=0), seed=3)
+    assert (made.coreset_config.seed, made.sight.settings.seed) == (3, 0)

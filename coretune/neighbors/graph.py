@@ -29,6 +29,10 @@ def check_k(k: int, n: int) -> None:
     """ValueError unless 1 <= k < n: a row is never its own neighbour."""
     if k < 1:
         raise ValueError(f"k = {k} neighbours: k must be at least 1")
+    if n < 2:
+        raise ValueError(
+            f"the pool has {n} row, and this method compares rows with one another: give it 2 or more"
+        )
     if k >= n:
         raise ValueError(f"k = {k} neighbours, but the pool has {n} rows: set k to at most {n - 1}")
 

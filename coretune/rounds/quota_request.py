@@ -24,6 +24,8 @@ from coretune.types import Array, Budget, Pool, Quota
 COLUMN = "source"
 #: The pool's feature that says which group a row is of.
 FEATURE = f"group:{COLUMN}"
+#: Of a quota that names no value: one for each that there is.
+NOBODY = (("each", 0.0, 1.0),)
 #: A share of 0.3 of 10 rows is 3, whatever floats make of it.
 EXACT = 1e-9
 
@@ -40,16 +42,24 @@ class QuotaRequest:
     named: tuple[tuple[str | None, float, float], ...] = ()
 
     def resolve(self, pool: Pool, budget: Budget) -> Quota:
-        """The quota for this pool's groups; ValueError where a value with a minimum has no row."""
+        """The quota for this pool's groups; ValueError where no row has a value that it names, or any
+        value."""
         codes, group = np.unique(pool.feature(FEATURE), return_inverse=True)
+        if codes.tolist() == [_code(None)] and any(value is not None for value, _, _ in self.named or NOBODY):
+            raise ValueError(
+                f"quota is by {COLUMN}, and no row has one: give the rows a column {COLUMN}, or say which "
+                "it is "
+                f"with columns: {{{COLUMN}: …}}"
+            )
         least = np.zeros(len(codes), np.int64)
         most = np.full(len(codes), math.ceil(self.each * budget.amount - EXACT), np.int64)
         names = [f"a {COLUMN}"] * len(codes)
         for value, low, high in self.named:
             at = np.flatnonzero(codes == _code(value))
-            if not len(at) and low > 0:
+            if not len(at):
                 raise ValueError(
-                    f"quota: no row has the {COLUMN} {value!r}, which is to get {low:g} of the budget"
+                    f"quota: no row has the {COLUMN} {value!r}, which is to get {low:g} to {high:g} of the "
+                    "budget: correct its name, or leave it out"
                 )
             for position in at:
                 least[position] = math.floor(low * budget.amount + EXACT)
