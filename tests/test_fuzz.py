@@ -10,7 +10,7 @@ from fuzz import fuzz
 
 from coretune.escaping import shown
 
-MUTATIONS = 40
+MUTATIONS = 24
 
 
 def test_a_wrong_command_or_config_is_one_line_and_soon() -> None:
