@@ -139,8 +139,8 @@ def test_when_a_process_dies_the_other_stops_and_says_so(ran: Ran) -> None:
 
 def test_when_a_process_fails_all_stop_and_name_it(ran: Ran) -> None:
     first, second = ran["raises"]
-    assert first["error"] == "RuntimeError: process 1: ValueError: no such layer"
-    assert second["error"] == f"RuntimeError: process 0 stopped: {first['error']}"
+    assert first["error"] == "ProcessFailed: process 1: ValueError: no such layer"
+    assert second["error"] == f"ProcessFailed: process 0 stopped: {first['error']}"
 
 
 @given(cost=st.lists(st.integers(1, 1000), max_size=40), hands=st.integers(1, 6))

@@ -101,7 +101,7 @@ class Processes:
         given = self._work(name, arguments)
         faults = [(rank, fault) for rank, (fault, _) in enumerate(given) if fault is not None]
         if faults:
-            raise RuntimeError(f"process {faults[0][0]}: {faults[0][1]}")
+            raise ProcessFailed(f"process {faults[0][0]}: {faults[0][1]}")
         return [value for _, value in given]
 
     def wait(self) -> None:
