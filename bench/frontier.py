@@ -36,6 +36,8 @@ from frontier_record import Looks, recorded
 from pools import pool_and_model
 
 from coretune.comparing.compare import mean_se
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
 from coretune.refreshing.approximation import compare, spearman
 from coretune.refreshing.refresh import UNIT, AnchorRefresh
@@ -129,7 +131,9 @@ def choices(pool: Pool) -> dict[str, Coreset]:
 
 def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict[str, float]]:
     """The figures of each refresh after the first look."""
-    config = CoresetConfig(Grace(rest=0), setting.refresh, parse_budget("10%"), seed=seed)
+    config = CoresetConfig(
+        Grace(), setting.refresh, parse_budget("10%"), filters=(Duplicates(), Noise()), seed=seed
+    )
     twins, figures = Twins(looks.first), []
     whole = looks.cost[twins.distinct(np.arange(len(looks.cost)))].sum()
     pool = dynamic.empty_pool(looks.cost)

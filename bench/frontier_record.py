@@ -23,7 +23,6 @@ from coretune import CoresetSFTTrainer, coreset, run
 from coretune.data.corpus import Corpus
 from coretune.rounds.sampler import with_example_id
 from coretune.rounds.twins import Twins
-from coretune.select.grace import Grace
 from coretune.select.random import Random
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.sections import load_tokenizer
@@ -43,7 +42,6 @@ class Recorder:
 
     harvest: ClassVar[RunHarvest | None] = None  # of the training that is being recorded
     name = "recorder"
-    mismatched, tells_above = Grace().mismatched, 0.0
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ import numpy as np
 from pools import clean_rows, distinct_rows, labels_of, of_skill, pool_and_model, target_file, whole
 
 from coretune.comparing.arm_runs import outcomes, run_job
-from coretune.comparing.arms import arm_section
+from coretune.comparing.arms import arm_section, split_arms
 from coretune.comparing.compare import Job, bootstrap, mean_se
 from coretune.config import check_config
 from coretune.recording.run_files import RunFiles
@@ -270,7 +270,7 @@ def main() -> int:
         if args.quick:
             args.seeds, args.steps, args.refresh_every, args.out = "0", 40, "10", Path(folder) / "results"
         args.pool, args.model = pool_and_model(args.pool, args.model, folder, args.out)
-        arms, seeds = args.methods.split(","), [int(seed) for seed in args.seeds.split(",")]
+        arms, seeds = split_arms(args.methods), [int(seed) for seed in args.seeds.split(",")]
         jobs = [job_of(arm, seed, args, args.out / "data") for seed in seeds for arm in arms]
         results = run_all(jobs, args.out, args.workers, partial(score, asked=args))
     wanted = f", for {args.target_skill}" if args.target_skill else ""

@@ -4,7 +4,8 @@ model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_r
 target_data:  a file, or {file: share of the budget}
 corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
 signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
-coreset:   method, budget, and side by side the settings of that method, of the refresh, of the measurement.
+coreset:   method (or a preset, `presets.py`), budget, filters, and side by side the settings of that
+           method, of the refresh, of the measurement.
            What is not given is what the method asks for, and else the setting's own default
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
@@ -18,14 +19,16 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coretune.data.raw import EXTENSIONS
+from coretune.filters import FILTERS
 from coretune.measure.settings import MeasureSettings
+from coretune.presets import PRESETS, expanded
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest, parse_budget
 from coretune.rounds.quota_request import QuotaRequest, parse_quota
@@ -34,14 +37,14 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
 from coretune.select import SELECTORS
 from coretune.stock_fields import LORA, SFT, field_types, first_wrong
-from coretune.types import TRAINERS_SEED, Selector, Taught
+from coretune.types import TRAINERS_SEED, Filter, Selector, Taught
 from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
 TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
-_OWN = {"method", "budget", "quota"}
+_OWN = {"method", "budget", "quota", "filters"}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
 #: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
@@ -91,6 +94,7 @@ class CoresetSection:
         A key of two parts (`embedding`) sets both, so it is left out where their defaults differ.
         """
         written = {key: given[key] for key in ("method", "budget", "quota") if given.get(key) is not None}
+        written["filters"] = [{each.name: asdict(each)} for each in self.coreset.filters]  # type: ignore[call-overload]
         differing: set[str] = set()
         for part in (self.coreset, self.coreset.selector, self.coreset.refresh, self.measuring):
             keys = {key: name for key, name in _settings(type(part)).items() if key not in _OWN | _OBJECTS}
@@ -165,6 +169,7 @@ def _said(key: str, value: Any) -> Any:
 
 def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = None) -> CoresetSection:
     """The objects of a `coreset` section; own: a selector in place of its method. Raises ConfigError."""
+    section = section if own else expanded(section)
     parts = {
         "selector": type(own) if own else _method(section),
         "refresh": AnchorRefresh,
@@ -172,7 +177,7 @@ def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = 
         "coreset": CoresetConfig,
     }
     known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
-    known["coreset"] -= {"budget", "quota"}
+    known["coreset"] -= {"budget", "quota", "filters"}
     known["selector"] = set() if own else known["selector"]
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
     selector = own or _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
@@ -185,6 +190,7 @@ def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = 
         "refresh": _build(AnchorRefresh, given["refresh"]),
         "budget": _budget(section),
         "quota": _quota(section),
+        "filters": filters_of(section.get("filters", [])),
         "seed": seed,
     }
     coreset = _build(CoresetConfig, given["coreset"], objects)
@@ -300,15 +306,40 @@ def _shown(key: str, value: Any) -> str:
 
 
 def _method(section: Mapping[str, Any]) -> type:
-    known = ", ".join(sorted(SELECTORS))
+    names = sorted({*SELECTORS, *PRESETS})
+    known = ", ".join(names)
     if "method" not in section:
         raise ConfigError(f"coreset.method is missing; there are {known}")
     method = section["method"]
     if not isinstance(method, str) or method not in SELECTORS:
-        raise ConfigError(
-            f"coreset.method is {method!r:.80}{nearest(str(method), SELECTORS)}; there are {known}"
-        )
+        raise ConfigError(f"coreset.method is {method!r:.80}{nearest(str(method), names)}; there are {known}")
     return SELECTORS[method]
+
+
+def filters_of(given: Any) -> tuple[Filter, ...]:
+    """The filters of a list of names, or of {name: {setting: value}}. Raises ConfigError."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(
+            f"coreset.filters is {given!r:.80}: give a list, as [{', '.join(FILTERS)}]; [] = no filter"
+        )
+    return tuple(entry if isinstance(entry, Filter) else _filter(entry) for entry in given)
+
+
+def _filter(entry: Any) -> Filter:
+    """Of a name, or of {name: {setting: value}}."""
+    named = isinstance(entry, Mapping) and len(entry) == 1
+    name, settings = next(iter(entry.items())) if named else (entry, {})
+    if not isinstance(name, str) or name not in FILTERS:
+        raise ConfigError(
+            f"coreset.filters has {entry!r:.80}{nearest(str(name), FILTERS)}; there are {', '.join(FILTERS)}"
+        )
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"coreset.filters.{name} is {settings!r:.80}: give its settings as {{setting: value}}"
+        )
+    refuse_unknown(f"coreset.filters.{name}.", settings, _settings(FILTERS[name]))
+    made: Filter = _build(FILTERS[name], settings, prefix=f"coreset.filters.{name}.")
+    return made
 
 
 def _budget(section: Mapping[str, Any]) -> BudgetRequest:
@@ -350,18 +381,23 @@ def _settings(part: type) -> dict[str, str]:
     return {key: name for key, name in names.items() if key not in _FROM_TRAINING}
 
 
-def _build(part: type, values: Mapping[str, Any], objects: Mapping[str, Any] | None = None) -> Any:
+def _build(
+    part: type,
+    values: Mapping[str, Any],
+    objects: Mapping[str, Any] | None = None,
+    prefix: str = "coreset.",
+) -> Any:
     names = {field.name.rstrip("_"): field.name for field in fields(part)}
-    checked = {names[key]: _checked(part, names[key], value) for key, value in values.items()}
+    checked = {names[key]: _checked(part, names[key], value, prefix) for key, value in values.items()}
     try:
         return part(**checked, **(objects or {}))
     except ValueError as error:
         raise ConfigError(f"coreset: {error}") from None
 
 
-def _checked(part: type, name: str, value: Any) -> Any:
+def _checked(part: type, name: str, value: Any, prefix: str) -> Any:
     """The value as the field's type has it; ConfigError where it is of another."""
-    key = f"coreset.{name.rstrip('_')}"
+    key = f"{prefix}{name.rstrip('_')}"
     try:
         checked = TypeAdapter(get_type_hints(part)[name]).validate_python(value)
     except ValidationError as error:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from coretune.files import write_text
-from coretune.types import Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, Array, Rows
 
 PHASES = ("warm-up", "measurement", "graph", "selection", "training", "evaluation", "other")
 TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
@@ -230,10 +230,13 @@ class ModelShape:
 TRUNK_SIGNALS = frozenset({"response_embedding", "prompt_embedding"})
 LOSS_SIGNALS = frozenset({"loss", "head_gradient"})
 UNCONDITIONAL_SIGNALS = frozenset({"unconditional_loss", "kn_gradient"})
+EMPTY_PROMPT_SIGNALS = frozenset({EMPTY_PROMPT_LOSS})
 GRADIENT_SIGNALS = frozenset(
     {"gradient_norm", "gradient", "alignment", "target_cosine", "kn_gradient", "if_gradient"}
 )
-_KNOWN_SIGNALS = TRUNK_SIGNALS | LOSS_SIGNALS | UNCONDITIONAL_SIGNALS | GRADIENT_SIGNALS
+_KNOWN_SIGNALS = (
+    TRUNK_SIGNALS | LOSS_SIGNALS | UNCONDITIONAL_SIGNALS | EMPTY_PROMPT_SIGNALS | GRADIENT_SIGNALS
+)
 
 
 def forward_flops(shape: ModelShape, lengths: Array, scored: Array | None = None) -> float:
@@ -286,12 +289,14 @@ def measurement_flops(
     *,
     blocks: int = 0,
     chosen_parameters: int = 0,
+    empty_prompt: int = 1,
 ) -> float:
     """FLOPs of measuring these signals once; signals that need the same pass share it.
 
     embeddings           forward through the blocks, no head
     loss, head_gradient  and 2·P_h·ΣR: only the R response tokens pass the head
     unconditional_loss   a second forward, over the R response tokens after one token of context
+    empty_prompt_loss    another, after the `empty_prompt` tokens that all prompts end with
     gradient signals     backward through activations only: 2·P_h·ΣR for the head, for the b last of L blocks
                          (b/L)·(2·P_b·ΣT + 8·L·d·ΣT²), and 2·m·ΣT to form the gradients of the m chosen
                          parameters: an upper bound, as ghost norms and factorised projections do less.
@@ -309,7 +314,9 @@ def measurement_flops(
         raise ValueError(f"no FLOP formula for {', '.join(unknown)}; there is one for {known}")
     scored = np.asarray(responses)
     flops = 0.0
-    if whole := (asked - UNCONDITIONAL_SIGNALS):
+    if asked & EMPTY_PROMPT_SIGNALS:
+        flops += forward_flops(shape, scored + empty_prompt, scored)
+    if whole := (asked - UNCONDITIONAL_SIGNALS - EMPTY_PROMPT_SIGNALS):
         needs_head = bool(whole & (LOSS_SIGNALS | GRADIENT_SIGNALS))
         flops += forward_flops(shape, lengths, scored if needs_head else np.zeros_like(scored))
         if whole & GRADIENT_SIGNALS:

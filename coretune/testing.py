@@ -1,19 +1,35 @@
-"""The exam every selector sits, ours and yours: `check_selector(MySelector())`; and pools to sit it on."""
+"""The exam every selector and every filter sits, ours and yours: `check_selector(MySelector())`,
+`check_filter(MyFilter())`; and pools to sit it on."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from coretune.filters import chain
 from coretune.recording.audit import FIXED
-from coretune.types import Array, Budget, Coreset, NeighborGraph, Pool, Selector
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    EQUAL_TO,
+    RESPONSE_TOKENS,
+    TRAINED_AT,
+    TRAINED_TIMES,
+    Array,
+    Budget,
+    Coreset,
+    Filter,
+    NeighborGraph,
+    Pool,
+    Selector,
+)
 
 #: What the engine keeps of its own accord, whatever a selector needs.
-KEPT = ("previous_loss", "trained_at", "trained_times")
+KEPT = ("previous_loss", TRAINED_AT, TRAINED_TIMES, EQUAL_TO, RESPONSE_TOKENS)
 
 
 def synthetic_pool(
@@ -37,27 +53,35 @@ def synthetic_pool(
     usable[rng.choice(n, size=min(int(unusable * n), n - 1), replace=False)] = False
     for value in features.values():
         value[~usable] = np.nan
+    cost = rng.integers(5, 60, size=n)[source]
+    features[RESPONSE_TOKENS] = np.maximum(cost // 2, 1).astype(np.int32)
+    features[EQUAL_TO] = np.array([np.flatnonzero(source == each)[0] for each in source], np.int32)
     return Pool(
         features=features,
-        cost=rng.integers(5, 60, size=n)[source],
+        cost=cost,
         measured_at=np.zeros(n, dtype=np.int32),
         usable=usable,
         graph=_exact_graph(features["response_embedding"], usable, neighbors),
         references={
             "mismatched_loss": np.linspace(2, 6, 9, dtype=np.float32),
             "matched_loss": np.linspace(0, 2, 9, dtype=np.float32),
+            "unprompted_loss": np.linspace(2, 6, 9, dtype=np.float32),
+            "pair_tokens": np.full(9, 10),
         },
     )
 
 
-def check_selector(selector: Selector, *, seed: int = 0) -> None:
+def check_selector(selector: Selector, *, filters: Sequence[Filter] = (), seed: int = 0) -> None:
     """Raises AssertionError naming the case and the promise that is broken.
+
+    filters  applied before it selects, as in `coreset.filters`
 
     Promises: indices distinct, in range, usable; exactly K rows for a budget of K rows, or fewer and a
     warning in the log "coretune" that has both numbers; never more tokens than a budget of tokens;
     weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,); figures that JSON can hold,
     none NaN or infinite; the same coreset for the same seed; the pool left as it was; only features it
-    names in `needs` are read.
+    names in `needs` are read; no row that a filter took out is chosen, and fewer rows than the budget asks
+    for only with a warning that has both numbers.
     Cases: budgets from one row to all; copies, all rows equal, unusable rows holding NaN, fewer rows than
     neighbours.
     """
@@ -68,9 +92,43 @@ def check_selector(selector: Selector, *, seed: int = 0) -> None:
         _require(
             not unknown, f"needs {sorted(unknown)}, which are no signals; there are {sorted(pool.features)}"
         )
-        visible = _read_only(pool, selector.needs)
-        for budget in _budgets(pool):
-            _examine(selector, visible, budget, seed, f"{case}, {budget.amount} {budget.unit}")
+        visible = _read_only(pool, (*selector.needs, *(name for each in filters for name in each.needs)))
+        for budget in _budgets(pool, bool(filters)):
+            _examine(selector, filters, visible, budget, seed, f"{case}, {budget.amount} {budget.unit}")
+
+
+def check_filter(filter: Filter, *, seed: int = 0) -> None:
+    """Raises AssertionError naming the case and the promise that is broken.
+
+    Promises: a frozen dataclass with `name` and `says`; keep (n,) bool; score (n,) float32, finite or NaN;
+    figures that JSON can hold; the same verdict each time; the pool left as it was; only features it names in
+    `needs` are read. Cases: as for selectors.
+    """
+    kind = type(filter).__name__
+    _require(dataclasses.is_dataclass(filter), f"{kind} is no dataclass")
+    _require(filter.__hash__ is not None, f"{kind} is not frozen")
+    _require(bool(filter.name and filter.says), f"{kind} has no name, or does not say why")
+    _require(filter.name not in FIXED.names, f"{kind} has the name of a column of the audit: {filter.name}")
+    for case, pool in _cases(seed):
+        unknown = set(filter.needs) - set(pool.features)
+        _require(not unknown, f"needs {sorted(unknown)}, which are no signals")
+        visible = _read_only(pool, filter.needs)
+        for budget in _budgets(pool, True):
+            _examine_filter(filter, visible, budget, f"{case}, {budget.amount} {budget.unit}")
+
+
+def _examine_filter(filter: Filter, pool: Pool, budget: Budget, case: str) -> None:
+    before = {name: value.copy() for name, value in _arrays(pool).items()}
+    verdict, again = filter.judge(pool, budget), filter.judge(pool, budget)
+    for name, value in _arrays(pool).items():
+        _require(np.array_equal(value, before[name], equal_nan=True), f"{case}: it changed the pool's {name}")
+    for name, value, dtype in (("keep", verdict.keep, np.bool_), ("score", verdict.score, np.float32)):
+        right = value.shape == (pool.n,) and value.dtype == dtype
+        _require(right, f"{case}: {name} is {value.dtype} {value.shape}, not {dtype.__name__} ({pool.n},)")
+        same = np.array_equal(value, getattr(again, name), equal_nan=name == "score")
+        _require(same, f"{case}: two judgements differ in {name}")
+    _require(not np.isinf(verdict.score).any(), f"{case}: a score is infinite")
+    _examine_figures(verdict.figures, case)
 
 
 def _cases(seed: int) -> Iterator[tuple[str, Pool]]:
@@ -82,23 +140,31 @@ def _cases(seed: int) -> Iterator[tuple[str, Pool]]:
     yield "1 row", synthetic_pool(1, 4, seed)
 
 
-def _budgets(pool: Pool) -> Iterator[Budget]:
+def _budgets(pool: Pool, filtered: bool) -> Iterator[Budget]:
+    """From one row to all; filtered: such that any row alone fits, since any may be left."""
     usable, cost = int(pool.usable.sum()), pool.cost[pool.usable]
+    least = int(cost.max() if filtered else cost.min())
     for rows in sorted({1, (usable + 2) // 3, usable}):
         yield Budget(rows, "rows")
-    for tokens in sorted({int(cost.min()), int(cost.sum()) // 3 + int(cost.min()), int(cost.sum())}):
+    for tokens in sorted({least, max(least, int(cost.sum()) // 3 + int(cost.min())), int(cost.sum())}):
         yield Budget(tokens, "tokens")
 
 
-def _examine(selector: Selector, pool: Pool, budget: Budget, seed: int, case: str) -> None:
+def _examine(
+    selector: Selector, filters: Sequence[Filter], pool: Pool, budget: Budget, seed: int, case: str
+) -> None:
     before = {name: value.copy() for name, value in _arrays(pool).items()}
     with _Warnings() as warnings:
-        coreset = selector.select(pool, budget, np.random.default_rng([seed, 1]))
+        left = chain.apply(filters, pool, budget)
+        coreset = left.noted(selector.select(left.pool, left.budget, np.random.default_rng([seed, 1])))
+    if left.budget.amount < budget.amount:
+        shrunk = f"{left.budget.amount} of the {budget.amount} {budget.unit}"
+        _require(any(shrunk in text for text in warnings.texts), f"{case}: no warning says {shrunk!r}")
     for name, value in _arrays(pool).items():
         _require(np.array_equal(value, before[name], equal_nan=True), f"{case}: it changed the pool's {name}")
-    _examine_rows(coreset, pool, budget, warnings.texts, case)
+    _examine_rows(coreset, left.pool, left.budget, warnings.texts, case)
     _examine_worth(coreset, pool, case)
-    again = selector.select(pool, budget, np.random.default_rng([seed, 1]))
+    again = selector.select(left.pool, left.budget, np.random.default_rng([seed, 1]))
     for name in ("indices", "weights", "gains"):
         same = np.array_equal(getattr(coreset, name), getattr(again, name))
         _require(same, f"{case}: two runs of one seed differ in {name}")
@@ -146,7 +212,11 @@ def _examine_worth(coreset: Coreset, pool: Pool, case: str) -> None:
             value.shape == (pool.n,), f"{case}: reason {name!r} has shape {value.shape}, not ({pool.n},)"
         )
         _require(name not in FIXED.names, f"{case}: reason {name!r} has the name of a column of the audit")
-    for name, figure in coreset.figures.items():
+    _examine_figures(coreset.figures, case)
+
+
+def _examine_figures(figures: Mapping[str, Any], case: str) -> None:
+    for name, figure in figures.items():
         try:
             json.dumps(figure, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -183,6 +253,7 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
     return {
         "loss": loss,
         "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
+        EMPTY_PROMPT_LOSS: loss + rng.spawn(1)[0].normal(1.0, 0.6, size=n).astype(np.float32),
         "previous_loss": np.where(rng.random(n) < 0.2, np.nan, loss + rng.normal(size=n)).astype(np.float32),
         "response_embedding": _clustered(rng, n, d),
         "prompt_embedding": _clustered(rng, n, d),

@@ -22,8 +22,18 @@ class TrainersSeed(int):
 
 TRAINERS_SEED = TrainersSeed(0)
 
-#: In `Pool.references`, (m,) float32: losses of responses after other rows' prompts, and after their own.
-MISMATCHED, MATCHED = "mismatched_loss", "matched_loss"
+#: In `Pool.references`, (m,) float32: losses of responses after other rows' prompts, after their own, after
+#: an empty one; and the tokens of those responses.
+MISMATCHED, MATCHED, UNPROMPTED = "mismatched_loss", "matched_loss", "unprompted_loss"
+PAIR_TOKENS = "pair_tokens"
+
+#: In `Pool.features`, (n,): the lowest row with the same tokens and prompt; tokens of the response; number of
+#: the coreset that last trained on a row (0 = warm-up, -1 = none); how often it was trained on.
+EQUAL_TO, RESPONSE_TOKENS = "equal_to", "response_tokens"
+TRAINED_AT, TRAINED_TIMES = "trained_at", "trained_times"
+
+#: A signal: the loss of a row's response after an empty prompt, what all prompts of the pool end with.
+EMPTY_PROMPT_LOSS = "empty_prompt_loss"
 
 #: The only door to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
 #: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
@@ -119,6 +129,8 @@ class Coreset:
     reasons  name -> (n,)  the components of that worth for EVERY pool row, for the audit
     figures  name -> number, text, or list of numbers (what JSON can hold) about the selection as a whole,
              for the ledger and the report: a certificate, a curve that was searched, a residual
+    filters  names of the filters that were applied, in their order
+    filtered (n,) int8  which of them took a row out, counted from 1; 0 = none did. None without filters
     """
 
     indices: Rows
@@ -126,6 +138,14 @@ class Coreset:
     gains: Array
     reasons: Mapping[str, Array] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()
+    filtered: Array | None = None
+
+    def filtered_by(self, name: str) -> Array | None:
+        """(n,) bool: the rows that the filter of that name took out; None where it was not applied."""
+        if self.filtered is None or name not in self.filters:
+            return None
+        return np.asarray(self.filtered == self.filters.index(name) + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +183,41 @@ class Selector(Protocol):
         ...
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a filter says of a pool.
+
+    keep     (n,) bool     False = may not be chosen; anything for rows that are not usable
+    score    (n,) float32  what it decides by, high where it takes out; NaN where it knows nothing
+    figures  name -> number or text (what JSON can hold), for the ledger and the log
+    """
+
+    keep: Array
+    score: Array
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Pool -> which rows may be chosen, whatever the method. A frozen dataclass; its fields are its settings.
+
+    name  in the configuration, of the column with its score, and why a row was taken out
+    says  the same for people: "an exact duplicate of another row"
+    """
+
+    name: ClassVar[str]
+    says: ClassVar[str]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the signals it reads from `pool.features`."""
+        ...
+
+    def judge(self, pool: Pool, budget: Budget) -> Verdict:
+        """`pool.usable` are the rows that the filters before it left; `budget` is to be filled from them."""
+        ...
 
 
 @runtime_checkable
@@ -203,28 +258,6 @@ class Taught(Protocol):
 
     @property
     def defaults(self) -> Mapping[str, Any]: ...
-
-
-@runtime_checkable
-class Suspicious(Protocol):
-    """A selector that holds a row's loss against what a response costs the model after another row's prompt,
-    which it finds in `Pool.references["mismatched_loss"]`, and the same response after its own, at the same
-    place of ["matched_loss"].
-
-    mismatched   how many such pairs are measured before a selection; 0 = none
-    tells_above  how many times what it costs after its own prompt a response has to cost after another, for
-                 a look to tell who is wrong
-    """
-
-    @property
-    def mismatched(self) -> int: ...
-
-    @property
-    def tells_above(self) -> float: ...
-
-    def suspects(self, pool: Pool) -> int:
-        """How many of those responses seem wrong to it."""
-        ...
 
 
 @runtime_checkable

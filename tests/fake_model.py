@@ -32,6 +32,8 @@ class FakeModel:
         rng = np.random.default_rng([self.seed, *name.encode()])
         start, moves = rng.random(shape), rng.standard_normal((self.age, *shape)).sum(axis=0)
         value = (start + self.drift * moves).astype(np.float32)
+        if name == "empty_prompt_loss":
+            value += 4  # nobody's prompt is of no use
         if name.endswith("embedding"):
             value /= np.linalg.norm(value, axis=1, keepdims=True)
         value[sorted(self.broken)] = np.nan
@@ -45,6 +47,7 @@ class FakeModel:
         def references() -> Mapping[str, Array]:
             other, own = np.full(8, self.mismatched, np.float32), np.ones(8, np.float32)
             own[: self.wrong] = other[: self.wrong]
-            return {"mismatched_loss": other, "matched_loss": own}
+            known = {"mismatched_loss": other, "matched_loss": own}
+            return {**known, "unprompted_loss": np.full(8, 4, np.float32), "pair_tokens": np.full(8, 10)}
 
         return Meter(measure, lambda rows: 10.0 * len(rows), references)

@@ -96,10 +96,10 @@ def fake_coreset(pool: Pool, size: int, round: int, components: bool = True) -> 
     reasons = {}
     if components:
         reasons = {name: rng.random(pool.n) for name in ("importance", "coverage", "noise")}
-        reasons["held_back"] = np.zeros(pool.n)
-    if components:
-        reasons["held_back"][np.setdiff1d(np.arange(0, pool.n, 7), chosen)] = 2
-    return Coreset(chosen, np.ones(size), np.sort(rng.random(size))[::-1].copy(), reasons)
+    taken = np.zeros(pool.n, np.int8)
+    taken[np.setdiff1d(np.arange(0, pool.n, 7), chosen)] = 2 if components else 0
+    gains = np.sort(rng.random(size))[::-1].copy()
+    return Coreset(chosen, np.ones(size), gains, reasons, {}, ("duplicates", "noise"), taken)
 
 
 def make_run(

@@ -35,6 +35,8 @@ def make_coreset(pool: Pool, size: int, seed: int, components: tuple[str, ...] =
         weights=rng.random(size) + 0.5,
         gains=np.sort(rng.random(size))[::-1],
         reasons={name: rng.random(pool.n) for name in components},
+        filters=("duplicates", "noise"),
+        filtered=rng.integers(0, 3, pool.n).astype(np.int8),
     )
 
 
@@ -67,6 +69,7 @@ def test_each_line_says_what_the_coreset_says(n: int, seed: int, round: int, dat
             "measured": pool.measured_at[row] == round,
             "measured_at": pool.measured_at[row],
             "excluded": None if pool.usable[row] else audit.NOT_FINITE,
+            "filtered": ("", "duplicates", "noise")[coreset.filtered[row]],
             "representative": row if row in chosen else None,
             "closeness": 1.0 if row in chosen else None,
             "neighbors": None,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from coretune.cli import app
 from coretune.comparing import arm_runs, compare
-from coretune.comparing.arms import arm_section
+from coretune.comparing.arms import arm_section, split_arms
 from coretune.comparing.compare import Job, Result
 from coretune.config import ConfigError, RunConfig, build_coreset, check_config
 from coretune.recording.run_files import REPORT
@@ -59,6 +59,10 @@ def test_an_arm_shares_what_is_not_its_methods_own() -> None:
     }
     full = arm_section("full", SHARED)
     assert full == {"method": "random", "budget": "100%", "refresh_every": "never"}
+    assert arm_section("d2:filters=[duplicates, {cooldown: {coresets: 2}}]", SHARED)["filters"] == [
+        "duplicates",
+        {"cooldown": {"coresets": 2}},
+    ]
     with_more = arm_section("grace:anchors=all;lambda=0.25", SHARED)
     assert with_more == {**SHARED, "anchors": "all", "lambda": 0.25}
 
@@ -70,6 +74,14 @@ def test_a_method_with_a_teacher_keeps_its_own_schedule_unless_the_arm_says_othe
     assert build_coreset(section, 0).coreset.refresh_every == "never"
     assert arm_section("brief:refresh_every=4", SHARED)["refresh_every"] == 4
     assert arm_section("brief", {**SHARED, "method": "brief"})["refresh_every"] == 2
+
+
+def test_arms_are_parted_by_commas_that_are_in_no_brackets() -> None:
+    assert split_arms("full, d2:filters=[noise,{cooldown: {by: loss, coresets: 2}}];k=3,random") == [
+        "full",
+        "d2:filters=[noise,{cooldown: {by: loss, coresets: 2}}];k=3",
+        "random",
+    ]
 
 
 @pytest.mark.parametrize(

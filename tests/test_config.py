@@ -26,6 +26,9 @@ from coretune.config import (
     load_config,
     without_effect,
 )
+from coretune.filters.cooldown import Cooldown
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.noise import Noise
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.schedule import default_measuring
 from coretune.scoring.evaluate_section import EvaluateSection
@@ -253,6 +256,49 @@ def test_any_settings_spelled_out_replay(settings_: dict[str, Any]) -> None:
     spelled = yaml.safe_load(yaml.safe_dump(section.spelled_out(given_)))
     assert build_coreset(spelled, seed=1) == section
     assert all(spelled[key] == value for key, value in settings_.items())
+
+
+@pytest.mark.parametrize("method", ["d2", "random", "grace", "kcenter"])
+def test_any_method_takes_any_filters_with_their_settings(method: str) -> None:
+    given_ = {
+        "method": method,
+        "budget": 5,
+        "filters": ["duplicates", {"cooldown": {"coresets": 2}}, "noise"],
+    }
+    section = build_coreset(given_, 0)
+    assert section.coreset.filters == (Duplicates(), Cooldown(coresets=2), Noise())
+    assert "loss" in section.coreset.needs
+    assert build_coreset(section.spelled_out(given_), 0) == section
+    assert coreset(method, budget=5, filters=[Duplicates(near=0.9)]).filters == (Duplicates(near=0.9),)
+
+
+def test_filters_of_a_method_are_those_of_its_preset_and_an_empty_list_turns_all_off() -> None:
+    assert [each.name for each in coreset("grace", budget=5).filters] == ["duplicates", "noise", "cooldown"]
+    assert coreset("grace", budget=5, filters=[]).filters == ()
+    assert coreset("d2", budget=5).filters == ()
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (
+            "noise",
+            "coreset.filters is 'noise': give a list, as [duplicates, noise, cooldown]; [] = no filter",
+        ),
+        (
+            ["noize"],
+            "coreset.filters has 'noize', did you mean 'noise'?; there are duplicates, noise, cooldown",
+        ),
+        ([{"noise": {"pair": 3}}], "unknown key coreset.filters.noise.pair, did you mean 'pairs'?"),
+        ([{"cooldown": {"coresets": "x"}}], "coreset.filters.cooldown.coresets is 'x': input should be"),
+        ([{"cooldown": {"coresets": 0}}], "coreset: cooldown.coresets is 0: give at least 1"),
+        ([{"cooldown": 3}], "coreset.filters.cooldown is 3: give its settings as {setting: value}"),
+        (["noise", "noise"], "coreset: filters has noise twice"),
+        ([{}], "coreset.filters has {}; there are duplicates"),
+    ],
+)
+def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
+    assert expected in message(with_coreset(filters=filters))
 
 
 def test_a_key_of_two_parts_sets_both_and_is_not_invented() -> None:

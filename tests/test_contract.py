@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 import coretune.select
+from coretune.filters import FILTERS
+from coretune.filters.cooldown import Cooldown
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.noise import Noise
 from coretune.select import SELECTORS
 from coretune.select.importance import IMPORTANCES
-from coretune.testing import check_selector, synthetic_pool
-from coretune.types import Array, Budget, Coreset, Pool, Selector
+from coretune.testing import check_filter, check_selector, synthetic_pool
+from coretune.types import EQUAL_TO, RESPONSE_TOKENS, Array, Budget, Coreset, Filter, Pool, Selector, Verdict
 
 #: settings beside the defaults
 VARIANTS = [
@@ -34,6 +38,26 @@ VARIANTS = [
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_passes(name: str) -> None:
     check_selector(SELECTORS[name]())
+
+
+@pytest.mark.filterwarnings("ignore:only .* usable rows have IFD")
+@pytest.mark.parametrize("filters", [*([name] for name in FILTERS), list(FILTERS)], ids=" ".join)
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_selector_passes_with_every_filter(name: str, filters: list[str]) -> None:
+    check_selector(SELECTORS[name](), filters=[FILTERS[each]() for each in filters])
+
+
+FILTER_VARIANTS: list[Filter] = [
+    Duplicates(near=0.99),
+    Cooldown(by="loss"),
+    Cooldown(coresets=1),
+    Noise(least_told=0),
+]
+
+
+@pytest.mark.parametrize("filter", [*(kind() for kind in FILTERS.values()), *FILTER_VARIANTS], ids=repr)
+def test_every_filter_passes(filter: Filter) -> None:
+    check_filter(filter)
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
@@ -197,6 +221,55 @@ def test_a_broken_promise_is_found(selector: First, error: type[Exception] | Non
         check_selector(selector)
 
 
+@dataclass(frozen=True)
+class Everybody:
+    """Takes nobody out; `broken` then spoils the verdict or the pool."""
+
+    broken: Callable[[Verdict, Pool], Verdict] | None = None
+    needs: tuple[str, ...] = ("loss",)
+
+    name = "everybody"
+    says = "never"
+
+    def judge(self, pool: Pool, budget: Budget) -> Verdict:
+        verdict = Verdict(pool.usable.copy(), np.zeros(pool.n, np.float32))
+        return self.broken(verdict, pool) if self.broken else verdict
+
+
+def touched(verdict: Verdict, pool: Pool) -> Verdict:
+    pool.features["loss"][0] += 1
+    return verdict
+
+
+def looked(verdict: Verdict, pool: Pool) -> Verdict:
+    pool.feature("gradient_norm")
+    return verdict
+
+
+def changed(**parts: Callable[[Pool], object]) -> Everybody:
+    return Everybody(lambda v, p: dataclasses.replace(v, **{name: make(p) for name, make in parts.items()}))
+
+
+@pytest.mark.parametrize(
+    ("filter", "error", "words"),
+    [
+        (changed(keep=lambda p: np.ones(p.n)), AssertionError, "keep is float64"),
+        (changed(keep=lambda p: np.ones(p.n - 1, bool)), AssertionError, r"not bool_? \(60,\)"),
+        (changed(score=lambda p: np.zeros(p.n)), AssertionError, "score is float64"),
+        (changed(score=lambda p: np.full(p.n, np.inf, np.float32)), AssertionError, "infinite"),
+        (changed(keep=lambda p: np.random.default_rng().random(p.n) > 0.5), AssertionError, "differ in keep"),
+        (changed(figures=lambda p: {"all": np.nan}), AssertionError, "figure 'all'"),
+        (Everybody(touched), ValueError, "read-only"),
+        (Everybody(looked), KeyError, "gradient_norm"),
+        (Everybody(needs=("charm",)), AssertionError, "charm"),
+    ],
+)
+def test_a_broken_promise_of_a_filter_is_found(filter: Everybody, error: type[Exception], words: str) -> None:
+    check_filter(Everybody())
+    with pytest.raises(error, match=words):
+        check_filter(filter)
+
+
 def test_what_is_no_frozen_dataclass_fails() -> None:
     class Plain(First):
         __hash__ = None  # type: ignore[assignment]
@@ -215,8 +288,8 @@ def test_synthetic_pool_holds_what_it_says() -> None:
     distinct = np.unique(embedding[pool.usable], axis=0)
     assert 180 * 0.6 < len(distinct) < 180 * 0.85
     assert np.linalg.norm(distinct, axis=1) == pytest.approx(np.ones(len(distinct)), abs=1e-5)
-    for value in pool.features.values():
-        assert np.isnan(value[~pool.usable]).all()
+    for name, value in pool.features.items():
+        assert name in (EQUAL_TO, RESPONSE_TOKENS) or np.isnan(value[~pool.usable]).all()
     assert pool.graph is not None
     listed = pool.graph.neighbors
     assert (listed[~pool.usable] == -1).all()

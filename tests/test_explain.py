@@ -133,8 +133,7 @@ def test_every_refresh_says_what_the_record_says(run: RunFiles) -> None:
                 line["gain"],
             )
             assert refresh.step == 10 * line["round"]
-            told = {name: value for name, value in line["components"].items() if name != "held_back"}
-            assert {name: part.value for name, part in refresh.components.items()} == told
+            assert {name: part.value for name, part in refresh.components.items()} == line["components"]
             assert [neighbor.id for neighbor in refresh.neighbors] == [f"row-{i}" for i in line["neighbors"]]
             for neighbor in refresh.neighbors:
                 assert neighbor.chosen == (neighbor.id in run.chosen(refresh.round))
@@ -155,8 +154,9 @@ def test_the_verdict_says_why(run: RunFiles) -> None:
     chosen = [set(run.chosen(number)) for number in run.rounds]
     for name in run.ids:
         for refresh, coreset in zip(explain(run, name).refreshes, chosen, strict=True):
-            held_back = int(name[4:]) % 7 == 0 and name not in coreset
-            assert ("held back, a copy of a less noisy row" in refresh.verdict) == held_back
+            taken = int(name[4:]) % 7 == 0 and name not in coreset and name != "row-3"
+            assert refresh.verdict.startswith("filtered out by noise (score ") == taken
+            assert ("flagged as noisy" in refresh.verdict) == taken
             told = "is the nearest chosen row" in refresh.verdict
             assert name == "row-3" or told == (refresh.representative is not None)
 

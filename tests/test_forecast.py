@@ -44,9 +44,9 @@ def known() -> Pool:
     return Pool(signals(0), np.full(N, 9), nothing, np.ones(N, bool), references=REFERENCES)
 
 
-def setting(rest: int = 3, **changes: object) -> CoresetConfig:
+def setting(cooldown: bool = True, **changes: object) -> CoresetConfig:
     made = coreset_config("grace", budget="25%", **changes)
-    return replace(made, selector=replace(made.selector, rest=rest))
+    return made if cooldown else replace(made, filters=made.filters[:-1])
 
 
 def test_a_way_begins_and_ends_where_it_was_looked_at() -> None:
@@ -71,7 +71,9 @@ def test_signals_stay_signals_beyond_what_was_looked_at(path: float, seed: int) 
 def test_where_nothing_moves_each_choice_is_looked_at_once(look_again: float) -> None:
     still = Moved(signals(0), signals(0), (1.0, 2.0))
     clock = Clock(1, 10, 1, 1)
-    found = forecast(setting(look_again=look_again, rest=0), known(), still, clock, np.arange(1.0, 8.0))
+    found = forecast(
+        setting(look_again=look_again, cooldown=False), known(), still, clock, np.arange(1.0, 8.0)
+    )
     if look_again == 1.0:
         assert found == [Looks(1.0, 1)] * 5
     else:  # chosen and looked at in round 2, good until 4, and again until 8
@@ -114,7 +116,7 @@ def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:
 def test_what_training_shows_is_not_looked_at_again() -> None:
     """With looks good for one round and no rest the same rows are chosen, trained on and known by that."""
     still, clock = Moved(signals(0), signals(0), (1.0, 2.0)), Clock(1, 10, 1, 1)
-    config, ages = setting(look_again=1.0, rest=0), np.arange(1.0, 5.0)
+    config, ages = setting(look_again=1.0, cooldown=False), np.arange(1.0, 5.0)
     assert [one.rows for one in forecast(config, known(), still, clock, ages)] == [1.0, 1.0]
     shown = forecast(config, known(), still, clock, ages, harvests=True)
     assert all(one.rows < 0.5 for one in shown)  # some of those held back, whom training does not show

@@ -222,6 +222,8 @@ def test_a_measurement_costs_no_more_than_the_passes_it_needs() -> None:
     assert cost("loss", "unconditional_loss") == cost("loss") + cost("unconditional_loss")
     assert cost("unconditional_loss") == forward_flops(SHAPE, RESPONSES + 1, RESPONSES)
     assert cost("gradient_norm", "gradient", "alignment", "loss") == cost("gradient_norm")
+    empty = measurement_flops(SHAPE, LENGTHS, RESPONSES, ["loss", "empty_prompt_loss"], empty_prompt=5)
+    assert empty == cost("loss") + forward_flops(SHAPE, RESPONSES + 5, RESPONSES)
     assert cost("kn_gradient", "unconditional_loss") == cost("kn_gradient")
     assert cost("if_gradient") == cost("gradient") + cost("kn_gradient")
     assert cost("if_gradient", "kn_gradient", "gradient", "loss", "unconditional_loss") == cost("if_gradient")

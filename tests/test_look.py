@@ -179,16 +179,25 @@ def test_decoys_are_measured_under_the_weights_of_the_moment(model: Any) -> None
         np.testing.assert_allclose(again[name], before[name], rtol=1e-4)
 
 
-def test_a_response_is_compared_where_both_its_losses_are_finite(
+def test_a_response_is_compared_where_all_its_losses_are_finite(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = corpus()
-    decoys = Mismatched.of(rows, rows.length, 4, seed=0)
-    losses = {id(decoys): np.float32([np.nan, 2, 3, 4]), id(rows): np.float32([5, 6, 7, np.inf])}
-    monkeypatch.setattr(Look, "_losses", lambda look, of, which: losses[id(of)])
+    decoys = Mismatched.of(rows, rows.length, 5, seed=0)
+    losses = {
+        id(decoys): {"loss": np.float32([np.nan, 2, 3, 4, 9])},
+        id(rows): {
+            "loss": np.float32([5, 6, 7, np.inf, 9]),
+            "empty_prompt_loss": np.float32([8, 8, 9, 8, np.nan]),
+        },
+    }
+    monkeypatch.setattr(Look, "_losses", lambda look, of, which, signals: losses[id(of)])
     found = dataclasses.replace(a_look(model, ("loss",)), rows=rows, decoys=decoys).references()
     assert found["mismatched_loss"].tolist() == [2, 3]
     assert found["matched_loss"].tolist() == [6, 7]
+    assert found["unprompted_loss"].tolist() == [8, 9]
+    own = decoys.responses[1:3]
+    assert found["pair_tokens"].tolist() == (rows.length - rows.prompt_length)[own].tolist()
 
 
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:

@@ -10,12 +10,12 @@ import pytest
 from fake_model import FakeModel
 from fake_run import COST, N, Run, config
 
+from coretune.filters.noise import Noise
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.looking import Meter, _calm, due
 from coretune.rounds.twins import Twins
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.select.held_back import CONTRADICTED
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 
@@ -62,11 +62,11 @@ def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twi
     model = FakeModel(N, drift=0.0)
     model.mismatched = 0.1
     settings = {"anchors": "candidates", "anchor_share": 0.1, "wait": False}
-    run = Run(config(Grace(mismatched=8, rest=0), **settings), model).go(8)
+    run = Run(config(Grace(), filters=(Noise(pairs=8),), **settings), model).go(8)
     assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
     assert len({tuple(rows) for rows in model.looks}) == 5
-    assert not any("contradicted" in state.coreset.figures for state in run.states)
+    assert not any(state.coreset.figures["noise_on"] for state in run.states)
     model.mismatched = 4.0
     run.go(7)
     assert [entry.rows_measured for entry in run.ledger.rounds[9:]] == [0] * 7
@@ -80,7 +80,7 @@ def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
         def meter(self, *names: str) -> Meter:
             return dataclasses.replace(super().meter(*names), references=dict)
 
-    run = Run(config(Grace(mismatched=0), anchors="candidates"), Unasked(N)).go(3)
+    run = Run(config(Grace(), anchors="candidates"), Unasked(N)).go(3)
     assert all(entry.rows_measured > 0 for entry in run.ledger.rounds[:3])
 
 
@@ -120,11 +120,11 @@ def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
     assert "standing_loss" not in run.state.pool.features
 
 
-def test_rows_held_back_as_contradicted_are_heard_again() -> None:
-    """Some at a refresh, those of the oldest looks: a row that is no longer contradicted competes again."""
+def test_rows_flagged_as_noisy_are_measured_again() -> None:
+    """Some at a refresh, those of the oldest measurements: a row that is no longer flagged competes again."""
 
     class Sceptic:
-        """Holds back whatever its last look found above 0.5."""
+        """Flags whatever its last measurement found above 0.5."""
 
         needs = (*FacilityLocation().needs, "loss")
 
@@ -133,7 +133,7 @@ def test_rows_held_back_as_contradicted_are_heard_again() -> None:
             chosen = FacilityLocation().select(
                 dataclasses.replace(pool, usable=pool.usable & ~out), budget, rng
             )
-            return dataclasses.replace(chosen, reasons={"held_back": np.where(out, CONTRADICTED, 0.0)})
+            return dataclasses.replace(chosen, filters=("noise",), filtered=out.astype(np.int8))
 
     class Learning(FakeModel):
         """Every loss is high until the model is five rounds old."""
@@ -225,24 +225,26 @@ def test_what_training_shows_of_a_row_is_known_of_its_equals() -> None:
 
 def calm_run(**settings: Any) -> Run:
     settings = {"anchors": "candidates", "anchor_share": 1.0, **settings}
-    return Run(config(Grace(mismatched=8, rest=0, copies=2), **settings), Shown(N, drift=0.0))
+    return Run(config(Grace(), filters=(Noise(pairs=8),), **settings), Shown(N, drift=0.0))
 
 
 def test_candidates_are_not_looked_at_where_nobody_is_found_and_training_tells() -> None:
     """But some at random, when the run is twice as old: here all that training has not shown."""
     run = calm_run().go(8)
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
-    assert run.state.coreset.figures["found_contradicted"] == round(1 / (N + 2), 4)
+    assert run.state.coreset.figures["found_noisy"] == round(1 / (N + 2), 4)
 
 
-def test_candidates_are_looked_at_again_once_training_shows_contradicted_rows() -> None:
+def test_candidates_are_looked_at_again_once_training_shows_noisy_rows() -> None:
     run = calm_run(anchor_share=0.1).go(4)
     run.model.cost = 9.0
     run.go(1)
     assert run.ledger.rounds[5].rows_measured == 0
-    many = (run.state.coreset.reasons["held_back"][: N - 4] == CONTRADICTED).sum()
+    flagged = run.state.coreset.filtered_by("noise")
+    assert flagged is not None
+    many = flagged[: N - 4].sum()
     assert many >= 3
-    assert run.state.coreset.figures["found_contradicted"] == round((many + 1) / (N - 4 + 2), 4)
+    assert run.state.coreset.figures["found_noisy"] == round((many + 1) / (N - 4 + 2), 4)
     before, after = run.states[-2:]
     assert _calm(run.config, before, run.meter)
     assert not _calm(run.config, after, run.meter)

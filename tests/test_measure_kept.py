@@ -35,9 +35,7 @@ def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     assert len(references) == 1 + refreshes
     without = replace(run.cost, references=0.0)
     rows = [np.arange(len(run.pool_rows.length)), *looks]
-    each = (
-        run.cost.references + run.meter.reference_flops
-    )  # the gradient, and the losses of 32 responses, twice
-    assert run.meter.reference_flops == run.cost.losses(2 * 32) > 0
+    each = run.cost.references + run.meter.reference_flops  # the gradient, and the pairs' losses
+    assert run.meter.reference_flops == run.cost.pairs(8) > 0
     expected = sum(map(without.measurement, rows)) + (1 + refreshes) * each
     assert run.ledger.costs["measurement"].flops == pytest.approx(expected)

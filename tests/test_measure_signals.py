@@ -28,7 +28,7 @@ from measure_oracle import (
 from coretune.measure import passes
 from coretune.measure.meter import Meter
 from coretune.measure.project import MatrixProjection
-from coretune.measure.signals import SIGNALS, MeasureSettings, measurer
+from coretune.measure.signals import SIGNALS, MeasureSettings, common_ending, measurer
 
 FAMILIES = ("llama", "llama-lora", "gpt2", "qwen2")
 CHOICES = (("adapter_or_attention", 1), ("adapter_or_attention", None), ("trainable", 2), ("trainable", None))
@@ -336,3 +336,19 @@ def test_low_precision_gradients_are_within_their_bound(kind):
             assert found[name].dtype == np.float32
             gap = np.linalg.norm(found[name] - exact[name], axis=1) / size
             assert gap.max() <= 0.05, name
+
+
+def test_a_loss_after_an_empty_prompt_is_that_of_the_response_after_what_all_prompts_end_with() -> None:
+    """[7, 8] here, after the bos token; where the ending holds the bos token it begins there."""
+    model = tiny_model("llama", "eager")
+    rows = RaggedRows([[3, 4, 7, 8, 5, 6], [9, 7, 8, 11, 12, 13], [7, 7, 8, 5]], [4, 3, 3])
+    assert common_ending(rows, BOS).tolist() == [BOS, 7, 8]
+    assert common_ending(rows, 7).tolist() == [7, 8]
+    alone = RaggedRows([[BOS, 7, 8, 5, 6], [BOS, 7, 8, 11, 12, 13], [BOS, 7, 8, 5]], [3, 3, 3])
+    found = measure(model, rows, ["loss", "empty_prompt_loss", "unconditional_loss"])
+    assert_close(found["empty_prompt_loss"], measure(model, alone, ["loss"])["loss"])
+    assert_close(found["loss"], measure(model, rows, ["loss"])["loss"])
+    assert_close(measure(model, rows, ["empty_prompt_loss"])["empty_prompt_loss"], found["empty_prompt_loss"])
+    assert common_ending(RaggedRows([[3, 4, 5], [6, 7, 5]], [2, 2]), BOS).tolist() == [BOS]
+    same = RaggedRows([[3, 4, 5]] * 3, [2] * 3)
+    assert common_ending(same, BOS).tolist() == [BOS, 3, 4]

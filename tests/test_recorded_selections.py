@@ -30,7 +30,7 @@ POOLS = {
     "copies": synthetic_pool(80, 8, 4, copies=0.4, unusable=0.1),
 }
 BUDGETS = {"rows": Budget(12), "tokens": Budget(260, "tokens")}
-BARE: dict[str, Any] = {"mismatched": 0, "copies": 2.0, "rest": 0}
+BARE: dict[str, Any] = {}
 
 
 def cases() -> dict[str, Coreset]:

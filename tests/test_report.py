@@ -289,7 +289,7 @@ def test_the_page_draws_all_plots_without_an_error_or_a_request(browser: Browser
     assert [url for url in browser.requests if not url.startswith("data:")] == [page.resolve().as_uri()]
     plots = "[...document.querySelectorAll('.plot')]"
     ids = browser.evaluate(f"{plots}.map(node => node.id)")
-    assert {"map", "sources", "lengths", "copies", "overlap", "held", "coverage", "near"} <= set(ids)
+    assert {"map", "sources", "lengths", "copies", "overlap", "filtered", "coverage", "near"} <= set(ids)
     assert {"approximation", "loss", "curves", "component-importance"} <= set(ids)
     empty = f"{plots}.filter(n => !n.querySelector('.trace, .points, .heatmaplayer image')).map(n => n.id)"
     assert browser.evaluate(empty) == []

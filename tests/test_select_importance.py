@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from coretune.select.grace import Grace
 from coretune.select.importance import (
     IMPORTANCES,
-    cut_off,
     importance,
     neighbour_consistency,
     scaled,
-    tells,
 )
 from coretune.testing import KEPT, synthetic_pool
-from coretune.types import Array, Budget, Pool
+from coretune.types import Array, Pool
 
 FEW = settings(deadline=None, max_examples=80)
 
@@ -49,26 +46,6 @@ def test_scaled_is_the_mean_rank_in_0_to_1(case: tuple[Array, Array]) -> None:
 def test_scaled_depends_on_the_order_of_the_scores_only(case: tuple[Array, Array]) -> None:
     raw, usable = case
     assert scaled(np.exp(raw), usable).tolist() == scaled(raw, usable).tolist()
-
-
-@given(scores(), st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.99]))
-@FEW
-def test_cut_off_drops_the_top_share(case: tuple[Array, Array], share: float) -> None:
-    raw, usable = case
-    kept = cut_off(raw, usable, share)
-    dropped = usable & ~kept
-    assert not kept[~usable].any()
-    assert dropped.sum() == round(share * 100) * usable.sum() // 100
-    if dropped.any():
-        assert raw[kept].max() <= raw[dropped].min()
-        level = np.flatnonzero(usable & (raw == raw[dropped].min()))
-        assert kept[level].tolist() == sorted(kept[level].tolist(), reverse=True)  # lower rows stay
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
-def test_a_cut_off_out_of_range_is_an_error(share: float) -> None:
-    with pytest.raises(ValueError, match="0 <= cutoff < 1"):
-        cut_off(np.arange(3.0), np.ones(3, dtype=bool), share)
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)
@@ -159,22 +136,3 @@ def test_neighbour_consistency_without_a_graph_is_an_error() -> None:
 def test_an_unknown_importance_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"'charm'.*gradient_norm, alignment"):
         importance("charm")
-
-
-@pytest.mark.parametrize(
-    ("mismatched", "matched", "told"),
-    [([1.19] * 2, [1, 1, 9], False), ([1.21], [1, 1, 9], True), ([5], [], False), ([], [1], False)],
-)
-def test_wrong_rows_are_told_where_a_response_costs_more_after_another_prompt_than_after_its_own(
-    mismatched: list[float], matched: list[float], told: bool
-) -> None:
-    """1.2 times the median of its own, whatever the pool's losses are."""
-    pool = synthetic_pool(40, 4, 0, unusable=0.1)
-    loss = np.ones(40, np.float32)
-    loss[39] = 3.0
-    features = {**pool.features, "loss": np.where(pool.usable, loss, np.nan)}
-    references = {"mismatched_loss": np.float32(mismatched), "matched_loss": np.float32(matched)}
-    pool = dataclasses.replace(pool, features=features, references=references)
-    assert tells(pool, 1.2) == told
-    chosen = Grace(rest=0, copies=2, tells_above=1.2).select(pool, Budget(5), np.random.default_rng(0))
-    assert (chosen.figures.get("contradicted", 0) > 0) == told

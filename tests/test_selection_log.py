@@ -25,17 +25,20 @@ def test_numbers_a_method_says_of_its_selection_are_logged_and_its_texts_and_cur
     assert "coreset of 2 of 3 rows, 16 tokens" in line(logs, 40)
 
 
-def test_the_line_says_by_what_rows_were_contradicted() -> None:
+def test_the_line_says_what_filters_took_out_and_whether_noise_could_be_told() -> None:
     pool = empty_pool(np.array([5, 7, 11]))
     state = State(2, 2, 1, pool, Coreset(np.array([2, 0]), np.ones(2), np.zeros(2)))
-    said = {"contradicted": 1, "matched_loss": 0.25, "mismatched_loss": 4.5}
-    logs = figures(Round(2, 3, 2, 0.5, None, {}, said), state)
-    assert "contradicted: 1 (a response costs 0.25 nats, after another row's prompt 4.50)" in line(logs, 40)
-    blind = figures(Round(2, 3, 2, 0.5, None, {}, {"matched_loss": 2.5, "mismatched_loss": 2.25}), state)
-    told = "; nobody can be suspected (a response costs 2.50 nats, after another row's prompt 2.25)"
-    assert line(blind, 40).endswith(told)
-    drawn = {"drawn": 1, "suspects": 0, "matched_loss": 1.5, "mismatched_loss": 2.5}
-    nobody = line(figures(Round(2, 3, 2, 0.5, None, {}, drawn), state), 40)
-    assert "; drawn at random, nobody asked after seems wrong (a response costs 1.50 nats" in nobody
-    unasked = figures(Round(2, 3, 2, 0.5, None, {}, {}), state)
-    assert "suspected" not in line(unasked, 40)
+
+    def said(**figures_: float) -> str:
+        return line(figures(Round(2, 3, 2, 0.5, None, {}, figures_), state), 40)
+
+    costs = {"noise_told": 0.61, "matched_loss": 2.5, "mismatched_loss": 3.25}
+    on = said(filtered_duplicates=1200, filtered_noise=7, noise_on=1, **costs)
+    assert on.endswith("; filtered out: duplicates 1,200, noise 7")
+    off = "noise detection is off: its prompt tells a right response from a wrong one with an AUC of 0.61"
+    losses = "(median loss 2.50 nats, after another prompt 3.25)"
+    assert said(filtered_noise=0, noise_on=0, **costs).endswith(f"; filtered out: noise 0; {off} {losses}")
+    assert said(drawn=1, noise_on=0, **costs).endswith(f"; drawn at random: {off} {losses}")
+    drawn = f"; drawn at random: none of the responses asked about seems wrong {losses}"
+    assert said(drawn=1, suspects=0, noise_on=1, **costs).endswith(drawn)
+    assert "noise" not in said()

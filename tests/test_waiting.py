@@ -14,6 +14,7 @@ from fake_run import COST, N, Run, assert_same, config
 from recorded_run import decode, fake_rows
 from tiny_run import coreset_config, trainer
 
+from coretune.filters.noise import Noise
 from coretune.recording import run_record
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.looking import Meter
@@ -26,7 +27,7 @@ from coretune.types import Array, Rows
 
 def patient(**settings: Any) -> Any:
     settings = {"anchors": "candidates", "wait": True, "warmup": 0.1, **settings}
-    return config(Grace(mismatched=8, rest=0), **settings)
+    return config(Grace(), filters=(Noise(pairs=8),), **settings)
 
 
 def deaf() -> FakeModel:
@@ -199,7 +200,7 @@ def test_a_run_that_is_cut_while_it_waits_goes_on_the_same(tmp_path: Path) -> No
 def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
     """A model of random weights hears nothing from a prompt."""
     coreset = coreset_config(wait=True)
-    coreset = dataclasses.replace(coreset, selector=dataclasses.replace(coreset.selector, tells_above=1.5))
+    coreset = dataclasses.replace(coreset, filters=(Noise(),))
     run = trainer(tmp_path, coreset)
     run.train()
     assert run.ledger.by_phase()["measurement"].rows == 0

@@ -18,6 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig
 
 from coretune.data.corpus import Corpus
+from coretune.filters.cooldown import Cooldown
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.noise import Noise
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.schedule import CoresetConfig
@@ -81,13 +84,15 @@ def corpus(n: int = 48, seed: int = 0) -> Corpus:
 def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
     """A quarter of the pool, a new coreset every 2 steps, no warm-up; refresh settings beside the others.
 
-    GRACE looks at its candidates, although these models tell nothing.
+    GRACE comes with its preset's filters, and measures its candidates although these models tell nothing.
     """
     refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
     budget = parse_budget(settings.pop("budget", "25%"))
     settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, **settings}
-    selector = SELECTORS[method](**({"tells_above": 0.0} if method == "grace" else {}))
-    return CoresetConfig(selector, AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
+    if method == "grace":
+        ours = (Duplicates(), Noise(pairs=8, least_told=0.0), Cooldown(by="loss"))
+        settings = {"filters": ours, **settings}
+    return CoresetConfig(SELECTORS[method](), AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
 
 
 def arguments(folder: Path, **training: Any) -> SFTConfig:

@@ -12,10 +12,24 @@ from typing import Any
 import yaml
 
 from coretune.config import ConfigError, nearest
+from coretune.presets import PRESETS
 from coretune.select import SELECTORS
 from coretune.types import Taught
 
 FULL = "full"
+METHODS = {**SELECTORS, **{name: SELECTORS[preset["method"]] for name, preset in PRESETS.items()}}
+
+
+def split_arms(text: str) -> list[str]:
+    """Arms parted by commas; those within brackets part nothing: "random,d2:filters=[duplicates,noise]"."""
+    depth, arms = 0, [""]
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            arms.append("")
+        else:
+            arms[-1] += letter
+    return [arm.strip() for arm in arms]
 
 
 def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,11 +44,9 @@ def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     method, _, settings = arm.partition(":")
     if method == FULL:
         section: dict[str, Any] = {"method": "random", "budget": "100%", "refresh_every": "never"}
-    elif method not in SELECTORS:
-        known = ", ".join(sorted([*SELECTORS, FULL]))
-        raise ConfigError(
-            f"there is no arm {method!r}{nearest(method, [*SELECTORS, FULL])}; there are {known}"
-        )
+    elif method not in METHODS:
+        known = ", ".join(sorted([*METHODS, FULL]))
+        raise ConfigError(f"there is no arm {method!r}{nearest(method, [*METHODS, FULL])}; there are {known}")
     else:
         left_out = _foreign(method, shared)
         section = {name: value for name, value in shared.items() if name not in left_out} | {"method": method}
@@ -48,11 +60,11 @@ def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
 
 def _foreign(method: str, shared: Mapping[str, Any]) -> set[str]:
     """Settings of the shared section that are not for this method."""
-    selector = SELECTORS[method]
+    selector = METHODS[method]
     known = {field.name.rstrip("_") for field in fields(selector)}
     left_out = {"audit_every"}
-    if shared.get("method") in SELECTORS and shared["method"] != method:
-        theirs = {field.name.rstrip("_") for field in fields(SELECTORS[shared["method"]])}
+    if shared.get("method") in METHODS and shared["method"] != method:
+        theirs = {field.name.rstrip("_") for field in fields(METHODS[shared["method"]])}
         left_out |= theirs - known
     made = selector()
     if isinstance(made, Taught) and shared.get("method") != method:

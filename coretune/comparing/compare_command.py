@@ -35,12 +35,13 @@ def compare(
     """Arms from one config over several seeds: means, errors, paired tests, loss against compute."""
 
     def work() -> None:
+        from coretune.comparing.arms import split_arms
         from coretune.config import load_config, refuse_absent
 
         settings = load_config(config, overrides or ())
         refuse_absent(settings)
         folder = (out or Path(settings.output_dir)).expanduser()
-        chosen = [arm.strip() for arm in arms.split(",")]
+        chosen = split_arms(arms)
         found = run_comparison(
             settings, chosen, seeds, folder, workers, equal_compute, bars=not (quiet or as_json)
         )

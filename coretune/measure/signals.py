@@ -8,6 +8,9 @@ What the loss counts is the response, holes and all: of several turns, those of 
 of the same target tokens, divided by the same number of them, so that the rest, `if_gradient`, is the
 gradient of the instruction's part of the loss alone. [BRIEF, Shen et al. 2026, Eqs. 1, 4-11]
 
+    empty_prompt_loss   the same after what all prompts of the pool end with, as the header of an answer: a
+                        response alone is unlikely for reasons that have nothing to do with its prompt
+
     L_SFT = L_KN + L_IF       kn_gradient = P Γ(∇L_KN)       if_gradient = P (Γ(∇L_SFT) − Γ(∇L_KN))
 
 Every signal is exact to a batch-1 autograd loop. Scoring uses a forward pass of its own, so fused training
@@ -31,13 +34,14 @@ from coretune.measure.meter import PROJECTED, Meter, References
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
-from coretune.types import Array, Measure, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, Array, Measure, Rows
 
 SIGNALS = (
     "loss",
     "response_embedding",
     "prompt_embedding",
     "unconditional_loss",
+    EMPTY_PROMPT_LOSS,
     "head_gradient",
     "gradient_norm",
     "gradient",
@@ -46,6 +50,8 @@ SIGNALS = (
     "alignment",
     "target_cosine",
 )
+
+ENDINGS, LONGEST_ENDING = 64, 32  # prompts that are compared; tokens
 
 #: Signals of the response after the bos token alone, and what they are of that row.
 WITHOUT_PROMPT = {"unconditional_loss": "loss", "kn_gradient": "gradient"}
@@ -85,6 +91,7 @@ def measurer(
     or layer that is not supported. At a measurement: moments that are not of the parameters measured.
     """
     passes = _Passes.of(frozenset(names))
+    ending = common_ending(rows, bos_token_id) if passes.empty else np.zeros(0, np.int64)
     wanted = settings.preconditioner if passes.names & PROJECTED else "none"
     _refuse(names, wanted, target, moments)
     meter = Meter(model, settings, passes.names, pad_token_id, directions)
@@ -104,6 +111,11 @@ def measurer(
                 responses = _after_bos(tokens, labels, bos_token_id)
                 rest = None if passes.whole else progress
                 alone = meter.signals(*responses, passes.alone, References(), rest, precondition)
+            if passes.empty:
+                responses = _after_ending(ending, tokens, labels, rows.prompt_length[asked])
+                rest = None if passes.whole or passes.alone else progress
+                empty = meter.signals(*responses, frozenset({"loss"}), References(), rest, None)
+                found |= {EMPTY_PROMPT_LOSS: empty["loss"]}
         return _named(names, found, alone)
 
     return measure
@@ -129,22 +141,25 @@ def _refuse(
 
 @dataclass(frozen=True)
 class _Passes:
-    """What is measured in the pass over whole rows, and in the one over the responses alone."""
+    """What is measured in the pass over whole rows, in the one over the responses alone, and whether there is
+    one over the responses after an empty prompt."""
 
     whole: frozenset[str]
     alone: frozenset[str]
+    empty: bool
 
     @property
     def names(self) -> frozenset[str]:
-        return self.whole | self.alone
+        return self.whole | self.alone | (frozenset({"loss"}) if self.empty else frozenset())
 
     @staticmethod
     def of(names: frozenset[str]) -> _Passes:
         alone = {WITHOUT_PROMPT[name] for name in names & WITHOUT_PROMPT.keys()}
-        whole = names - WITHOUT_PROMPT.keys() - {"if_gradient"}
+        whole = names - WITHOUT_PROMPT.keys() - {"if_gradient", EMPTY_PROMPT_LOSS}
+        empty = EMPTY_PROMPT_LOSS in names
         if "if_gradient" in names:
-            return _Passes(whole | {"gradient"}, frozenset(alone | {"gradient"}))
-        return _Passes(whole, frozenset(alone))
+            return _Passes(whole | {"gradient"}, frozenset(alone | {"gradient"}), empty)
+        return _Passes(whole, frozenset(alone), empty)
 
 
 def _named(names: Sequence[str], whole: dict[str, Array], alone: dict[str, Array]) -> dict[str, Array]:
@@ -199,6 +214,34 @@ def _after_bos(
         alone.append(np.concatenate([[bos_token_id], ids[counted]]).astype(np.int64))
         targets.append(np.concatenate([[IGNORED], wanted[counted]]).astype(np.int64))
     return alone, targets
+
+
+def _after_ending(
+    ending: Array, tokens: Sequence[Array], labels: Sequence[Array], starts: Array
+) -> tuple[list[Array], list[Array]]:
+    """Each row's tokens from `starts` on after these instead of its prompt, and their targets."""
+    begins = [max(int(start), 1) for start in starts]
+    prompt = np.full(len(ending), IGNORED)
+    alone = [np.concatenate([ending, ids[i:]]) for ids, i in zip(tokens, begins, strict=True)]
+    return alone, [np.concatenate([prompt, wanted[i:]]) for wanted, i in zip(labels, begins, strict=True)]
+
+
+def common_ending(rows: TokenRows, bos_token_id: int) -> Array:
+    """(e,) int64, e >= 1: what the prompts of the rows end with, after the bos token.
+
+    Of ENDINGS rows, evenly spaced; from its last bos token on where it holds one.
+    """
+    n = len(rows.prompt_length)
+    some = np.unique(np.linspace(0, n - 1, min(n, ENDINGS)).astype(np.int64))
+    prompts = [
+        np.asarray(ids)[:end] for ids, end in zip(rows.tokens(some), rows.prompt_length[some], strict=True)
+    ]
+    shared = min(LONGEST_ENDING, *(len(prompt) for prompt in prompts))
+    backwards = np.array([prompt[len(prompt) - shared :][::-1] for prompt in prompts], np.int64)
+    same = (backwards == backwards[:1]).all(axis=0)
+    ending = backwards[0, : int(np.argmin(np.append(same, False)))][::-1]
+    at = np.flatnonzero(ending == bos_token_id)
+    return ending[at[-1] :] if len(at) else np.concatenate([[bos_token_id], ending]).astype(np.int64)
 
 
 def _whole(rows: TokenRows) -> tuple[Sequence[Array], Sequence[Array]]:

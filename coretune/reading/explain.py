@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from coretune.filters import says
 from coretune.recording import audit
 from coretune.recording.components import CODES, MEANING, OF_CHOSEN
 from coretune.recording.run_files import RunFiles, excerpt
-from coretune.select.held_back import HELD_BACK
 
 SHOWN = 90  # characters of a neighbour's text
 
@@ -159,13 +159,19 @@ def verdict(line: dict[str, Any], size: int, representative: str | None) -> str:
         return f"may not be chosen: {line['excluded']}"
     if line["chosen"]:
         return f"chosen, number {line['rank'] + 1} of {size}, worth {line['gain']:.4g}"
-    reason = HELD_BACK.get(int(line.get("held_back") or 0))
-    found = f"held back, {reason}" if reason else "not chosen"
+    found = filtered_out(line["filtered"], line.get(line["filtered"])) if line["filtered"] else "not chosen"
     if representative is None:
         return found
     if line["closeness"] is None:
         return f"{found}; {representative} stands for it"
     return f"{found}; {representative} is the nearest chosen row, cosine {line['closeness']:.3f}"
+
+
+def filtered_out(name: str, score: float | None) -> str:
+    """Which filter took a row out, why, and by what score."""
+    why = f", {says(name)}" if says(name) else ""
+    known = "" if score is None or not np.isfinite(score) else f" (score {score:.3g})"
+    return f"filtered out by {name}{known}{why}"
 
 
 def _refresh(run: RunFiles, round: int, id: str) -> Refresh:

@@ -15,7 +15,8 @@ One row group a round, rounds ascending; one line a pool row:
     gain         float64  what the pick was worth when it was picked
     measured     bool     measured exactly in this round; else its values are propagated or older
     measured_at  int32    round of the last exact measurement, -1 = never
-    excluded     string   why the row may not be chosen; null where it may
+    excluded     string   why the row may not be chosen in any round; null where it may
+    filtered     string   the filter that took it out in this round, "" where none did
     representative  int32    the chosen row that stands for it (`representative.py`), itself if chosen; null
                           where there is none
     closeness    float32  cosine with it; null also where the method goes by distances of its own
@@ -57,6 +58,7 @@ FIXED = pa.schema(
         ("measured", pa.bool_()),
         ("measured_at", pa.int32()),
         ("excluded", pa.string()),
+        ("filtered", pa.string()),
         ("representative", pa.int32()),
         ("closeness", pa.float32()),
         ("neighbors", pa.list_(pa.int32())),
@@ -64,7 +66,7 @@ FIXED = pa.schema(
 )
 # Dictionaries only where values repeat: of ids and scores, all distinct, they make the file 1.5 × as large.
 # Those are written as differences, or byte by byte of all values: a tenth less (LOG.md).
-REPEATING = ["round", "weight", "measured_at", "excluded"]
+REPEATING = ["round", "weight", "measured_at", "excluded", "filtered"]
 ENCODINGS = {
     "id": "DELTA_BYTE_ARRAY",
     "rank": "DELTA_BINARY_PACKED",
@@ -127,6 +129,7 @@ def describe(
         "measured": measured_at == round,
         "measured_at": measured_at,
         "excluded": why,
+        "filtered": _filtered(coreset, rows),
         "representative": pa.array(nearest[rows], mask=alone),
         "closeness": pa.array(closeness[rows], mask=alone | np.isnan(closeness[rows])),
         "neighbors": _neighbor_lists(pool.graph, rows),
@@ -142,6 +145,13 @@ def describe(
         columns[name] = values[rows].astype(np.float32)
         schema = schema.append(pa.field(name, pa.float32()))
     return pa.table(columns, schema=schema)
+
+
+def _filtered(coreset: Coreset, rows: Rows) -> pa.Array:
+    """(m,) the name of the filter that took each row out, or ""."""
+    names = pa.array(["", *coreset.filters])
+    taken = np.zeros(len(rows), np.int8) if coreset.filtered is None else coreset.filtered[rows]
+    return names.take(pa.array(taken))
 
 
 def _neighbor_lists(graph: NeighborGraph | None, rows: Rows) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 #: No quantities: the verdict of a row says them.
-CODES = ("candidate", "held_back", "stands_with")
+CODES = ("stands_with",)
 #: Known of chosen rows alone, 0 of the others.
 OF_CHOSEN = ("represents", "pursuit_weight", "iteration", "deflation", "step")
 
@@ -14,7 +14,9 @@ MEANING: Mapping[str, str] = {
     "importance": "what the row is worth by itself",
     "coverage": "what it covers of the pool and no pick before it does",
     "covered": "similarity to the nearest chosen row",
-    "suspicion": "of the way from its neighbours' loss to that of a response to another prompt",
+    "duplicates": "1 where it is a duplicate of a row that may be chosen",
+    "noise": "noise score: high for a response that seems wrong",
+    "cooldown": "one over how many coresets ago it was trained on",
     "represents": "rows that it stands for, itself among them",
     "distance_kn": "to the row that stands for it, between gradients of knowledge",
     "distance_if": "to the row that stands for it, between gradients of instruction following",

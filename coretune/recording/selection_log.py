@@ -15,6 +15,7 @@ PREFIX = "coreset/"
 #: Figures of a round that compare nothing with a full measurement.
 OWN = ("graph_recall", "near_copies", "rows_harvested")
 NAMED = 10  # rows named in a warning
+FILTERED = "filtered_"  # begins the figures that say how many rows a filter took out
 
 
 def figures(entry: Round, state: State) -> dict[str, float]:
@@ -76,8 +77,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
         parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
-    if "mismatched_loss" in found:
-        parts.append(_contradicted(found))
+    parts += _filters(found)
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
         for name, value in found.items()
@@ -88,14 +88,24 @@ def line(logs: Mapping[str, float], step: int) -> str:
     return "; ".join(parts)
 
 
-def _contradicted(found: Mapping[str, float]) -> str:
-    """How many, and by what they were told (`Clues`)."""
-    many = "drawn at random, nobody " if "drawn" in found else "nobody "
-    many += "asked after seems wrong" if "suspects" in found else "can be suspected"
-    if "contradicted" in found:
-        many = f"contradicted: {found['contradicted']:,.0f}"
-    costs = f"{found['matched_loss']:.2f} nats, after another row's prompt {found['mismatched_loss']:.2f}"
-    return f"{many} (a response costs {costs})"
+def _filters(found: Mapping[str, float]) -> list[str]:
+    """How many rows each filter took out, and whether noise could be told."""
+    taken = {name.removeprefix(FILTERED): many for name, many in found.items() if name.startswith(FILTERED)}
+    parts = []
+    if taken:
+        parts.append("filtered out: " + ", ".join(f"{name} {many:,.0f}" for name, many in taken.items()))
+    if "noise_told" not in found:
+        return parts
+    costs = (
+        f"median loss {found['matched_loss']:.2f} nats, after another prompt {found['mismatched_loss']:.2f}"
+    )
+    drawn = "drawn at random: " if "drawn" in found else ""
+    if "suspects" in found:
+        parts.append(f"{drawn}none of the responses asked about seems wrong ({costs})")
+    elif not found["noise_on"]:
+        told = f"its prompt tells a right response from a wrong one with an AUC of {found['noise_told']:.2f}"
+        parts.append(f"{drawn}noise detection is off: {told} ({costs})")
+    return parts
 
 
 def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
@@ -114,7 +124,7 @@ def no_pairs(prompt_length: Array) -> str:
 
     prompt_length  (n,) tokens before the first that the loss counts
     """
-    off = "noise detection is off, and grace by its defaults draws distinct rows at random: "
+    off = "noise detection is off: "
     if (prompt_length > 1).mean() > 0.5:
         return f"{off}the responses, or the prompts, of most rows are the same"
     without = f"{(prompt_length <= 1).sum():,} of {len(prompt_length):,} rows"

@@ -18,14 +18,15 @@ from coretune.neighbors.graph import build, drifted, repair, symmetric_csr
 from coretune.refreshing.anchors import pick_spread_anchors, priority, rows_alike
 from coretune.refreshing.drift import drift
 from coretune.refreshing.propagation import UNIT, Csr, average, propagation_weights, rows_beside, spread
-from coretune.types import Array, NeighborGraph, Pool, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, Array, NeighborGraph, Pool, Rows
 
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
 Propagate = Literal["average", "delta", "fit", "none"]
 Repair = Literal["local", "rebuild", "none"]
 Harvest = Literal["auto", True, False]
 
-#: Signals that the forward pass of a training step shows, for nothing.
+#: Signals that the forward pass of a training step shows, for nothing. EMPTY_PROMPT_LOSS beside them stays as
+#: it was measured: no step trains on a response without its prompt.
 PASSED = frozenset({"loss", "prompt_embedding", "response_embedding"})
 
 FINITE_BLOCK = 8192  # rows
@@ -40,8 +41,7 @@ class AnchorRefresh:
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
     anchors         "candidates" [choice]: the rows about to be chosen (`looking.py` asks the selector);
-                    "priority" [paper]: `anchors.priority`, times the rows that a look tells of and spread
-                    by `pick_spread_anchors` [choice]; "random"; "all": every
+                    "priority" [paper]: `anchors.priority`; "random"; "all": every
                     usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
                     last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
@@ -59,6 +59,9 @@ class AnchorRefresh:
                     be answered alike; LOG.md compares it with the responses]
     scores          further signals to measure
     priority_score  the signal whose discrepancy counts
+    count_alike     [choice] with "priority": times the number of rows that a measurement tells of
+    spread_anchors  [choice] with "priority": the neighbours of an anchor taken are damped; else the rows of
+                    highest priority are taken
     harvest         take the signals of rows that training passes through from the training step itself: at
                     the next refresh they count as measured, at the weights their step had and under its
                     dropout, and only the other anchors are looked at. With anchors "trained" that is all;
@@ -82,6 +85,8 @@ class AnchorRefresh:
     embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
+    count_alike: bool = True
+    spread_anchors: bool = True
     harvest: Harvest = "auto"
 
     def __post_init__(self) -> None:
@@ -113,7 +118,9 @@ class AnchorRefresh:
 
     def may_harvest(self, signals: Iterable[str]) -> bool:
         """Whether "auto" takes these signals from training steps that show them."""
-        return self.anchors in ("candidates", "trained") and PASSED.issuperset(signals)
+        return self.anchors in ("candidates", "trained") and PASSED.issuperset(
+            {*signals} - {EMPTY_PROMPT_LOSS}
+        )
 
     def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows:
         """The rows to measure, rising: all as long as none ever was, then the anchors, usable rows only."""
@@ -133,8 +140,11 @@ class AnchorRefresh:
         alpha = propagation_weights(edges, np.arange(pool.n), pool.usable)
         score = pool.feature(self.priority_score)
         worth = priority(score, round - pool.measured_at, alpha, pool.usable, self.beta)
-        worth *= rows_alike(edges, score, pool.usable)
-        return pick_spread_anchors(worth, edges, usable, count)
+        if self.count_alike:
+            worth *= rows_alike(edges, score, pool.usable)
+        if self.spread_anchors:
+            return pick_spread_anchors(worth, edges, usable, count)
+        return np.sort(usable[np.argsort(-worth[usable], kind="stable")[:count]])
 
     def some(self, pool: Pool, rng: np.random.Generator) -> Rows:
         """`anchor_share` of the usable rows, drawn at random, rising."""

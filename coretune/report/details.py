@@ -12,7 +12,6 @@ import pyarrow as pa
 from coretune.recording import audit
 from coretune.recording.components import CODES, OF_CHOSEN
 from coretune.recording.run_files import RunFiles, excerpt
-from coretune.select.held_back import HELD_BACK
 from coretune.types import Array, Rows
 
 ROWS = 3000  # with their text, on the map and in the table
@@ -31,7 +30,6 @@ class Details:
     rows        {"id", "source", …}: (S,) each, of the sampled rows
     states      a dict a refresh: rank (S,) -1 = not chosen, null = not recorded; measured; why; components
     components  a dict a refresh: name -> {"edges", "chosen", "other"}: shares of rows a bin
-    held_back   a dict a refresh: why -> share of the rows that were not chosen
     coverage    {"share", "mean"}: (R,) of rows not chosen; "edges" and a histogram a refresh, "near"
     stand_ins   id -> a short text, of rows that stand for sampled ones and are not sampled themselves
     left_out    a sentence when not all rows are there
@@ -42,7 +40,6 @@ class Details:
     left_out: str | None
     states: list[dict[str, Any]] = field(default_factory=list)
     components: list[dict[str, Any]] = field(default_factory=list)
-    held_back: list[dict[str, float]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
     stand_ins: dict[str, str] = field(default_factory=dict)
 
@@ -57,7 +54,6 @@ def details(run: RunFiles) -> Details:
         other = ~table["chosen"].to_numpy() & table["excluded"].is_null().to_numpy()
         found.states.append(_state(run, table, sample))
         found.components.append(_histograms(table, other))
-        found.held_back.append(_held_back(table, other))
         if run.pool["copies"].null_count == 0 and _by_cosine(table):  # there is a graph
             closeness = np.nan_to_num(table["closeness"].to_numpy())[other]
             coverage["share"].append(_number((closeness > 0).mean() if len(closeness) else 1.0))
@@ -158,6 +154,7 @@ def _state(run: RunFiles, table: pa.Table, sample: Rows) -> dict[str, Any]:
         "gain": _numbers(column("gain")),
         "measured": [None if value is None else int(value) for value in column("measured")],
         "excluded": _sparse(column("excluded")),
+        "filtered": _sparse([name or None for name in column("filtered")]),
         "representative": nearest,
         "closeness": _numbers(column("closeness")),
         "components": {name: _numbers(column(name)) for name in names if taken[name].null_count < len(taken)},
@@ -187,13 +184,6 @@ def _histograms(table: pa.Table, other: Array) -> dict[str, Any]:
             shares[group] = _numbers(counts / max(rows.sum(), 1))
         found[name] = {"edges": _numbers(edges), **shares}
     return found
-
-
-def _held_back(table: pa.Table, other: Array) -> dict[str, float]:
-    if "held_back" not in table.schema.names:
-        return {}
-    codes = np.nan_to_num(table["held_back"].to_numpy())[other].astype(int)
-    return {text: _number((codes == code).mean()) for code, text in HELD_BACK.items() if len(codes)}
 
 
 def _sparse(values: list[Any]) -> dict[int, Any]:

@@ -17,7 +17,7 @@ from coretune.recording.components import CODES, MEANING, OF_CHOSEN
 from coretune.recording.run_files import RunFiles
 from coretune.recording.selection_log import OWN
 from coretune.report.details import Details, details
-from coretune.select.held_back import HELD_BACK
+from coretune.report.filtered import PREFIX, examples, filtered
 from coretune.types import Array
 
 SOURCES = 16  # named in the mix; the rest is one group
@@ -31,6 +31,7 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
     history = run.history if history is None else history
     found = details(run)
     chosen = [run.chosen(number) for number in found.rounds]
+    taken = filtered(run, found.rounds)
     rows = [np.array([run.row_of[name] for name in ids], np.int64) for ids in chosen]
     return {
         "title": _title(run),
@@ -40,8 +41,8 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "rows": found.rows,
         "states": found.states,
         "components": found.components,
-        "held_back": found.held_back,
-        "held_back_texts": dict(HELD_BACK),
+        "filtered": taken,
+        "filters": examples(run, found.rounds[-1], list(taken[-1])),
         "stand_ins": found.stand_ins,
         "meaning": dict(MEANING),
         "codes": list(CODES),
@@ -218,7 +219,8 @@ def _approximation(run: RunFiles) -> list[dict[str, Any]]:
 def _said(run: RunFiles, found: Details) -> list[dict[str, Any]]:
     """What the method says of each selection shown: `Coreset.figures`."""
     entries = {entry["round"]: entry for entry in run.ledger.get("rounds", [])}
-    return [dict(entries.get(number, {}).get("selection", {})) for number in found.rounds]
+    said = [entries.get(number, {}).get("selection", {}) for number in found.rounds]
+    return [{name: value for name, value in one.items() if not name.startswith(PREFIX)} for one in said]
 
 
 def _loss(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

@@ -32,19 +32,37 @@ from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
 from coretune.rounds.waiting import asked, draw, waits, warmup_rows
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
-from coretune.types import Array, Coreset, Pool, Rows, Valued
+from coretune.types import (
+    EQUAL_TO,
+    RESPONSE_TOKENS,
+    TRAINED_AT,
+    TRAINED_TIMES,
+    Array,
+    Coreset,
+    Pool,
+    Rows,
+    Valued,
+)
 
-# (n,) int32 features kept here: number of the coreset that last trained on a row (0 = warm-up, -1 = none),
-# and how often it was trained on
-TRAINED_AT, TRAINED_TIMES = "trained_at", "trained_times"
 NO_SELECTION = -1
 
 
-def empty_pool(cost: Array) -> Pool:
-    """A pool of which nothing is known but what a row costs. cost: (n,) tokens."""
+def empty_pool(cost: Array, equal_to: Rows | None = None, response: Array | None = None) -> Pool:
+    """A pool of which nothing is known but what a row costs, and which rows are equal.
+
+    cost      (n,) tokens
+    equal_to  (n,) the lowest row that is equal to each; None = no two rows are
+    response  (n,) tokens of the response; None = all of them
+    """
     n = len(cost)
+    equal = np.arange(n) if equal_to is None else equal_to
     return Pool(
-        features={TRAINED_AT: np.full(n, -1, np.int32), TRAINED_TIMES: np.zeros(n, np.int32)},
+        features={
+            TRAINED_AT: np.full(n, -1, np.int32),
+            TRAINED_TIMES: np.zeros(n, np.int32),
+            EQUAL_TO: equal.astype(np.int32),
+            RESPONSE_TOKENS: np.asarray(cost if response is None else response, np.int32),
+        },
         cost=np.asarray(cost, np.int64),
         measured_at=np.full(n, -1, np.int32),
         usable=np.ones(n, bool),
@@ -92,7 +110,7 @@ def relaid(state: State, clock: Clock, steps: int, seed: int) -> State:
 
 def unseen(state: State) -> State:
     """The state without what is known of the pool and why rows were chosen: as much as training needs."""
-    slim = replace(state.coreset, reasons={})
+    slim = replace(state.coreset, reasons={}, filters=(), filtered=None)
     return replace(state, pool=empty_pool(state.pool.cost), coreset=slim)
 
 

@@ -12,20 +12,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
 from coretune.refreshing.refresh import UNIT
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.rounds.twins import Twins
-from coretune.select.held_back import CONTRADICTED
-from coretune.select.importance import STANDING_LOSS, tells
-from coretune.types import MATCHED, Array, Coreset, Measure, Pool, Rows, Suspicious
+from coretune.select.grace import Grace
+from coretune.select.importance import STANDING_LOSS
+from coretune.types import MATCHED, Array, Coreset, Measure, Pool, Rows
 
 ENOUGH = 8  # rows measured that are not all broken by themselves [choice]
 LOOKS = 4  # rounds of choosing and looking in one refresh with anchors "candidates"
-#: Of a selection: the share of rows looked at and not held back before that turned out contradicted; so low
-#: that nobody is to be found [choice].
-FOUND, FEW = "found_contradicted", 0.03
+#: Of a selection: the share of rows measured, and not flagged as noisy before, that are flagged now; so low
+#: that measuring more finds hardly any [choice].
+FOUND, FEW = "found_noisy", 0.03
 
 #: Rows, and name -> (m, ...) signals of them.
 Shown = tuple[Rows, Mapping[str, Array]]
@@ -86,16 +87,16 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
     these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
 
-    Where a model cannot tell wrong rows from right ones (`importance.tells`) that buys nothing, nor where
+    Where a model cannot tell wrong rows from right ones (`Noise.on`) that buys nothing, nor where
     hardly anybody turned out contradicted and training itself shows where the model errs (`harvest`): then
     [choice] only some rows drawn at random are looked at, and some of those held back, each time the run is
     `look_again` times as old, to see whether it is so still.
     """
     rng = np.random.default_rng([config.seed, state.round, 3])
-    rows, fresh = _harvest(state, meter)
+    rows, fresh = _harvest(config, state, meter)
     meter = meter_of(meter, state.pool)
     harvested, calm = len(rows), _calm(config, state, meter)
-    spared = calm or blind(config, state.pool)
+    spared = calm or noise_is_off(config, state.pool)
     if spared and not due(config.refresh.look_again, state.round, state.selected_in):
         pool = _absorb(config, state, rows, fresh, ledger)
         return Looked(pool, _placed(pool, state.pool), rows, 0, harvested)
@@ -111,7 +112,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
         some = np.setdiff1d(np.union1d(config.refresh.some(state.pool, rng), heard), rows)
         rows, fresh = _with_look(meter, state.pool, some, (rows, fresh), ledger)
     pool = _absorb(config, state, rows, fresh, ledger)
-    for turn in range(0 if calm or blind(config, pool) else LOOKS):
+    for turn in range(0 if calm or noise_is_off(config, pool) else LOOKS):
         chosen = select(config, _placed(pool, state.pool), state.round, ledger)
         asked = _unsure(config, pool, chosen.indices, state.round)
         if turn == 0:
@@ -178,18 +179,19 @@ def _placed(pool: Pool, before: Pool) -> Pool:
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
 
-def suspicious(config: CoresetConfig) -> Suspicious | None:
-    """The selector, where candidates are looked at to know whom it suspects."""
-    selector = config.selector
-    if _spares_looks(config) and isinstance(selector, Suspicious) and selector.mismatched:
-        return selector
-    return None
+def noise_sought(config: CoresetConfig) -> Noise | None:
+    """The noise filter, where candidates are measured to know which of them are noisy.
+
+    [choice] GRACE's alone: what it covers changes little while a model is trained (LOG.md). Other methods
+    need their own signals whether noise can be told or not.
+    """
+    return config.noise if _spares_looks(config) and isinstance(config.selector, Grace) else None
 
 
-def blind(config: CoresetConfig, pool: Pool) -> bool:
-    """Whether candidates would be looked at to know whom to suspect, and a look would not tell."""
-    selector = suspicious(config)
-    return selector is not None and MATCHED in pool.references and not tells(pool, selector.tells_above)
+def noise_is_off(config: CoresetConfig, pool: Pool) -> bool:
+    """Whether candidates would be measured to know which are noisy, and the model could not tell."""
+    noise = noise_sought(config)
+    return noise is not None and MATCHED in pool.references and not noise.on(pool)
 
 
 def _calm(config: CoresetConfig, state: State, meter: Meter) -> bool:
@@ -218,13 +220,14 @@ def with_found(state: State, looked: Looked, chosen: Coreset) -> Coreset:
 
     [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
     """
-    if "contradicted" not in chosen.figures:
+    flagged, before = chosen.filtered_by(Noise.name), state.coreset.filtered_by(Noise.name)
+    if flagged is None or not chosen.figures.get("noise_on"):
         return chosen
     rows, share = looked.rows, state.coreset.figures.get(FOUND, 1.0)
-    if "held_back" in state.coreset.reasons:
-        rows = rows[state.coreset.reasons["held_back"][rows] != CONTRADICTED]
+    if before is not None:
+        rows = rows[~before[rows]]
     if len(rows):
-        share = ((chosen.reasons["held_back"][rows] == CONTRADICTED).sum() + 1) / (len(rows) + 2)
+        share = (flagged[rows].sum() + 1) / (len(rows) + 2)
     return replace(chosen, figures={**chosen.figures, FOUND: round(float(share), 4)})
 
 
@@ -234,12 +237,13 @@ def _unsure(config: CoresetConfig, pool: Pool, chosen: Rows, round: int) -> Rows
 
 
 def _heard(config: CoresetConfig, pool: Pool, chosen: Coreset, round: int, rng: np.random.Generator) -> Rows:
-    """Rows held back as contradicted by a look that is no longer good: at most `anchor_share` of the usable,
-    drawn at random. [choice] Right rows of a rare skill are contradicted as long as the skill is unknown, and
-    only a new look can tell that it has been learnt from others."""
-    if "held_back" not in chosen.reasons:
+    """Rows flagged as noisy by a measurement that is no longer good: at most `anchor_share` of the usable,
+    drawn at random. [choice] Right rows of a rare skill are flagged as long as the skill is unknown, and only
+    a new measurement can tell that it has been learnt from others."""
+    flagged = chosen.filtered_by(Noise.name)
+    if flagged is None:
         return np.zeros(0, np.int64)
-    out = np.flatnonzero((chosen.reasons["held_back"] == CONTRADICTED) & pool.usable)
+    out = np.flatnonzero(flagged & pool.usable)
     old = config.refresh.unsure(pool, out, round)
     most = int(config.refresh.anchor_share * pool.usable.sum())
     return np.sort(rng.choice(old, min(len(old), most), replace=False))
@@ -257,7 +261,7 @@ def _with_look(meter: Meter, pool: Pool, more: Rows, known: Shown, ledger: Ledge
     return np.concatenate([rows, more]), fresh
 
 
-def _harvest(state: State, meter: Meter | None) -> Shown:
+def _harvest(config: CoresetConfig, state: State, meter: Meter | None) -> Shown:
     """Usable rows that training has shown since the last refresh, and their equals, at no cost of its own.
 
     Without their equals copies would be known by an older model, and pass for rows of their own.
@@ -271,7 +275,10 @@ def _harvest(state: State, meter: Meter | None) -> Shown:
     if meter.twins is not None:
         rows, signals = meter.twins.told(rows, signals)
     good = state.pool.usable[rows]
-    return rows[good], {name: value[good] for name, value in signals.items()}
+    shown = {name: value[good] for name, value in signals.items()}
+    # What a step does not show stays as it was measured.
+    kept = {name: state.pool.feature(name)[rows[good]] for name in config.needs if name not in shown}
+    return rows[good], {**shown, **kept}
 
 
 def _absorb(

@@ -10,13 +10,25 @@ import numpy as np
 
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import COVERING, select_within
+from coretune.filters import chain
+from coretune.filters.noise import Noise
 from coretune.measure.settings import MeasureSettings
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
 from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
-from coretune.types import TRAINERS_SEED, Budget, Coreset, KeepsQuota, Pool, Selector, Taught, TrainersSeed
+from coretune.types import (
+    TRAINERS_SEED,
+    Budget,
+    Coreset,
+    Filter,
+    KeepsQuota,
+    Pool,
+    Selector,
+    Taught,
+    TrainersSeed,
+)
 
 WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
@@ -25,6 +37,7 @@ WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 class CoresetConfig:
     """Who selects, how news spreads, how much, and when.
 
+    filters        which rows may be chosen (`coretune/filters/`), one after the other; () = all usable ones
     refresh_every  optimiser steps between selections; "pass" [choice]: as many as one pass over the coreset
                    takes, so that no row comes twice and none is looked at in vain; "never" (one selection);
                    or "adaptive": every `check_every` steps the anchors are measured, and a new coreset is
@@ -33,10 +46,10 @@ class CoresetConfig:
     warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
                    methods that look at nothing have none. For a method that looks through a teacher: share of
                    the pool that the teacher is trained on, aside; the training itself has no warm-up then
-    wait           [choice] a method that suspects rows looks at the pool only once the model tells responses
+    wait           [choice] GRACE with the filter noise measures the pool first once the model tells responses
                    after their own prompts from those after others (`waiting.py`): until then coresets are
-                   random draws. They and such a method's warm-up have each of equal rows once, and nobody
-                   twice before all came once. A look that has waited also needs a response that seems wrong
+                   random draws. They and the warm-up have each of equal rows once, and no row twice before
+                   all came once. A deferred first measurement also needs a response that seems wrong
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
@@ -55,6 +68,7 @@ class CoresetConfig:
     selector: Selector
     refresh: AnchorRefresh
     budget: BudgetRequest
+    filters: tuple[Filter, ...] = ()
     refresh_every: int | str = "pass"
     warmup: float = 0.05
     check_every: int = 10
@@ -90,6 +104,9 @@ class CoresetConfig:
             raise ValueError(f"record_others is {self.record_others}: give a number of rows, 0 or more")
         if not self.threshold >= 0:
             raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
+        names = [each.name for each in self.filters]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"filters has {twice[0]} twice: give each filter once")
         self._refuse_combinations()
         self._refuse_engines()
         self._refuse_quota()
@@ -97,9 +114,14 @@ class CoresetConfig:
         seconds_of(self.deadline)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-        """The selector's answer within the quota, by the engine asked for."""
+        """The selector's answer, of the rows that the filters leave, within the quota."""
         if self.quota is not None:
             budget = self.with_quota(pool, budget)
+        left = chain.apply(self.filters, pool, budget)
+        return left.noted(self._chosen(left.pool, left.budget, rng))
+
+    def _chosen(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        """By the engine asked for."""
         ours = type(self.selector) in COVERING  # what is made from one of ours may select otherwise
         if self.engine == "local" and ours and isinstance(self.selector, COVERING):
             return select_within(self.selector, pool, budget, rng, self.memory_limit, self.deadline)
@@ -162,10 +184,16 @@ class CoresetConfig:
     @property
     def needs(self) -> tuple[str, ...]:
         """Signals to measure; none for a selector that looks at nothing."""
-        if not self.selector.needs:
+        asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
+        if not asked:
             return ()
         tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
-        return tuple(dict.fromkeys((*self.selector.needs, *self.refresh.needs, *tested)))
+        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *tested)))
+
+    @property
+    def noise(self) -> Noise | None:
+        """The filter that takes out noisy rows, where there is one."""
+        return next((each for each in self.filters if isinstance(each, Noise)), None)
 
 
 def seeded(config: CoresetConfig, args: Any) -> CoresetConfig:

@@ -50,6 +50,8 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     arrays |= {f"pool/{name}": getattr(pool, name) for name in ("cost", "measured_at", "usable")}
     arrays |= {f"coreset/{name}": getattr(coreset, name) for name in ("indices", "weights", "gains")}
     arrays |= {f"reason/{name}": value for name, value in coreset.reasons.items()}
+    if coreset.filtered is not None:
+        arrays["coreset/filtered"] = coreset.filtered
     if graph is not None:
         arrays |= {f"graph/{name}": getattr(graph, name) for name in GRAPH}
         if graph.reserve is not None:
@@ -59,7 +61,7 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
     with whole(Path(folder) / ARRAYS) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     numbers = {name: getattr(state, name) for name in COUNTS}
-    numbers |= {"figures": dict(coreset.figures)}
+    numbers |= {"figures": dict(coreset.figures), "filters": list(coreset.filters)}
     write_json(Path(folder) / NUMBERS, numbers)
 
 
@@ -94,7 +96,17 @@ def load(folder: str | os.PathLike[str]) -> State:
         graph=graph,
         references=groups["reference"],
     )
-    coreset = Coreset(reasons=groups["reason"], figures=numbers.pop("figures"), **groups["coreset"])
+    figures, filters = numbers.pop("figures"), tuple(numbers.pop("filters"))
+    chosen = groups["coreset"]
+    coreset = Coreset(
+        chosen["indices"],
+        chosen["weights"],
+        chosen["gains"],
+        groups["reason"],
+        figures,
+        filters,
+        chosen.get("filtered"),
+    )
     return State(pool=pool, coreset=coreset, **numbers)
 
 

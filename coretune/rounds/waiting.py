@@ -5,7 +5,7 @@ responses after their own and after other prompts ─► the model tells them ap
                                                      it does not ─► the next rows of the draw, no look
 
 [choice] A look that has waited costs more of the training that is left, so it comes only where there seems to
-be somebody to find: where one at least of the 32 responses seems wrong by itself (`Suspicious.suspects`).
+be somebody to find: where one at least of the 32 responses seems wrong by itself (`Noise.suspects`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from __future__ import annotations
 import numpy as np
 
 from coretune.ledger import Ledger
-from coretune.rounds.looking import Meter, blind, due, meter_of, suspicious, unmeasured, with_references
+from coretune.rounds.looking import (
+    Meter,
+    due,
+    meter_of,
+    noise_is_off,
+    noise_sought,
+    unmeasured,
+    with_references,
+)
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.ranking import coreset, take_in_order
-from coretune.types import MATCHED, MISMATCHED, Array, Coreset, Pool, Rows
+from coretune.types import MATCHED, Array, Coreset, Pool, Rows
 
 
 def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> Pool:
@@ -33,20 +41,20 @@ def asked(config: CoresetConfig, state: State, meter: Meter, ledger: Ledger) -> 
 
 def waits(config: CoresetConfig, state: State) -> bool:
     """Whether the first look would tell nothing yet or, once it has waited, find nobody."""
-    pool, selector = state.pool, suspicious(config)
-    if selector is None or not _may_wait(config, pool):
+    pool, noise = state.pool, noise_sought(config)
+    if noise is None or not _may_wait(config, pool):
         return False
-    return blind(config, pool) or (state.selections > 0 and selector.suspects(pool) == 0)
+    return noise_is_off(config, pool) or (state.selections > 0 and noise.suspects(pool) == 0)
 
 
 def _may_wait(config: CoresetConfig, pool: Pool) -> bool:
     asks_again = config.refresh_every != "never"
-    return config.wait and asks_again and suspicious(config) is not None and unmeasured(pool)
+    return config.wait and asks_again and noise_sought(config) is not None and unmeasured(pool)
 
 
 def warmup_rows(config: CoresetConfig, pool: Pool, meter: Meter | None, most: int) -> Rows:
     """(at most `most`,) random usable rows; of a method that suspects rows drawn as by `draw`."""
-    if meter is not None and suspicious(config) is not None:
+    if meter is not None and noise_sought(config) is not None:
         order, _ = _order(config, pool, np.zeros(pool.n), meter, 0)
     else:
         order = np.random.default_rng([config.seed, 0, 2]).permutation(pool.n)
@@ -64,10 +72,10 @@ def draw(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: 
     if config.quota is not None:
         budget = config.with_quota(pool, budget)
     rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
-    found = {name: pool.references[name] for name in (MATCHED, MISMATCHED)}
-    costs = {name: round(float(np.median(losses)), 4) for name, losses in found.items() if len(losses)}
-    nobody = {} if blind(config, pool) else {"suspects": 0}
-    return coreset(rows, luck[rows], {"draw": luck}, figures={"drawn": 1, **nobody, **costs})
+    assert config.noise is not None  # without it nothing is deferred
+    nobody = {} if noise_is_off(config, pool) else {"suspects": 0}
+    figures = {"drawn": 1, **nobody, **config.noise.figures(pool)}
+    return coreset(rows, luck[rows], {"draw": luck}, figures=figures)
 
 
 def _order(config: CoresetConfig, pool: Pool, times: Array, meter: Meter, number: int) -> tuple[Rows, Array]:

@@ -8,12 +8,12 @@ others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from coretune.select.ranking import usable_feature
-from coretune.types import MATCHED, MISMATCHED, Array, Pool
+from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
 STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
@@ -68,84 +68,7 @@ def neighbour_consistency(pool: Pool) -> Array:
     Unusable neighbours do not count; a row without neighbours scores 0.
     """
     own = _signal(pool, "loss")
-    return np.where(pool.usable, _around(pool, own) - own, 0.0)
-
-
-@dataclass(frozen=True)
-class Clues:
-    """Of a wrong response, by each row's loss ℓ_i.
-
-        ratio      ℓ_i / m_i,                  m_i = median loss of i's graph neighbours
-        suspicion  (ℓ_i − m_i) / (D − m_i),    D = median of `references["mismatched_loss"]`
-
-    ratio      (n,) float64; both losses have LEAST_LOSS added, below which it means nothing
-    suspicion  (n,) float64 in [0, 1]: how far the loss is on the way from what its neighbours cost to what a
-               response to another prompt costs; 0 below, 1 beyond. Where neighbours cost as much as that, the
-               way is LEAST_LOSS long
-    mismatched D; None where there is no such pair
-    matched    median of `references["matched_loss"]`, the same responses after their own prompts; None as D
-
-    [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
-    right. The ratio alone takes those too, once their neighbours are learnt and cost next to nothing; but a
-    right row that is hard costs far less than a response that has nothing to do with its prompt (LOG.md).
-    """
-
-    ratio: Array
-    suspicion: Array
-    mismatched: float | None
-    matched: float | None
-
-    def contradicted(self, loss_above: float, mismatch_above: float) -> Array:
-        """(n,) bool: rows against which both stand."""
-        return (self.ratio > loss_above) & (self.suspicion > mismatch_above)
-
-
-def clues(pool: Pool) -> Clues:
-    """Of every row. Suspicion is 0 of unusable rows, and where a pool has no mismatched pair, since all its
-    responses are the same.
-
-    ValueError where nobody knows what those pairs cost.
-    """
-    if not {MISMATCHED, MATCHED} <= pool.references.keys():
-        raise ValueError(
-            f'the pool has no references["{MISMATCHED}"] and ["{MATCHED}"], the losses of responses after '
-            "other rows' prompts and after their own: measure them, or set mismatched to 0"
-        )
-    own = _signal(pool, "loss")
-    found = _against(pool, own, _around(pool, own))
-    return replace(found, suspicion=np.where(pool.usable, found.suspicion, 0))
-
-
-def matched_clues(pool: Pool) -> Clues:
-    """Of the m responses in `references["matched_loss"]`, as if all of them were each one's neighbours."""
-    own = pool.references[MATCHED].astype(np.float64)
-    return _against(pool, own, np.full(len(own), np.median(own) if len(own) else 0.0))
-
-
-def _against(pool: Pool, own: Array, around: Array) -> Clues:
-    """Of rows with these losses, among neighbours with those."""
-    costs, matched = _median(pool, MISMATCHED), _median(pool, MATCHED)
-    ratio = (own + LEAST_LOSS) / (around + LEAST_LOSS)
-    if costs is None:
-        return Clues(ratio, np.zeros(len(own)), None, None)
-    way = np.maximum(costs - around, LEAST_LOSS)
-    return Clues(ratio, np.clip((own - around) / way, 0, 1), costs, matched)
-
-
-def tells(pool: Pool, above: float) -> bool:
-    """Whether wrong rows can be told from right ones: mismatched > above · matched, as in `Clues`.
-
-    Where a response costs as much after another prompt as after its own, the model does not hear from a
-    prompt which response belongs to it. False where a pool has no mismatched pair. KeyError where nobody
-    knows their cost.
-    """
-    costs, matched = _median(pool, MISMATCHED), _median(pool, MATCHED)
-    return costs is not None and matched is not None and costs > above * matched
-
-
-def _median(pool: Pool, name: str) -> float | None:
-    found = pool.references[name]
-    return float(np.median(found)) if len(found) else None
+    return np.where(pool.usable, around(pool, own) - own, 0.0)
 
 
 def regional_loss(pool: Pool) -> Array:
@@ -154,7 +77,7 @@ def regional_loss(pool: Pool) -> Array:
     Of the losses when the refresh began, where the pool has them as `standing_loss` (`looking.py`).
     """
     name = STANDING_LOSS if STANDING_LOSS in pool.features else "loss"
-    return np.maximum(_around(pool, _signal(pool, name)), 0.0) + LEAST_LOSS
+    return np.maximum(around(pool, _signal(pool, name)), 0.0) + LEAST_LOSS
 
 
 def uniform(pool: Pool) -> Array:
@@ -195,22 +118,7 @@ def scaled(raw: Array, usable: Array) -> Array:
     return result
 
 
-def cut_off(raw: Array, usable: Array, share: float) -> Array:
-    """(n,) bool: the usable rows without the ⌊share · usable⌋ of highest score, the hard cut-off of CCS.
-
-    Zheng et al., "Coverage-centric Coreset Selection for High Pruning Rates", ICLR 2023. Of equals the higher
-    row goes.
-    """
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"a cut-off of {share} is no share: give 0 <= cutoff < 1")
-    rows = np.flatnonzero(usable)
-    dropped = rows[np.lexsort((-rows, -raw[rows]))][: int(share * len(rows) + 1e-9)]  # 0.29 · 100 is 28.99…
-    kept = usable.copy()
-    kept[dropped] = False
-    return kept
-
-
-def _around(pool: Pool, score: Array) -> Array:
+def around(pool: Pool, score: Array) -> Array:
     """(n,) median score of each row's usable graph neighbours; its own where it has none."""
     if pool.graph is None:
         raise ValueError(
@@ -218,10 +126,12 @@ def _around(pool: Pool, score: Array) -> Array:
         )
     neighbors = pool.graph.neighbors
     counted = (neighbors >= 0) & pool.usable[neighbors]  # (n, k)
-    around = np.sort(np.where(counted, score[neighbors], np.inf), axis=1)  # those that do not count come last
+    sorted_ = np.sort(
+        np.where(counted, score[neighbors], np.inf), axis=1
+    )  # those that do not count come last
     count = counted.sum(axis=1)
     middle = np.stack([np.maximum(count - 1, 0) // 2, count // 2], axis=1)
-    median = np.take_along_axis(around, np.minimum(middle, around.shape[1] - 1), axis=1).mean(axis=1)
+    median = np.take_along_axis(sorted_, np.minimum(middle, sorted_.shape[1] - 1), axis=1).mean(axis=1)
     return np.where(count > 0, median, score)
 
 

@@ -18,6 +18,7 @@ from coretune.rounds.quota_request import FEATURE, groups
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
+from coretune.rounds.twins import Twins
 from coretune.training.saving import side_product
 from coretune.types import Pool
 
@@ -32,7 +33,8 @@ def next_round(trainer: Any, global_step: int) -> State:
         return before
     with loops_shown(not trainer.args.disable_tqdm):
         if before is None:
-            now = dynamic.start(config, first_pool(config, trainer.pool_rows), clock, meter, ledger)
+            pool = first_pool(config, trainer.pool_rows, trainer.sight.twins)
+            now = dynamic.start(config, pool, clock, meter, ledger)
         else:
             now = dynamic.advance(config, before, clock, meter, ledger)
     usable = before.pool.usable if before else np.ones(now.pool.n, bool)
@@ -44,12 +46,14 @@ def next_round(trainer: Any, global_step: int) -> State:
     return now
 
 
-def first_pool(config: CoresetConfig, rows: PoolRows) -> Pool:
-    """The pool of which nothing is known but what a row costs and, under a quota, which group it is of.
+def first_pool(config: CoresetConfig, rows: PoolRows, twins: Twins | None = None) -> Pool:
+    """The pool of which nothing is known but what a row costs, which rows are equal and, under a quota, which
+    group a row is of.
 
     ValueError where the rows cannot fill the budget within the quota.
     """
-    pool = dynamic.empty_pool(rows.length)
+    first = None if twins is None else twins.first
+    pool = dynamic.empty_pool(rows.length, first, rows.response_length)
     if config.quota is None:
         return pool
     grouped = {**pool.features, FEATURE: groups(rows.source, pool.n)}

@@ -28,7 +28,16 @@ from coretune.rounds.sampler import PoolRows
 from coretune.storing.fingerprint import fingerprint_of_folder, store_folder
 from coretune.storing.manifest import MANIFEST, Manifest, array_path
 from coretune.storing.store import BLOCK, Store, fill
-from coretune.types import MATCHED, MISMATCHED, Array, Measure, Rows
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    MATCHED,
+    MISMATCHED,
+    PAIR_TOKENS,
+    UNPROMPTED,
+    Array,
+    Measure,
+    Rows,
+)
 
 log = logging.getLogger("coretune")
 #: Signals that compare with a single target.
@@ -105,27 +114,31 @@ class Look:
             self.settings,
             self.snapshots(),
             pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self._first_token(),
+            bos_token_id=first_token(self.tokenizer),
         )
         return {**found, **pursued}
 
     def _compared(self, decoys: Mismatched) -> dict[str, Array]:
-        """(m,) float32 each: responses after other prompts, and after their own, where both are finite."""
-        other, own = self._losses(decoys, np.arange(len(decoys))), self._losses(self.rows, decoys.responses)
-        both = np.isfinite(other) & np.isfinite(own)
-        return {MISMATCHED: other[both], MATCHED: own[both]}
+        """(m,) each: responses after other prompts, after their own and after an empty one, where all are
+        finite, and their tokens."""
+        other = self._losses(decoys, np.arange(len(decoys)), ["loss"])["loss"]
+        own = self._losses(self.rows, decoys.responses, ["loss", EMPTY_PROMPT_LOSS])
+        found = {MISMATCHED: other, MATCHED: own["loss"], UNPROMPTED: own[EMPTY_PROMPT_LOSS]}
+        tokens = self.rows.response_length[decoys.responses]
+        good = np.isfinite(list(found.values())).all(axis=0)
+        return {name: value[good] for name, value in {**found, PAIR_TOKENS: tokens}.items()}
 
-    def _losses(self, rows: TokenRows, which: Rows) -> Array:
-        """(m,) float32 under the weights of that moment."""
+    def _losses(self, rows: TokenRows, which: Rows, signals: Sequence[str]) -> Mapping[str, Array]:
+        """Signal -> (m,) float32 under the weights of that moment."""
         measure = measurer(
             self.model,
             rows,
-            ["loss"],
+            signals,
             self.settings,
             pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self._first_token(),
+            bos_token_id=first_token(self.tokenizer),
         )
-        return measure(which)["loss"]
+        return measure(which)
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
         return taught_measurer(
@@ -138,15 +151,17 @@ class Look:
             progress=progress,
             once=self.once,
             pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self._first_token(),
+            bos_token_id=first_token(self.tokenizer),
         )
 
     def shown(self, total: int) -> Any:
         return progress(total, "measuring", shown=self.bar)
 
-    def _first_token(self) -> int:
-        first: int | None = self.tokenizer.bos_token_id
-        return int(first if first is not None else self.tokenizer.eos_token_id)
+
+def first_token(tokenizer: Any) -> int:
+    """What a response without a prompt follows: the bos token, or where there is none the eos token."""
+    first: int | None = tokenizer.bos_token_id
+    return int(first if first is not None else tokenizer.eos_token_id)
 
 
 class FirstLook:

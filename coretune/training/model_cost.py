@@ -19,7 +19,7 @@ from coretune.measure.parameters import choose, decoder_blocks, full_shape
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds.sampler import PoolRows
-from coretune.types import Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, Array, Rows
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 
@@ -36,6 +36,7 @@ class ModelCost:
     chosen_parameters   entries of the parameters whose gradients are taken
     references          FLOPs of the rows that others are compared with, measured anew at every look
     trajectory          whether trajectories are measured: a gradient pass of its own over every snapshot
+    empty_prompt        tokens that all prompts end with (`signals.common_ending`)
     pursued             FLOPs of the targets that trajectories are pursued for, at one snapshot
     """
 
@@ -50,6 +51,7 @@ class ModelCost:
     trajectory: bool = False
     pursued: float = 0.0
     counted: bool = True
+    empty_prompt: int = 1
 
     @classmethod
     def of(
@@ -101,10 +103,11 @@ class ModelCost:
             flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
         return flops
 
-    def losses(self, count: int) -> float:
-        """The losses of so many rows of average length."""
+    def pairs(self, count: int) -> float:
+        """The losses of so many responses of average length after two prompts and after an empty one."""
         length = self.rows.length
-        whole = self._look(length, self.rows.response_length, {"loss"})
+        response = self.rows.response_length
+        whole = 2 * self._look(length, response, {"loss"}) + self._look(length, response, {EMPTY_PROMPT_LOSS})
         return whole * count / len(length)
 
     def evaluation(self, lengths: Array) -> float:
@@ -119,6 +122,7 @@ class ModelCost:
             signals,
             blocks=self.blocks,
             chosen_parameters=self.chosen_parameters,
+            empty_prompt=self.empty_prompt,
         )
 
     def _with_references(

@@ -18,6 +18,7 @@ from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import common_ending
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.neighbors.graph import check_k
@@ -29,13 +30,13 @@ from coretune.rounds.schedule import default_measuring
 from coretune.rounds.twins import Twins
 from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
-from coretune.training.look import FirstLook, Look, StoredLook, Target
+from coretune.training.look import FirstLook, Look, StoredLook, Target, first_token
 from coretune.training.model_cost import ModelCost
 from coretune.training.optimizer_check import refuse_optimizer
 from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.teacher import Lesson, School, refuse_school, teach
-from coretune.types import Measure, Rows, Suspicious, Taught, TrainersSeed
+from coretune.types import EMPTY_PROMPT_LOSS, Measure, Rows, Taught, TrainersSeed
 
 log = logging.getLogger("coretune")
 
@@ -73,6 +74,7 @@ class Sight:
         self.harvest: RunHarvest | None = None
         self.lesson = self._lesson()
         self.decoys = self._mismatched()
+        self.twins = self._twins()
         self.cost = self._cost()
         self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS).expanduser())
 
@@ -123,7 +125,7 @@ class Sight:
 
     def _cost(self) -> ModelCost:
         trainer, targets = self.trainer, [target.rows for target in self.targets]
-        return ModelCost.of(
+        cost = ModelCost.of(
             trainer.model,
             trainer.pool_rows,
             self.config.needs,
@@ -132,6 +134,10 @@ class Sight:
             bool(trainer.args.gradient_checkpointing),
             targets,
         )
+        if EMPTY_PROMPT_LOSS not in self.config.needs:
+            return cost
+        ending = common_ending(trainer.pool_rows, first_token(trainer.processing_class))
+        return replace(cost, empty_prompt=len(ending))
 
     def _meter(self, signals_dir: Path) -> Meter | None:
         if not self.config.needs:
@@ -144,8 +150,8 @@ class Sight:
         kept = Kept(lambda: int(self.trainer.state.global_step))
         later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
         later.check()
-        rows = self.trainer.pool_rows
-        twins = Twins.of(len(rows.length), rows.tokens, rows.labels)
+        twins = self.twins
+        assert twins is not None
         in_block = twins.within(BLOCK)  # the first look goes, and is kept, block by block
         stored = StoredLook(
             first,
@@ -173,23 +179,31 @@ class Sight:
         return Meter(look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops())
 
     def _mismatched(self) -> Mismatched | None:
-        selector, trainer, rows = self.config.selector, self.trainer, self.trainer.pool_rows
-        if not (isinstance(selector, Suspicious) and selector.mismatched):
+        noise, trainer, rows = self.config.noise, self.trainer, self.trainer.pool_rows
+        if noise is None:
             return None
-        pairs = Mismatched.of(rows, rows.length, selector.mismatched, self.config.seed)
+        pairs = Mismatched.of(rows, rows.length, noise.pairs, self.config.seed)
         if not len(pairs) and trainer.is_world_process_zero():
             log.warning("%s", selection_log.no_pairs(rows.prompt_length))
         return pairs
 
+    def _twins(self) -> Twins | None:
+        """Which rows are equal, where a measurement or a filter asks."""
+        if not self.config.needs and not self.config.filters:
+            return None
+        rows = self.trainer.pool_rows
+        return Twins.of(len(rows.length), rows.tokens, rows.labels)
+
     def _decoy_flops(self) -> float:
-        return 0.0 if self.decoys is None else self.cost.losses(2 * len(self.decoys))
+        return 0.0 if self.decoys is None else self.cost.pairs(len(self.decoys))
 
     def _harvested(self) -> Callable[[], Any] | None:
         """What a refresh asks the training steps for; None where nothing is harvested."""
         if not self._harvests():
             return None
         trainer = self.trainer
-        self.harvest = RunHarvest(trainer.model, self.config.needs, self.settings, trainer.processes)
+        shown = [name for name in self.config.needs if name != EMPTY_PROMPT_LOSS]
+        self.harvest = RunHarvest(trainer.model, shown, self.settings, trainer.processes)
         return self.harvest.taken
 
     def _harvests(self) -> bool:

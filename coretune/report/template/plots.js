@@ -130,13 +130,13 @@ function overlap() {
     hovertemplate: `%{z:.0%} of the coreset of ${unit} %{x} was in that of ${unit} %{y}<extra></extra>`,
   }], { xaxis: { ...title("later, " + unit), type: "category" }, yaxis: { ...title("earlier, " + unit), type: "category", autorange: "reversed" } });
 }
-function held() {
-  if (!Object.keys(R.held_back[last]).length) return;
-  const x = R.refreshes.map((_, i) => at(i)), texts = Object.keys(R.held_back[last]).filter(text => R.held_back.some(h => h[text] > 0));
-  draw("held", texts.map((text, i) => ({
-    type: "bar", name: plain(text), x: x.map(String), y: R.held_back.map(h => h[text]), marker: { color: [RED, PINK, ORANGE, EARLIER][i % 4] },
-    hovertemplate: "%{y:.1%}<extra>" + plain(text) + "</extra>",
-  })), { barmode: "stack", xaxis: { ...title(unit), type: "category" }, yaxis: share });
+function filtered() {
+  if (!R.filters.length) return;
+  const x = R.refreshes.map((_, i) => String(at(i)));
+  draw("filtered", R.filters.map(({ name }, i) => ({
+    type: "bar", name: plain(name), x, y: R.filtered.map(taken => taken[name] ?? 0), marker: { color: [RED, PINK, ORANGE, EARLIER][i % 4] },
+    hovertemplate: "%{y:,} rows<extra>" + plain(name) + "</extra>",
+  })), { barmode: "stack", xaxis: { ...title(unit), type: "category" }, yaxis: title("rows") });
 }
 function coverage() {
   if (!R.coverage.share.length) return;
@@ -182,4 +182,4 @@ function said() {
     { x: curve.filter(p => p[0] === now.alpha).map(p => p[0]), y: curve.filter(p => p[0] === now.alpha).map(p => p[1]), name: "taken", mode: "markers", marker: { color: RED, size: 12, symbol: "diamond" }, hovertemplate: "taken: α %{x:.3f}<extra></extra>" },
   ], { showlegend: true, xaxis: { ...title("α"), range: [-0.02, 1.02] } });
 }
-const MOVING = [map, components, sources, lengths, copies, coverage, said, loss], STILL = [overlap, held, approximation, curves];
+const MOVING = [map, components, sources, lengths, copies, coverage, said, loss], STILL = [overlap, filtered, approximation, curves];

@@ -15,7 +15,8 @@ function verdict(i) {
   if (state.rank[i] === null) return "not recorded at this selection";
   if (isIn(state, i)) return `chosen, number ${state.rank[i] + 1}, worth ${number(state.gain[i])}`;
   if (state.excluded[i]) return "may not be chosen: " + state.excluded[i];
-  const code = state.components.held_back?.[i], first = code ? "held back, " + R.held_back_texts[code] : "not chosen";
+  const taker = state.filtered[i], why = taker && R.filters.find(filter => filter.name === taker)?.says;
+  const first = taker ? "filtered out by " + taker + (why ? ", " + why : "") : "not chosen";
   if (!state.representative[i]) return first;
   return state.closeness[i] === null ? `${first}; ${state.representative[i]} stands for it` : `${first}; ${state.representative[i]} is the nearest chosen row, cosine ${state.closeness[i].toFixed(3)}`;
 }

@@ -1,0 +1,124 @@
+"""Rows whose response seems wrong: their own prompt does not make it likelier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from coretune.filters.contrast import LEAST_TOLD, Decision, decide
+from coretune.select.ranking import usable_feature
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    MATCHED,
+    MISMATCHED,
+    PAIR_TOKENS,
+    RESPONSE_TOKENS,
+    UNPROMPTED,
+    Array,
+    Budget,
+    Pool,
+    Verdict,
+)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Ours, told by contrast (`contrast.py`): a right response is far likelier with its prompt than without.
+
+    pairs       prompts with another row's response that are measured before every selection, beside the same
+                responses after their own prompts and after an empty one (`Pool.references`): they say what
+                wrong responses score
+    least_told  in [0, 1]: noise detection is on where right and wrong responses are told apart at least so
+                well (area under the ROC curve); else no row is taken out, and the log says so. 0 = always on
+
+    How many rows are flagged is decided from the scores; no share has to be given.
+
+    score    nats by which the response is likelier without its prompt; far below 0 for a right row
+    figures  noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
+             the median losses of the pairs' responses after their own and after other prompts
+    """
+
+    pairs: int = 64
+    least_told: float = LEAST_TOLD
+
+    name: ClassVar[str] = "noise"
+    says: ClassVar[str] = "flagged as noisy: its prompt does not make its response likelier"
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise ValueError(f"noise.pairs is {self.pairs}: give at least 1 pair, or leave noise out")
+        if not 0.0 <= self.least_told <= 1.0:
+            raise ValueError(
+                f"noise.least_told is {self.least_told}: give a number from 0 to 1; 0 = always on"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("loss", EMPTY_PROMPT_LOSS)
+
+    def judge(self, pool: Pool, budget: Budget) -> Verdict:
+        found, score = self.decision(pool), scores(pool)
+        if found is None:
+            return Verdict(pool.usable.copy(), score)
+        keep = pool.usable & ~(score >= found.cut) if self._is_on(found) else pool.usable.copy()
+        return Verdict(keep, score, self.figures(pool))
+
+    def figures(self, pool: Pool) -> dict[str, Any]:
+        """What a selection says of the noise in its pool; {} without two pairs."""
+        found = self.decision(pool)
+        if found is None:
+            return {}
+        return {
+            "noise_on": int(self._is_on(found)),
+            "noise_told": round(found.told, 3),
+            "noise_share": round(found.share, 3),
+            "noise_cut": round(found.cut, 3),
+            **{name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)},
+        }
+
+    def on(self, pool: Pool) -> bool:
+        """Whether the model can tell a response to another prompt from one to its own."""
+        found = self.decision(pool)
+        return found is not None and self._is_on(found)
+
+    def suspects(self, pool: Pool) -> int:
+        """How many of the pairs' responses score as high after their own prompts as half of them do after
+        others."""
+        own, other = pair_scores(pool)
+        return int((own >= np.median(other)).sum()) if len(other) else 0
+
+    def decision(self, pool: Pool) -> Decision | None:
+        """For the usable rows; before they were measured, for the pairs' own. None without two pairs."""
+        own, other = pair_scores(pool)
+        if len(other) < 2:
+            return None
+        measured = EMPTY_PROMPT_LOSS in pool.features and bool(pool.usable.any())
+        return decide(scores(pool)[pool.usable] if measured else own, own, other)
+
+    def _is_on(self, found: Decision) -> bool:
+        return self.least_told == 0.0 or (found.on and found.told >= self.least_told)
+
+
+def scores(pool: Pool) -> Array:
+    """(n,) float32: T (l − h) of `contrast.py`; NaN for rows that are not usable."""
+    loss, empty = usable_feature(pool, "loss"), usable_feature(pool, EMPTY_PROMPT_LOSS)
+    found = pool.feature(RESPONSE_TOKENS) * (loss.astype(np.float64) - empty)
+    return np.where(pool.usable, found, np.nan).astype(np.float32)
+
+
+def pair_scores(pool: Pool) -> tuple[Array, Array]:
+    """(m,) float64 each: of the pairs' responses after their own prompts, and after others.
+
+    ValueError where nobody has measured them.
+    """
+    names = (MATCHED, MISMATCHED, UNPROMPTED, PAIR_TOKENS)
+    missing = [name for name in names if name not in pool.references]
+    if missing:
+        raise ValueError(
+            f"the pool has no references[{missing[0]!r}], of responses after other rows' prompts and after "
+            "their own: measure them, or leave noise out of coreset.filters"
+        )
+    own, other, empty, tokens = (pool.references[name].astype(np.float64) for name in names)
+    return tokens * (own - empty), tokens * (other - empty)

@@ -1,0 +1,302 @@
+"""Which rows may be chosen: duplicates, noise, cooldown, and what they leave of a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coretune.filters import FILTERS, chain, says
+from coretune.filters.cooldown import Cooldown
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.noise import Noise
+from coretune.filters.room import shrunk
+from coretune.select.copies import copy_groups
+from coretune.select.random import Random
+from coretune.testing import synthetic_pool
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    EQUAL_TO,
+    RESPONSE_TOKENS,
+    TRAINED_AT,
+    TRAINED_TIMES,
+    Array,
+    Budget,
+    Pool,
+    Quota,
+    Verdict,
+)
+
+POOL = synthetic_pool(60, 6, 2, unusable=0.1)
+USABLE = np.flatnonzero(POOL.usable)
+
+
+def with_features(pool: Pool = POOL, **features: Array) -> Pool:
+    return dataclasses.replace(pool, features={**pool.features, **features})
+
+
+def trained(at: Array, times: Array | None = None, **more: Array) -> Pool:
+    given = np.zeros(POOL.n, np.int32) if times is None else times
+    return with_features(**{TRAINED_AT: at, TRAINED_TIMES: given, **more})
+
+
+def kept(filter: Any, pool: Pool, budget: Budget) -> Array:
+    return np.flatnonzero(pool.usable & filter.judge(pool, budget).keep)
+
+
+# ------------------------------------------------------------------------------------------ duplicates
+
+
+def test_of_equal_rows_the_lowest_usable_one_may_be_chosen() -> None:
+    pool = synthetic_pool(60, 6, 0, copies=0.5, unusable=0.2)
+    verdict = Duplicates().judge(pool, Budget(5))
+    groups = pool.feature(EQUAL_TO)
+    left = np.flatnonzero(verdict.keep)
+    usable = np.flatnonzero(pool.usable)
+    assert sorted(groups[left]) == sorted(set(groups[usable].tolist()))
+    assert all(left[groups[left] == group] == usable[groups[usable] == group].min() for group in groups[left])
+    assert (verdict.score[usable] == ~verdict.keep[usable]).all()
+
+
+def test_near_duplicates_go_only_where_a_cosine_is_given() -> None:
+    """Of rows that answer alike the one of least loss stays."""
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    apart = with_features(pool, **{EQUAL_TO: np.arange(60, dtype=np.int32)})
+    assert Duplicates().judge(apart, Budget(5)).keep.all()
+    near = Duplicates(near=0.999)
+    assert set(near.needs) == {"response_embedding", "loss"}
+    loss = np.arange(60, 0, -1).astype(np.float32)
+    left = np.flatnonzero(near.judge(with_features(apart, loss=loss), Budget(5)).keep)
+    groups = copy_groups(pool, 0.999, "response_embedding")
+    assert left.tolist() == sorted(np.flatnonzero(groups == group).max() for group in set(groups.tolist()))
+
+
+def test_rows_that_point_the_same_way_as_all_are_no_near_duplicates() -> None:
+    """Hidden states with a common part a hundred times as long as what tells them apart."""
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    answers = pool.features["response_embedding"]
+    common = np.eye(6, dtype=np.float32)[0] * 100 + answers
+    alike = common / np.linalg.norm(common, axis=1, keepdims=True)
+    assert (alike @ alike.T).min() > 0.999
+    bent = with_features(pool, response_embedding=alike)
+    copies = [copy_groups(each, 0.999, "response_embedding") for each in (pool, bent)]
+    assert copies[0].tolist() == copies[1].tolist()
+    assert 30 <= len(np.unique(copies[0])) < 60
+    same = dataclasses.replace(pool, features={"response_embedding": np.tile(alike[:1], (60, 1))})
+    assert len(np.unique(copy_groups(same, 0.999, "response_embedding"))) < 30  # each with its neighbours
+
+
+# -------------------------------------------------------------------------------------------- cooldown
+
+
+def test_rows_just_trained_on_cool_down_and_those_trained_longest_ago_come_back_first() -> None:
+    at = np.full(POOL.n, -1, np.int32)
+    at[USABLE[:20]], at[USABLE[20:40]] = 5, 4
+    pool, fresh = trained(at), set(USABLE[40:].tolist())
+    assert set(kept(Cooldown(coresets=2), pool, Budget(9))) == fresh
+    assert set(kept(Cooldown(coresets=1), pool, Budget(9))) == fresh | set(USABLE[20:40].tolist())
+    more = set(kept(Cooldown(coresets=2), pool, Budget(len(fresh) + 5)))
+    assert more == fresh | set(USABLE[20:40].tolist())  # all that are equal in it, for the method to choose
+    assert len(kept(Cooldown(coresets=5), pool, Budget(len(USABLE)))) == len(USABLE)
+    tokens = Budget(int(POOL.cost[USABLE].sum()), "tokens")
+    assert len(kept(Cooldown(coresets=5), pool, tokens)) == len(USABLE)
+
+
+def test_nothing_cools_down_before_a_coreset_was_trained_on() -> None:
+    assert len(kept(Cooldown(), trained(np.full(POOL.n, -1, np.int32)), Budget(9))) == len(USABLE)
+
+
+def test_rows_are_trained_on_as_often_as_is_their_share() -> None:
+    """All once, twenty of them nine times: more than their share, unless their region is worth more."""
+    at, times = np.zeros(POOL.n, np.int32), np.ones(POOL.n, np.int32)
+    at[USABLE[-1]] = 9  # long ago for all others
+    often = USABLE[:20]
+    times[often] = 9
+    alike = kept(Cooldown(coresets=1), trained(at, times), Budget(20))
+    assert not np.isin(often, alike).any()
+    assert np.isin(often, kept(Cooldown(coresets=1), trained(at, times), Budget(len(USABLE) - 1))).all()
+    loss = np.full(POOL.n, 0.1, np.float32)
+    assert POOL.graph is not None
+    near = POOL.graph.neighbors[often[0]]
+    loss[near[near >= 0]] = 10  # the region of one of them
+    by_loss = kept(Cooldown(coresets=1, by="loss"), trained(at, times, loss=loss), Budget(20))
+    assert often[0] in by_loss
+    assert (~np.isin(often, by_loss)).sum() > 10
+
+
+# --------------------------------------------------------------------------------------------- in a chain
+
+
+@dataclasses.dataclass(frozen=True)
+class Below:
+    """Takes out the rows below a number."""
+
+    row: int
+
+    name = "below"
+    says = "too low"
+    needs: tuple[str, ...] = ()
+
+    def judge(self, pool: Pool, budget: Budget) -> Any:
+        keep = np.arange(pool.n) >= self.row
+        return Verdict(keep, np.zeros(pool.n, np.float32), {"seen": int(pool.usable.sum())})
+
+
+def test_each_filter_sees_what_those_before_it_left_and_a_row_counts_for_the_first() -> None:
+    pool = synthetic_pool(60, 6, 0, copies=0.5)
+    left = chain.apply([Duplicates(), Below(20)], pool, Budget(5))
+    chosen = left.noted(Random().select(left.pool, left.budget, np.random.default_rng(0)))
+    duplicates, below = chosen.filtered_by("duplicates"), chosen.filtered_by("below")
+    assert duplicates is not None
+    assert below is not None
+    assert not (duplicates & below).any()
+    assert chosen.figures["seen"] == 60 - duplicates.sum()
+    assert chosen.figures["filtered_duplicates"] == duplicates.sum()
+    assert chosen.figures["filtered_below"] == below.sum()
+    assert (chosen.indices >= 20).all()
+    assert not duplicates[chosen.indices].any()
+    assert {"duplicates", "below"} <= set(chosen.reasons)
+    assert pool.usable.all()  # the pool itself is as it was
+
+
+def test_no_filter_is_the_bare_method() -> None:
+    left = chain.apply([], POOL, Budget(5))
+    bare = Random().select(POOL, Budget(5), np.random.default_rng(0))
+    assert left.noted(bare) is bare
+    assert left.pool is POOL
+
+
+@pytest.mark.parametrize("unit", ["rows", "tokens"])
+def test_a_budget_that_filters_leave_too_few_rows_for_shrinks_and_the_log_says_so(
+    unit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    size = POOL.cost if unit == "tokens" else np.ones(POOL.n, int)
+    there = int(size[USABLE[USABLE >= 40]].sum())
+    with caplog.at_level(logging.WARNING, "coretune"):
+        left = chain.apply([Below(40)], POOL, Budget(there + 7, unit))
+    assert left.budget == Budget(there, unit)
+    assert f"filters leave {there} of the {there + 7} {unit}" in caplog.text
+    assert f"below {(USABLE < 40).sum()}" in caplog.text
+    assert chain.apply([Below(40)], POOL, Budget(there, unit)).budget == Budget(there, unit)
+
+
+def test_filters_that_leave_no_row_that_fits_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"leave no row that fits.*below 54.*raise the budget"):
+        chain.apply([Below(60)], POOL, Budget(3))
+    with pytest.raises(ValueError, match="leave no row that fits"):
+        chain.apply([Below(40)], POOL, Budget(int(POOL.cost[USABLE[USABLE >= 40]].min()) - 1, "tokens"))
+
+
+def test_a_quota_shrinks_with_the_rows_that_are_left_of_a_group() -> None:
+    group = np.arange(60) % 2
+    pool = dataclasses.replace(POOL, usable=(np.arange(60) >= 50) & (group == 0))
+    budget = Budget(20, "rows", Quota(group, np.array([8, 6]), np.array([12, 12]), ("a", "b")))
+    less = shrunk(budget, pool)
+    assert less.amount == 5
+    assert less.quota is not None
+    assert (less.quota.least.tolist(), less.quota.most.tolist()) == ([5, 0], [12, 12])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Duplicates(near=1.5), "duplicates.near is 1.5: give a cosine"),
+        (lambda: Cooldown(coresets=0), "cooldown.coresets is 0: give at least 1"),
+        (lambda: Cooldown(by="luck"), "cooldown.by is 'luck': give one of count, loss"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_setting_out_of_range_is_an_error(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_every_filter_says_why_in_words() -> None:
+    assert all(says(name) == kind.says for name, kind in FILTERS.items())
+    assert says("mine") == ""
+
+
+# ------------------------------------------------------------------------------------------------ noise
+
+
+def noisy_pool(
+    wrong: float, n: int = 2000, m: int = 64, told: float = 4.0, seed: int = 0
+) -> tuple[Pool, Array]:
+    """Responses of 5 to 60 tokens whose prompts save 1 to 3 nats a token, and which are wrong."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, 60, n)
+    is_wrong = rng.random(n) < wrong
+    empty = rng.normal(4, 0.3, n)
+    saved = np.where(is_wrong, 0, told * rng.uniform(0.25, 0.75, n)) + rng.normal(0, 2, n) / tokens
+    some = rng.choice(n, m, replace=False)
+    known = {
+        "unprompted_loss": empty[some],
+        "matched_loss": (empty - saved)[some],
+        "mismatched_loss": empty[some] + rng.normal(0, 2, m) / tokens[some],
+        "pair_tokens": tokens[some],
+    }
+    features = {"loss": empty - saved, EMPTY_PROMPT_LOSS: empty, RESPONSE_TOKENS: tokens}
+    nobody = np.zeros(n, np.int32)
+    return Pool(features, tokens + 9, nobody, np.ones(n, bool), references=known), is_wrong
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.02, 0.05, 0.2, 0.4])
+def test_wrong_responses_are_flagged_whatever_their_share_and_hardly_any_right_one(wrong: float) -> None:
+    flagged, right = [], []
+    for seed in range(5):
+        pool, is_wrong = noisy_pool(wrong, seed=seed)
+        verdict = Noise().judge(pool, Budget(5))
+        assert verdict.figures["noise_on"] == 1
+        assert verdict.figures["noise_share"] == pytest.approx(wrong, abs=0.15)
+        flagged.append((~verdict.keep)[is_wrong].mean() if wrong else 1)
+        right.append((~verdict.keep)[~is_wrong].mean())
+    assert np.mean(flagged) >= 0.85
+    assert np.mean(right) <= 0.02
+
+
+def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() -> None:
+    pool, _ = noisy_pool(0.2, told=0.0)
+    verdict = Noise().judge(pool, Budget(5))
+    assert verdict.keep.all()
+    assert verdict.figures["noise_on"] == 0
+    assert verdict.figures["noise_told"] < 0.8
+    assert not Noise().on(pool)
+    always = Noise(least_told=0.0).judge(pool, Budget(5))
+    assert always.figures["noise_on"] == 1
+    assert not Noise(least_told=1.0).on(noisy_pool(0.3)[0])
+
+
+def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_right_rows() -> None:
+    """A young model: prompts save little, so nine in ten wrong rows cannot be had."""
+    pool, is_wrong = noisy_pool(0.3, told=0.25)
+    found = Noise(least_told=0.0).judge(pool, Budget(5))
+    assert (~found.keep)[~is_wrong].mean() < 0.15
+    assert (~found.keep)[is_wrong].mean() > 0.4
+
+
+def test_the_noise_score_is_what_the_prompt_costs_in_nats_and_unusable_rows_have_none() -> None:
+    pool, _ = noisy_pool(0.2)
+    pool.usable[3] = False
+    score = Noise().judge(pool, Budget(5)).score
+    loss, empty = pool.features["loss"], pool.features[EMPTY_PROMPT_LOSS]
+    assert score[7] == pytest.approx(pool.features[RESPONSE_TOKENS][7] * (loss[7] - empty[7]), rel=1e-5)
+    assert np.isnan(score[3])
+
+
+def test_before_rows_are_measured_their_pairs_say_whether_noise_can_be_told() -> None:
+    pool, _ = noisy_pool(0.2)
+    unmeasured = dataclasses.replace(pool, features={})
+    assert Noise().on(unmeasured)
+    assert Noise().suspects(unmeasured) > 0
+    assert Noise().suspects(dataclasses.replace(noisy_pool(0.0)[0], features={})) == 0
+    few = {name: value[:1] for name, value in pool.references.items()}
+    alone = dataclasses.replace(pool, references=few)
+    assert not Noise().on(alone)
+    assert Noise().judge(alone, Budget(5)).keep.all()
+
+
+def test_pairs_that_nobody_has_measured_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no references\[.matched_loss.\].*leave noise out"):
+        Noise().judge(dataclasses.replace(POOL, references={}), Budget(5))
