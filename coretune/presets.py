@@ -2,7 +2,7 @@
 
 grace        what the evidence chose: GRACE's coverage with our filters (LOG.md)
 grace-paper  GRACE as it was published, and nothing else: every setting with what the paper says of it
-brief, gtp   as their papers have them (`select/brief.py`, `select/gtp.py`): one selection, after a warm-up run
+brief, gtp   as their papers have them (`select/brief.py`, `gtp.py`): one selection, after a warm-up run
 
 Every other method is bare: without filters, and with its own defaults.
 """

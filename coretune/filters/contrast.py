@@ -29,7 +29,7 @@ from coretune.types import Array
 MISSED, FLAGGED = 0.1, 0.05  # of wrong rows, of right ones [choice: settled on two pools, docs/grace.md]
 #: Detection is on where right and wrong are told apart at least so well (area under the ROC curve), and the
 #: share of wrong rows that is estimated is at most so large.
-LEAST_TOLD, MOST_WRONG = 0.85, 0.6
+LEAST_TOLD, MOST_WRONG = 0.9, 0.6
 
 
 @dataclass(frozen=True)
