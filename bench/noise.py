@@ -9,7 +9,7 @@ training and after each of --steps steps on random rows, right and wrong ones:
     loss                of the response after its own prompt
     IFD's ratio         loss over that after the bos token alone (Li et al., NAACL 2024)
     empty prompt        loss over that after what all prompts end with
-    total               nats of the whole response that its prompt saves: the filter's score (`filters/contrast.py`)
+    total               nats of the whole response that its prompt saves: the score of `contrast.py`
     1, 4 others         loss over the mean loss after so many other rows' prompts, drawn at random
     1, 4 near others    the same of the nearest prompts by embedding
     neighbours          loss over the median loss of the ten nearest prompts' rows
@@ -262,7 +262,7 @@ def _shares(flagged: Array, wrong: Array) -> dict[str, float | None]:
 
 
 def missed(line: dict[str, Any]) -> list[str]:
-    """Targets that a line of step 0 misses. A wrong option is well formed, so `choice` has none but the cost."""
+    """Targets that a line of step 0 misses. A wrong option is well formed: `choice` has none but the cost."""
     found, flagged, told = [], line["flagged"], f"{line['pool']}, step {line['step']}"
     least = next((least for name, least in AUCS.items() if line["pool"].startswith(name)), None)
     if least is not None and line["auc"]["total"] < least:

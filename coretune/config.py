@@ -320,7 +320,7 @@ def filters_of(given: Any) -> tuple[Filter, ...]:
     """The filters of a list of names, or of {name: {setting: value}}. Raises ConfigError."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         raise ConfigError(
-            f"coreset.filters is {given!r:.80}: give a list, as [{', '.join(FILTERS)}]; [] = no filter"
+            f"coreset.filters is {given!r:.80}: give a list of {', '.join(FILTERS)}; [] = no filter"
         )
     return tuple(entry if isinstance(entry, Filter) else _filter(entry) for entry in given)
 

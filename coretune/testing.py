@@ -253,7 +253,6 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
     return {
         "loss": loss,
         "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
-        EMPTY_PROMPT_LOSS: loss + rng.spawn(1)[0].normal(1.0, 0.6, size=n).astype(np.float32),
         "previous_loss": np.where(rng.random(n) < 0.2, np.nan, loss + rng.normal(size=n)).astype(np.float32),
         "response_embedding": _clustered(rng, n, d),
         "prompt_embedding": _clustered(rng, n, d),
@@ -267,6 +266,7 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
         "trained_times": other.integers(0, 3, size=n).astype(np.float32),
         "if_gradient": other.gamma(2.0, 0.5, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
+        EMPTY_PROMPT_LOSS: loss + other.normal(1.0, 0.6, size=n).astype(np.float32),
     }
 
 

@@ -283,17 +283,18 @@ def test_filters_of_a_method_are_those_of_its_preset_and_an_empty_list_turns_all
     [
         (
             "noise",
-            "coreset.filters is 'noise': give a list, as [duplicates, noise, cooldown]; [] = no filter",
+            "coreset.filters is 'noise': give a list of duplicates, noise, neighbours, cooldown; [] = no filter",
         ),
         (
             ["noize"],
-            "coreset.filters has 'noize', did you mean 'noise'?; there are duplicates, noise, cooldown",
+            "coreset.filters has 'noize', did you mean 'noise'?; there are duplicates, noise, neighbours, cooldown",
         ),
         ([{"noise": {"pair": 3}}], "unknown key coreset.filters.noise.pair, did you mean 'pairs'?"),
         ([{"cooldown": {"coresets": "x"}}], "coreset.filters.cooldown.coresets is 'x': input should be"),
         ([{"cooldown": {"coresets": 0}}], "coreset: cooldown.coresets is 0: give at least 1"),
         ([{"cooldown": 3}], "coreset.filters.cooldown is 3: give its settings as {setting: value}"),
         (["noise", "noise"], "coreset: filters has noise twice"),
+        (["noise", "neighbours"], "coreset: filters has noise and neighbours: give one of them"),
         ([{}], "coreset.filters has {}; there are duplicates"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from coretune.filters import FILTERS, chain, says
 from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
+from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
 from coretune.filters.room import shrunk
 from coretune.select.copies import copy_groups
@@ -300,3 +302,50 @@ def test_before_rows_are_measured_their_pairs_say_whether_noise_can_be_told() ->
 def test_pairs_that_nobody_has_measured_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"no references\[.matched_loss.\].*leave noise out"):
         Noise().judge(dataclasses.replace(POOL, references={}), Budget(5))
+
+
+# ------------------------------------------------------------------------------------------- neighbours
+
+
+def pairs_of(mismatched: Sequence[float], own: Sequence[float]) -> dict[str, Array]:
+    """Losses of responses after other rows' prompts, and after their own."""
+    return {"mismatched_loss": np.float32(mismatched), "matched_loss": np.float32(own)}
+
+
+def test_rows_whose_loss_is_far_above_their_neighbours_are_flagged() -> None:
+    """Neighbours have 1, a mismatched response 6: a third of the way is 2.65. And 1.6 is not 1.65 times 1."""
+    loss = np.ones(POOL.n, np.float32)
+    hard, harder, wrong = USABLE[3], USABLE[8], USABLE[15]
+    loss[[hard, harder, wrong]] = 1.6, 2.6, 2.7
+    pool = dataclasses.replace(with_features(loss=loss), references=pairs_of([2, 6, 40], [1]))
+    verdict = Neighbours().judge(pool, Budget(5))
+    assert np.flatnonzero(pool.usable & ~verdict.keep).tolist() == [wrong]
+    assert verdict.score[[hard, wrong]] == pytest.approx([0.12, 0.34])
+    assert verdict.figures == {"matched_loss": 1.0, "mismatched_loss": 6.0, "noise_on": 1}
+
+
+def test_responses_asked_about_seem_wrong_by_their_loss_and_by_the_other_prompt() -> None:
+    """They have 1, a mismatched response 6: as above 2.6 does not seem wrong and 2.7 does."""
+    own, other = [1, 1, 1, 1, 1, 2.6, 2.7, 9, 9], [6, 6, 6, 6, 1, 2.6, 3, 10, 10.5]
+
+    def asked(own: Sequence[float], other: Sequence[float]) -> Pool:
+        return dataclasses.replace(POOL, references=pairs_of(other, own))
+
+    assert Neighbours().suspects(asked(own, other)) == 2
+    assert Neighbours().suspects(asked([1, 1, 9], [6, 6, 90])) == 0
+    assert Neighbours().suspects(asked([], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("mismatched", "own", "on"),
+    [([1.19] * 2, [1, 1, 9], False), ([1.21], [1, 1, 9], True), ([5], [], False), ([], [1], False)],
+)
+def test_neighbours_count_where_another_prompt_raises_the_loss(
+    mismatched: list[float], own: list[float], on: bool
+) -> None:
+    loss = np.ones(POOL.n, np.float32)
+    loss[USABLE[-1]] = 3.0
+    pool = dataclasses.replace(with_features(loss=loss), references=pairs_of(mismatched, own))
+    told = Neighbours(on_above=1.2)
+    assert told.on(pool) == on
+    assert (~told.judge(pool, Budget(5)).keep & pool.usable).any() == on

@@ -192,7 +192,8 @@ def test_a_response_is_compared_where_all_its_losses_are_finite(
         },
     }
     monkeypatch.setattr(Look, "_losses", lambda look, of, which, signals: losses[id(of)])
-    found = dataclasses.replace(a_look(model, ("loss",)), rows=rows, decoys=decoys).references()
+    look = a_look(model, ("loss", "empty_prompt_loss"))
+    found = dataclasses.replace(look, rows=rows, decoys=decoys).references()
     assert found["mismatched_loss"].tolist() == [2, 3]
     assert found["matched_loss"].tolist() == [6, 7]
     assert found["unprompted_loss"].tolist() == [8, 9]

@@ -123,32 +123,23 @@ def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
 def test_rows_flagged_as_noisy_are_measured_again() -> None:
     """Some at a refresh, those of the oldest measurements: a row that is no longer flagged competes again."""
 
-    class Sceptic:
-        """Flags whatever its last measurement found above 0.5."""
-
-        needs = (*FacilityLocation().needs, "loss")
-
-        def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-            out = pool.feature("loss") > 0.5
-            chosen = FacilityLocation().select(
-                dataclasses.replace(pool, usable=pool.usable & ~out), budget, rng
-            )
-            return dataclasses.replace(chosen, filters=("noise",), filtered=out.astype(np.int8))
-
     class Learning(FakeModel):
-        """Every loss is high until the model is five rounds old."""
+        """The losses of ten rows are those of wrong ones until the model is five rounds old."""
 
         def signal(self, name: str) -> Array:
             if name != "loss":
                 return super().signal(name)
-            return np.full(N, 0.1 if self.age >= 5 else 0.9) * (np.arange(N) < 20) + 0.1
+            return np.full(N, 0.1 if self.age >= 5 else 9.0, np.float32) * (np.arange(N) < 10) + 0.1
 
     settings = {"anchors": "candidates", "look_again": 1.0, "anchor_share": 0.2, "propagate": "none"}
-    run = Run(config(Sceptic(), **settings), Learning(N, drift=0.0)).go(10)
-    assert all(len(np.intersect1d(rows, np.arange(20))) <= 8 for rows in run.model.looks[1:5])
+    run = Run(config(filters=(Noise(pairs=8),), **settings), Learning(N, drift=0.0)).go(10)
+    assert all(len(np.intersect1d(rows, np.arange(10))) <= 8 for rows in run.model.looks[1:5])
+    flagged = run.states[4].coreset.filtered_by("noise")
+    assert flagged is not None
+    assert np.flatnonzero(flagged).tolist() == list(range(10))
     early, late = run.states[4].pool.feature("loss"), run.state.pool.feature("loss")
-    assert (early[:20] > 0.5).all()
-    assert (late[:20] < 0.5).all()
+    assert (early[:10] > 0.5).all()
+    assert (late[:10] < 0.5).all()
 
 
 def test_equal_rows_are_looked_at_once_and_known_alike() -> None:

@@ -1,7 +1,8 @@
 """Pool -> which rows may be chosen: every filter by the name it has in a configuration, for every method.
 
 duplicates  of equal rows one
-noise       rows whose response seems wrong
+noise       rows whose prompt does not make their response likelier
+neighbours  rows whose loss is far above that of rows that ask alike
 cooldown    rows that were trained on not long ago
 
 chain.py applies several, one after the other; filters are ours, not a published method's.
@@ -11,10 +12,14 @@ from __future__ import annotations
 
 from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
+from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
 
-FILTERS: dict[str, type[Duplicates | Noise | Cooldown]] = {
-    kind.name: kind for kind in (Duplicates, Noise, Cooldown)
+#: Filters that tell noise, for which pairs of a prompt and another row's response are measured.
+TellsNoise = Noise | Neighbours
+
+FILTERS: dict[str, type[Duplicates | Noise | Neighbours | Cooldown]] = {
+    kind.name: kind for kind in (Duplicates, Noise, Neighbours, Cooldown)
 }
 
 

@@ -94,7 +94,7 @@ def _filters(found: Mapping[str, float]) -> list[str]:
     parts = []
     if taken:
         parts.append("filtered out: " + ", ".join(f"{name} {many:,.0f}" for name, many in taken.items()))
-    if "noise_told" not in found:
+    if "mismatched_loss" not in found:
         return parts
     costs = (
         f"median loss {found['matched_loss']:.2f} nats, after another prompt {found['mismatched_loss']:.2f}"
@@ -103,8 +103,10 @@ def _filters(found: Mapping[str, float]) -> list[str]:
     if "suspects" in found:
         parts.append(f"{drawn}none of the responses asked about seems wrong ({costs})")
     elif not found["noise_on"]:
-        told = f"its prompt tells a right response from a wrong one with an AUC of {found['noise_told']:.2f}"
-        parts.append(f"{drawn}noise detection is off: {told} ({costs})")
+        told = ""
+        if "noise_told" in found:
+            told = f"right and wrong are told apart with an AUC of {found['noise_told']:.2f}; "
+        parts.append(f"{drawn}noise detection is off ({told}{costs})")
     return parts
 
 

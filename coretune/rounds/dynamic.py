@@ -163,7 +163,7 @@ def _refresh(config: CoresetConfig, state: State, meter: Meter | None, ledger: L
             return replace(state, pool=pool)
         with ledger.phase("graph"):
             figures |= _graph_figures(config, state, pool)
-    coreset = with_found(state, looked, select(config, looked.choosing, state.round, ledger))
+    coreset = with_found(config, state, looked, select(config, looked.choosing, state.round, ledger))
     seconds = ledger.clock() - began
     figures |= _audit(config, state, pool, coreset, meter, ledger)
     same = overlap(state.coreset.indices if state.selections else None, coreset.indices)

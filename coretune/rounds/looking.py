@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from coretune.filters.noise import Noise
+from coretune.filters import TellsNoise
 from coretune.ledger import Ledger
 from coretune.refreshing.refresh import UNIT
 from coretune.rounds.schedule import CoresetConfig
@@ -87,7 +87,7 @@ def look_around(config: CoresetConfig, state: State, meter: Meter | None, ledger
     what is trained on was looked at not long before, and what turns out contradicted gives way. The first of
     these looks is also at some of those held back as contradicted, so that nobody stays out by an old look.
 
-    Where a model cannot tell wrong rows from right ones (`Noise.on`) that buys nothing, nor where
+    Where a model cannot tell wrong rows from right ones (`TellsNoise`) that buys nothing, nor where
     hardly anybody turned out contradicted and training itself shows where the model errs (`harvest`): then
     [choice] only some rows drawn at random are looked at, and some of those held back, each time the run is
     `look_again` times as old, to see whether it is so still.
@@ -179,7 +179,7 @@ def _placed(pool: Pool, before: Pool) -> Pool:
     return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
 
-def noise_sought(config: CoresetConfig) -> Noise | None:
+def noise_sought(config: CoresetConfig) -> TellsNoise | None:
     """The noise filter, where candidates are measured to know which of them are noisy.
 
     [choice] GRACE's alone: what it covers changes little while a model is trained (LOG.md). Other methods
@@ -215,14 +215,16 @@ def due(look_again: float, now: int, last: int) -> bool:
     return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
 
 
-def with_found(state: State, looked: Looked, chosen: Coreset) -> Coreset:
+def with_found(config: CoresetConfig, state: State, looked: Looked, chosen: Coreset) -> Coreset:
     """With FOUND among its figures; that of the last selection where nobody new was looked at.
 
     [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
     """
-    flagged, before = chosen.filtered_by(Noise.name), state.coreset.filtered_by(Noise.name)
-    if flagged is None or not chosen.figures.get("noise_on"):
+    if config.noise is None or not chosen.figures.get("noise_on"):
         return chosen
+    name = config.noise.name
+    flagged, before = chosen.filtered_by(name), state.coreset.filtered_by(name)
+    assert flagged is not None
     rows, share = looked.rows, state.coreset.figures.get(FOUND, 1.0)
     if before is not None:
         rows = rows[~before[rows]]
@@ -240,7 +242,7 @@ def _heard(config: CoresetConfig, pool: Pool, chosen: Coreset, round: int, rng: 
     """Rows flagged as noisy by a measurement that is no longer good: at most `anchor_share` of the usable,
     drawn at random. [choice] Right rows of a rare skill are flagged as long as the skill is unknown, and only
     a new measurement can tell that it has been learnt from others."""
-    flagged = chosen.filtered_by(Noise.name)
+    flagged = None if config.noise is None else chosen.filtered_by(config.noise.name)
     if flagged is None:
         return np.zeros(0, np.int64)
     out = np.flatnonzero(flagged & pool.usable)

@@ -10,8 +10,7 @@ import numpy as np
 
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import COVERING, select_within
-from coretune.filters import chain
-from coretune.filters.noise import Noise
+from coretune.filters import TellsNoise, chain
 from coretune.measure.settings import MeasureSettings
 from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest
@@ -107,6 +106,8 @@ class CoresetConfig:
         names = [each.name for each in self.filters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"filters has {twice[0]} twice: give each filter once")
+        if sum(isinstance(each, TellsNoise) for each in self.filters) > 1:
+            raise ValueError("filters has noise and neighbours: give one of them")
         self._refuse_combinations()
         self._refuse_engines()
         self._refuse_quota()
@@ -191,9 +192,9 @@ class CoresetConfig:
         return tuple(dict.fromkeys((*asked, *self.refresh.needs, *tested)))
 
     @property
-    def noise(self) -> Noise | None:
+    def noise(self) -> TellsNoise | None:
         """The filter that takes out noisy rows, where there is one."""
-        return next((each for each in self.filters if isinstance(each, Noise)), None)
+        return next((each for each in self.filters if isinstance(each, TellsNoise)), None)
 
 
 def seeded(config: CoresetConfig, args: Any) -> CoresetConfig:

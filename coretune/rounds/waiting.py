@@ -5,7 +5,7 @@ responses after their own and after other prompts ─► the model tells them ap
                                                      it does not ─► the next rows of the draw, no look
 
 [choice] A look that has waited costs more of the training that is left, so it comes only where there seems to
-be somebody to find: where one at least of the 32 responses seems wrong by itself (`Noise.suspects`).
+be somebody to find: where one at least of the 32 responses seems wrong by itself (`suspects` of the filter).
 """
 
 from __future__ import annotations

@@ -119,11 +119,13 @@ class Look:
         return {**found, **pursued}
 
     def _compared(self, decoys: Mismatched) -> dict[str, Array]:
-        """(m,) each: responses after other prompts, after their own and after an empty one, where all are
-        finite, and their tokens."""
+        """(m,) each: responses after other prompts, after their own and, where it is a signal, after an empty
+        one, where all are finite; and their tokens."""
         other = self._losses(decoys, np.arange(len(decoys)), ["loss"])["loss"]
-        own = self._losses(self.rows, decoys.responses, ["loss", EMPTY_PROMPT_LOSS])
-        found = {MISMATCHED: other, MATCHED: own["loss"], UNPROMPTED: own[EMPTY_PROMPT_LOSS]}
+        names = {"loss": MATCHED, EMPTY_PROMPT_LOSS: UNPROMPTED}
+        asked = [name for name in names if name == "loss" or name in self.signals]
+        own = self._losses(self.rows, decoys.responses, asked)
+        found = {MISMATCHED: other, **{names[name]: own[name] for name in asked}}
         tokens = self.rows.response_length[decoys.responses]
         good = np.isfinite(list(found.values())).all(axis=0)
         return {name: value[good] for name, value in {**found, PAIR_TOKENS: tokens}.items()}

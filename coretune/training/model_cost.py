@@ -104,10 +104,11 @@ class ModelCost:
         return flops
 
     def pairs(self, count: int) -> float:
-        """The losses of so many responses of average length after two prompts and after an empty one."""
+        """The losses of so many average responses after two prompts and, if it is a signal, an empty one."""
         length = self.rows.length
         response = self.rows.response_length
-        whole = 2 * self._look(length, response, {"loss"}) + self._look(length, response, {EMPTY_PROMPT_LOSS})
+        empty = self.signals & {EMPTY_PROMPT_LOSS}
+        whole = 2 * self._look(length, response, {"loss"}) + self._look(length, response, empty)
         return whole * count / len(length)
 
     def evaluation(self, lengths: Array) -> float:
