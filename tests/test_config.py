@@ -283,11 +283,11 @@ def test_filters_of_a_method_are_those_of_its_preset_and_an_empty_list_turns_all
     [
         (
             "noise",
-            "coreset.filters is 'noise': give a list of duplicates, noise, neighbours, cooldown; [] = no filter",
+            "coreset.filters is 'noise': give a list of duplicates, noise, neighbours, cooldown",
         ),
         (
             ["noize"],
-            "coreset.filters has 'noize', did you mean 'noise'?; there are duplicates, noise, neighbours, cooldown",
+            "coreset.filters has 'noize', did you mean 'noise'?; there are duplicates, noise",
         ),
         ([{"noise": {"pair": 3}}], "unknown key coreset.filters.noise.pair, did you mean 'pairs'?"),
         ([{"cooldown": {"coresets": "x"}}], "coreset.filters.cooldown.coresets is 'x': input should be"),
