@@ -158,6 +158,7 @@ class Rows:
     """What `first_pool` reads of a trainer's rows."""
 
     length = np.full(10, 5)
+    response_length = np.full(10, 3)
     source = np.array(["a"] * 8 + ["b"] * 2, dtype=object)
 
 
