@@ -45,6 +45,17 @@ TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
 _OWN = {"method", "budget", "quota", "filters"}
+#: Keys of the coreset section that are gone: what to write now.
+_RENAMED = {
+    "mismatched": "filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}]",
+    "tells_above": "filters: [{neighbours: {on_above: …}}]",
+    "loss_above": "filters: [neighbours], whose rule is fixed",
+    "mismatch_above": "filters: [neighbours], whose rule is fixed",
+    "copies": "filters: [{duplicates: {near: …}}]",
+    "rest": "filters: [{cooldown: {coresets: …}}]",
+    "cutoff": "filters: [noise]",
+    "cutoff_by": "filters: [noise]",
+}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
 #: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
@@ -179,6 +190,7 @@ def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = 
     known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
     known["coreset"] -= {"budget", "quota", "filters"}
     known["selector"] = set() if own else known["selector"]
+    _refuse_renamed(section, set().union(*known.values()))
     refuse_unknown("coreset.", section, _OWN.union(*known.values()))
     selector = own or _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
     if isinstance(selector, Taught):
@@ -314,6 +326,13 @@ def _method(section: Mapping[str, Any]) -> type:
     if not isinstance(method, str) or method not in SELECTORS:
         raise ConfigError(f"coreset.method is {method!r:.80}{nearest(str(method), names)}; there are {known}")
     return SELECTORS[method]
+
+
+def _refuse_renamed(section: Mapping[str, Any], known: set[str]) -> None:
+    """ConfigError for a key that is gone, with what stands in its place."""
+    for key in section:
+        if key in _RENAMED and key not in known:
+            raise ConfigError(f"coreset.{key} is gone: write {_RENAMED[key]} (docs/filters.md)")
 
 
 def filters_of(given: Any) -> tuple[Filter, ...]:

@@ -302,6 +302,19 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
     assert expected in message(with_coreset(filters=filters))
 
 
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [("mismatched", "[{noise: {pairs"), ("rest", "[{cooldown: {coresets"), ("copies", "[{duplicates: {near")],
+)
+def test_a_setting_that_moved_is_answered_with_where_it_is_now(key: str, new: str) -> None:
+    assert f"coreset.{key} is gone: write filters: {new}" in message(with_coreset(**{key: 3}))
+
+
+def test_a_setting_that_another_method_still_has_is_not_gone() -> None:
+    section = build_coreset({"method": "gtp", "budget": 5, "copies": 0.99}, 0)
+    assert section.coreset.selector.copies == 0.99  # type: ignore[attr-defined]
+
+
 def test_a_key_of_two_parts_sets_both_and_is_not_invented() -> None:
     """k-center covers responses, the graph is of prompts: writing one for both would change a replay."""
     plain = build_coreset({"method": "kcenter", "budget": 5}, 0)
