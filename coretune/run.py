@@ -15,7 +15,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
@@ -53,6 +52,7 @@ from coretune.training.sections import (
 )
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
+from coretune.yaml_text import write
 
 log = logging.getLogger("coretune")
 
@@ -336,7 +336,7 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     resolved = without_secrets(resolved)
     resolved["coreset"] = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
     resolved[PROVENANCE] = provenance(config, trainer)
-    write_text(Path(config.output_dir) / CONFIG, yaml.safe_dump(resolved, sort_keys=False))
+    write_text(Path(config.output_dir) / CONFIG, write(resolved))
 
 
 def _write_coreset(path: Path, pool: Corpus, state: State) -> None:

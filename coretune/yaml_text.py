@@ -14,8 +14,17 @@ from typing import Any
 
 import yaml
 
+from coretune.data.raw import is_unicode
+
 BYTES = 1 << 17  # [choice] of a config; a written one has a few thousand
 DEPTH = 32  # [choice] levels; a config has four
+#: Of YAML 1.2: 010 is ten and 1:30 a text (in 1.1 eight and ninety); 1_000 as everywhere in Python.
+INTEGER = re.compile(r"^[-+]?[0-9][0-9_]*$|^0o[0-7]+$|^0x[0-9a-fA-F]+$")
+FLOAT = re.compile(
+    r"^[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$"
+    r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+)
+NUMBERS = {"tag:yaml.org,2002:int": INTEGER, "tag:yaml.org,2002:float": FLOAT}
 VALUES = 20_000  # [choice] keys and values, each alias counted as what it stands for
 
 
@@ -38,21 +47,35 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):
             raise yaml.YAMLError(f"a mapping is wanted{node.start_mark}")
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = next((key for key, times in keys.items() if times > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {twice!r:.80} is written twice{node.start_mark}")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
+    def construct_integer(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        if not INTEGER.match(text):
+            raise ValueError(text)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    first: [(tag, NUMBERS.get(tag, pattern)) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes each text that our reader, or YAML 1.1's, would take for a number."""
+
+
+for tag, pattern in NUMBERS.items():
+    _Dumper.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
+
+
+def write(value: Any) -> str:
+    """The value as YAML that reads back as it is."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def read_file(path: str | Path) -> Any:
@@ -116,6 +139,7 @@ def _refuse_large(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> 
             raise yaml.YAMLError(f"an alias holds itself{node.start_mark}")
         return found
     known[key] = None
+    _refuse_twice(node)
     children = node.value if isinstance(node, yaml.CollectionNode) else ()
     parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
     sizes = [_refuse_large(part, known) for part in parts]
@@ -128,17 +152,31 @@ def _refuse_large(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> 
     return size, depth
 
 
+def _refuse_twice(node: yaml.Node) -> None:
+    """YAMLError for a key written twice. Judged before PyYAML writes out what `<<` brings, which may be
+    replaced."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+    twice = next((key for key, times in keys.items() if times > 1), None)
+    if twice is not None:
+        raise yaml.YAMLError(f"the key {twice!r:.80} is written twice{node.start_mark}")
+
+
 def _plain(value: Any) -> Any:
     """The value, copied where aliases share it; YAMLError for what JSON cannot hold."""
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
                 raise yaml.YAMLError(f"the key {key!r:.80} is not text: put it in quotes")
-        return {key: _plain(part) for key, part in value.items()}
+        return {_plain(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_plain(part) for part in value]
     if isinstance(value, float) and value != value:
         raise yaml.YAMLError(".nan is not a number: give one")
+    if isinstance(value, int) and abs(value) >> 64:
+        raise yaml.YAMLError("a number has more than 64 bits: no setting is so large")
+    if isinstance(value, str) and not is_unicode(value):
+        raise yaml.YAMLError(f"{value!r:.80} holds half a surrogate pair: remove it")
     if value is None or isinstance(value, str | int | float):
         return value
     raise yaml.YAMLError(

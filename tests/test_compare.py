@@ -89,6 +89,8 @@ def test_arms_are_parted_by_commas_that_are_in_no_brackets() -> None:
     [
         ("grase", "there is no arm 'grase', did you mean 'grace'"),
         ("grace:lambda", "'lambda' in the arm 'grace:lambda' is no setting: write name=value"),
+        ("grace:k=[", "'k=\\[' is not YAML"),
+        ("grace:quota={a: 1, a: 2}", "the key 'a' is written twice"),
     ],
 )
 def test_mistakes_in_an_arm_are_named(arm: str, message: str) -> None:

@@ -604,6 +604,33 @@ def test_columns_and_files_that_are_not_used_are_named(tmp_path: Path, tokenizer
     assert again.notes == corpus.notes
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "kept", "named"),
+    [
+        ("p.jsonl", [0, 1], 2, True),
+        ("p.parquet", [0, 1], 2, True),
+        ("p.csv", ["0", "1"], 2, True),
+        ("p.jsonl", [False, True], 1, False),
+        ("p.parquet", [False, True], 1, False),
+        ("p.csv", ["False", "true"], 1, False),
+        ("p.jsonl", [None, True], 2, False),
+    ],
+)
+def test_a_label_that_is_a_number_is_a_column_that_is_not_used(
+    tmp_path: Path, tokenizer: Any, name: str, labels: list[Any], kept: int, named: bool
+) -> None:
+    rows = [{"prompt": f"Q{label}", "completion": "A", "label": label} for label in labels]
+    corpus = Corpus.build(write(tmp_path / name, rows), tokenizer, max_length=60, skip_bad_rows=True)
+    assert len(corpus) == kept
+    assert corpus.notes == ([f"{name}: columns that are not used: label"] if named else [])
+
+
+def test_a_column_without_a_name_is_named_as_that(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "p.csv").write_text(",prompt,completion\n0,Q,A\n")
+    corpus = Corpus.build(tmp_path / "p.csv", tokenizer, max_length=60)
+    assert corpus.notes == ["p.csv: columns that are not used: (one without a name)"]
+
+
 def test_a_mapped_column_that_no_row_has_is_known(tmp_path: Path, tokenizer: Any) -> None:
     file = write(tmp_path / "p.jsonl", [{"prompt": "Q", "completion": "A", "kind": "k"}])
     for columns, absent in (({"source": "kind"}, []), ({"source": "kin", "tools": "t"}, ["source", "tools"])):

@@ -74,6 +74,19 @@ def test_words_that_only_begin_like_a_split_tell_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("names", [("TRAIN.jsonl", "TEST.jsonl"), ("Pool-Train.csv", "Pool-Dev.csv")])
+def test_capitals_tell_splits_too(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert read(folder_of(tmp_path, *names)) == [names[0]]
+
+
+def test_a_dict_of_saved_splits_is_told_by_them(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"text": "a"}])
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "all")
+    with pytest.raises(CorpusError, match="all is a DatasetDict of train, test; name the folder of the one"):
+        files_of(tmp_path / "all")
+    assert len(files_of(tmp_path / "all" / "train").read) == 1
+
+
 def test_what_save_to_disk_says_is_read_and_no_cache_beside_it(tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     write(tmp_path / "saved" / "cache-0123.arrow", ROWS)

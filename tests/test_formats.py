@@ -341,7 +341,11 @@ def test_without_a_chat_template_a_system_text_is_used_or_named() -> None:
             "prompt/completion",
             "`label` is 'false': the",
         ),
-        ({"prompt": "Q", "completion": "A", "label": 0}, "prompt/completion", "`label` is 0: the completion"),
+        (
+            {"prompt": "Q", "completion": "A", "label": " FALSE"},
+            "prompt/completion",
+            "`label` is ' FALSE': the completion",
+        ),
         ({"system": "T", "messages": [SYSTEM, USER, ASSISTANT]}, "messages", "say two things; keep one"),
         ({"system": 5, "messages": [USER, ASSISTANT]}, "messages", "`system` is a number, not text"),
         ({"history": ["a"], "prompt": "Q", "completion": "A"}, "prompt/completion", "is not [[question, ans"),
@@ -366,9 +370,28 @@ def test_rows_that_say_they_are_to_be_learnt_are() -> None:
     example = interpret(weighed, "messages", {}, chat=True)
     assert isinstance(example, Conversation)
     assert len(example.prompt) == 3
-    for label in (True, "True", 1, None):
+    for label in (True, "True", 1, None, 0, 0.0, "0", "no", []):  # a number is a class, not KTO's verdict
         row = {"prompt": "Q", "completion": "A", "label": label}
         assert interpret(row, "prompt/completion", {}, chat=True) == Conversation([USER], [ASSISTANT])
+
+
+def test_a_label_that_is_the_completion_is_no_verdict() -> None:
+    row = {"prompt": "Is it?", "label": "false"}
+    example = interpret(row, "prompt/completion", {"completion": "label"}, chat=False)
+    assert example == PlainText("Is it?", "false")
+
+
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_tools_and_arguments_of_a_table_are_read_as_json_and_empty_cells_are_none(empty: Any) -> None:
+    row = {"prompt": "Q", "completion": "A", "tools": '[{"name": "f"}]', "chat_template_kwargs": '{"a": 1}'}
+    example = interpret(row, "prompt/completion", {}, chat=True)
+    assert isinstance(example, Conversation)
+    assert example.arguments == {"a": 1, "tools": [{"name": "f"}]}
+    example = interpret({**row, "tools": empty, "chat_template_kwargs": empty}, "prompt/completion", {}, True)
+    assert isinstance(example, Conversation)
+    assert example.arguments == {}
+    with pytest.raises(BadRow, match="`chat_template_kwargs` is not valid JSON"):
+        interpret({**row, "chat_template_kwargs": "{"}, "prompt/completion", {}, True)
 
 
 def test_columns_that_are_not_used_are_named() -> None:

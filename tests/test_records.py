@@ -202,6 +202,13 @@ def test_a_stray_quote_that_a_later_one_closes_is_an_error_over_both_lines(
         list(read_rows(tmp_path / "p.csv"))
 
 
+@pytest.mark.parametrize(("mark", "name"), [("\t", "tabs"), (";", "semicolons"), ("|", "bars")])
+def test_fields_that_are_not_parted_by_commas_are_told_so(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / "p.csv").write_text(f"a{mark}b\n1{mark}2\n")
+    with pytest.raises(CorpusError, match=rf"p.csv separates its fields by {name}; write it with commas"):
+        list(read_rows(tmp_path / "p.csv"))
+
+
 def test_csv_goes_on_after_a_bad_row(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('a,b\n"1"x,2\n3,4\n')
     bad, good = read_rows(tmp_path / "p.csv")

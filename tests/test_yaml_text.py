@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coretune.config import load_config
-from coretune.yaml_text import BYTES, ConfigError, read_file, read_text
+from coretune.yaml_text import BYTES, ConfigError, read_file, read_text, write
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{now}: &{now} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -54,6 +54,12 @@ def fault(text: str) -> str:
         ("a: !!set {b, c}", "which no setting is"),
         ("a: !!binary aGk=", "which no setting is"),
         ("a: .nan", ".nan is not a number"),
+        ("a: 0x" + "f" * 5000, "more than 64 bits"),
+        ("a: -99999999999999999999", "more than 64 bits"),
+        ('a: "\\ud800"', "half a surrogate pair"),
+        ('"\\udfff": 1', "half a surrogate pair"),
+        ("a: &a {k: 1}\nb: {<<: *a, <<: *a}", "'<<' is written twice"),
+        ("a: {b: {k: 1, 'k': 2}}", "'k' is written twice"),
         ("{[1]: 2}", "unhashable key"),
         ("training:\n  1: 2", "the key 1 is not text"),
         ("~: 2", "the key None is not text"),
@@ -71,7 +77,11 @@ def test_hostile_text_is_one_line_at_once(text: str, expected: str) -> None:
     ("text", "value"),
     [
         ("a: &a {k: 1}\nb: {<<: *a, l: 2}\nc: *a", {"a": {"k": 1}, "b": {"k": 1, "l": 2}, "c": {"k": 1}}),
+        ("t:\n  x: &b {<<: &a {k: 1}, k: 2}\np: {<<: *b}", {"t": {"x": {"k": 2}}, "p": {"k": 2}}),
         ("a: 1e-3", {"a": 0.001}),
+        ("[010, 08, -007, 0o10, 0x1f, 1_000, 0]", [10, 8, -7, 8, 31, 1000, 0]),
+        ("[1:30, 1:30.5, 0b11, 0o9]", ["1:30", "1:30.5", "0b11", "0o9"]),
+        ("[.5, 1., 1_0.5, -.5e3, 2E5, -.inf]", [0.5, 1.0, 10.5, -500.0, 2e5, float("-inf")]),
         ("run: 2026-01-31", {"run": "2026-01-31"}),
         ("a: .inf", {"a": float("inf")}),
         ("", None),
@@ -80,6 +90,30 @@ def test_hostile_text_is_one_line_at_once(text: str, expected: str) -> None:
 )
 def test_honest_text_reads(text: str, value: Any) -> None:
     assert read_text(text, "config.yaml") == value
+
+
+TEXTS = (
+    "1e3",
+    "08",
+    "0o10",
+    "1:30",
+    "010",
+    "0x10",
+    "yes",
+    "~",
+    "1_000",
+    ".5",
+    "2001-01-01",
+    "<<",
+    "=",
+    "a: b",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_written_reads_back_as_it_is(text: str) -> None:
+    value = {"a": text, text: [text, 1e-5, 10, True, None]}
+    assert read_text(write(value), "config.yaml") == value
 
 
 def test_what_an_alias_shares_is_a_copy() -> None:

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
 from coretune.config import ConfigError, nearest
 from coretune.presets import PRESETS
 from coretune.select import SELECTORS
 from coretune.types import Taught
+from coretune.yaml_text import read_text
 
 FULL = "full"
 METHODS = {**SELECTORS, **{name: SELECTORS[preset["method"]] for name, preset in PRESETS.items()}}
@@ -54,7 +53,7 @@ def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"{setting!r} in the arm {arm!r} is no setting: write name=value, parted by ;")
-        section[name] = yaml.safe_load(value)
+        section[name] = read_text(value, repr(setting))
     return section
 
 

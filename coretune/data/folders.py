@@ -45,6 +45,11 @@ def files_of(source: str | Path) -> Files:
 def _files_of(folder: Path) -> Files:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     _refuse_unreadable(folder, entries)
+    if isinstance(splits := _object(folder / "dataset_dict.json").get("splits"), list):
+        raise CorpusError(
+            f"{folder} is a DatasetDict of {_listed([str(split) for split in splits])}; name the folder of "
+            "the one that is meant"
+        )
     about, saved = _saved(folder, entries)
     data = [e for e in entries if e.is_file() and e.suffix.lower() in EXTENSIONS and e.name not in about]
     files = _of_split(folder, data) if saved is None else saved
@@ -122,9 +127,10 @@ def _of_split(folder: Path, data: list[Path]) -> list[Path]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name tells, as `datasets` reads it; None: none."""
+    """The split that a file's name tells, as `datasets` reads it, capitals too; None: none."""
     for split, words in SPLIT_KEYWORDS.items():
-        if re.search(rf"(^|[{NON_WORDS_CHARS}])({'|'.join(words)})[{NON_WORDS_CHARS}]", name):
+        told = rf"(^|[{NON_WORDS_CHARS}])({'|'.join(words)})[{NON_WORDS_CHARS}]"
+        if re.search(told, name, re.IGNORECASE):
             return str(split)
     return None
 

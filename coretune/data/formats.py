@@ -111,7 +111,7 @@ def interpret(
         return PlainText(None, _response(record, columns, "text"))
     if format == "alpaca":
         return _alpaca(record, columns, chat)
-    _refuse_undesired(record)
+    _refuse_undesired(record, columns)
     return _prompt_completion(record, columns, chat)
 
 
@@ -173,11 +173,15 @@ def _response(record: Mapping[str, Any], columns: Mapping[str, str], name: str) 
     return text
 
 
-def _refuse_undesired(record: Mapping[str, Any]) -> None:
+def is_verdict(label: object) -> bool:
+    """Whether a `label` is KTO's: true, false, or these as text. A number is a class, and not used."""
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+
+
+def _refuse_undesired(record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     """BadRow for a completion that KTO's `label` says is a bad one."""
     label = record.get("label")
-    word = label.lower() if isinstance(label, str) else label
-    if word in (False, "false", "0") and label is not None:
+    if is_verdict(label) and "label" not in columns.values() and str(label).strip().lower() == "false":
         raise BadRow(
             f"`label` is {label!r}: the completion is an undesired one (KTO); leave the row out, or rename "
             "the column "
@@ -352,16 +356,20 @@ def refuse_untrained(turn: Message) -> None:
 
 def _arguments(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """`chat_template_kwargs` and `tools`, the columns TRL hands to the template; null is none."""
-    arguments = record.get(columns.get("chat_template_kwargs", "chat_template_kwargs"))
+    arguments = _structure(record, columns, "chat_template_kwargs")
     if not isinstance(arguments, (dict, type(None))):
         raise BadRow(f"`chat_template_kwargs` is {kind(arguments)}, not an object")
-    tools = record.get(columns.get("tools", "tools"))
-    return {**(arguments or {}), **({} if tools is None else {"tools": _tools(tools)})}
+    tools = _structure(record, columns, "tools")
+    return {**(arguments or {}), **({} if tools is None else {"tools": tools})}
 
 
-def _tools(tools: Any) -> Any:
-    """Tool schemas: a list, or, as parquet files hold them, that list as JSON."""
+def _structure(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> Any:
+    """A list or object, or, as tables hold it, that as JSON; None where the cell is empty."""
+    column = columns.get(name, name)
+    value = record.get(column)
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(tools) if isinstance(tools, str) else tools
-    except json.JSONDecodeError as error:
-        raise BadRow(f"`tools` is not valid JSON ({error.msg} at column {error.colno})") from None
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"`{column}` is not valid JSON ({error})") from None

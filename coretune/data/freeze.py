@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from coretune.data.encode import EMPTY, Loss, Tokenizer, encode_batch
 from coretune.data.folders import files_of
-from coretune.data.formats import listed
+from coretune.data.formats import is_verdict, listed
 from coretune.data.raw import CorpusError, Row
 from coretune.data.recognise import filled_columns, recognise, unused
 from coretune.data.records import read_rows
@@ -216,6 +216,7 @@ def _write_raw(source: str | Path, columns: Mapping[str, str], chat: bool, targe
     """Raw rows to `target`."""
     filled: dict[str, Counter[frozenset[str]]] = {}
     found: dict[str, set[str]] = {}
+    classes: set[str] = set()  # files of which a `label` is not KTO's
     contents = blake2b(digest_size=16)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, RAW) as writer:
         for block in _blocks(read_rows(source)):
@@ -223,25 +224,29 @@ def _write_raw(source: str | Path, columns: Mapping[str, str], chat: bool, targe
                 if row.record is not None:
                     filled.setdefault(row.file, Counter())[filled_columns(row.record, columns)] += 1
                     found.setdefault(row.file, set()).update(row.record)
+                    if row.record.get("label") is not None and not is_verdict(row.record["label"]):
+                        classes.add(row.file)
                 contents.update(repr((row.place, row.text, row.meant, row.problem)).encode())
             parts = [(row.text, row.meant, row.problem, row.file, row.unit, row.number) for row in block]
             writer.write_batch(pa.record_batch(list(map(list, zip(*parts, strict=True))), schema=RAW))
     formats = {file: recognise(file, filled[file], found[file], columns) for file in filled}
     every = set().union(*found.values())
     absent = [name for name, column in columns.items() if column not in every]
-    return Known(formats, contents.hexdigest(), _unused(formats, found, columns, chat), absent)
+    idle = {
+        file: unused(format, found[file], columns, chat, file not in classes)
+        for file, format in formats.items()
+    }
+    return Known(formats, contents.hexdigest(), _unused(idle), absent)
 
 
-def _unused(
-    formats: Mapping[str, str], found: Mapping[str, set[str]], columns: Mapping[str, str], chat: bool
-) -> list[str]:
+def _unused(idle: Mapping[str, Sequence[str]]) -> list[str]:
     """A line for the columns that files do not use; files of the same are named together."""
     files: dict[tuple[str, ...], list[str]] = {}
-    for file, format in formats.items():
-        files.setdefault(tuple(unused(format, found[file], columns, chat)), []).append(file)
+    for file, names in idle.items():
+        files.setdefault(tuple(names), []).append(file)
     return [
         f"{named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''}: columns that are not used: "
-        f"{listed(map(shown, names))}"
+        f"{listed(shown(name) or '(one without a name)' for name in names)}"
         for names, named in files.items()
         if names
     ]

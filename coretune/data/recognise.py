@@ -75,9 +75,13 @@ def recognise(
     return next(name for name, count in fitting.items() if count >= enough)
 
 
-def unused(format: str, found: Iterable[str], columns: Mapping[str, str], chat: bool) -> list[str]:
-    """The file's columns that a row of this format does not use, sorted."""
+def unused(
+    format: str, found: Iterable[str], columns: Mapping[str, str], chat: bool, verdicts: bool = True
+) -> list[str]:
+    """The file's columns that a row of this format does not use, sorted; verdicts: its `label` is KTO's."""
     ours = {*FORMATS[format], *EXTRA.get(format, ()), *OPTIONAL[format], "id", "source"}
+    if not verdicts:
+        ours -= {"label"}
     if not chat:
         ours -= {"tools", "chat_template_kwargs"}
     used = {columns.get(name, name) for name in ours} | {OURS}

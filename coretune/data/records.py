@@ -227,6 +227,9 @@ def _header(file: str, reader: Iterator[list[str]]) -> list[str]:
         raise CorpusError(f"{file} line 1: not a valid CSV header ({error}); correct it") from None
     if not all(map(is_unicode, header)):
         raise CorpusError(f"{file} line 1 is not UTF-8; save the file as UTF-8")
+    for mark, name in (("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
+        if len(header) == 1 and mark in header[0]:
+            raise CorpusError(f"{file} separates its fields by {name}; write it with commas")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise CorpusError(
