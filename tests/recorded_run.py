@@ -125,6 +125,9 @@ def make_run(
         same = None if last is None else float(np.isin(coreset.indices, last).mean())
         figures = {"spearman": 0.9, "coreset_share": 0.8} if number else {}
         said = {**options["said"], "alpha": 0.25, "E": 1.5 + number} if "said" in options else {}
+        if graph and coreset.filtered is not None:
+            taken = {"duplicates": 0, "noise": int((coreset.filtered == 2).sum())}
+            said |= {f"filtered_{name}": many for name, many in taken.items()}
         ledger.add_round(Round(round, pool.n // 3, len(coreset.indices), 0.5, same, figures, said))
         last = coreset.indices
     ledger.add("training", seconds=3, rows=100, tokens=1000, flops=6e9)

@@ -48,7 +48,7 @@ def test_groups_are_counted(run: RunFiles) -> None:
 def test_a_row_that_entered_says_why_it_was_not_there_before(run: RunFiles) -> None:
     found = diff(Side(run, 1), Side(run, 3))
     for row in found.entered:
-        assert row.why.startswith(("not chosen", "held back, "))
+        assert row.why.startswith(("not chosen", "filtered out by "))
         assert " → answer " in row.text
 
 

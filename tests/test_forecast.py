@@ -24,7 +24,12 @@ from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.types import Array, Pool, Rows
 
 N = 40
-REFERENCES = {"mismatched_loss": np.full(8, 3.0, np.float32), "matched_loss": np.ones(8, np.float32)}
+REFERENCES = {
+    "mismatched_loss": np.full(8, 3.0, np.float32),
+    "matched_loss": np.ones(8, np.float32),
+    "unprompted_loss": np.full(8, 3.0, np.float32),
+    "pair_tokens": np.full(8, 9),
+}
 
 
 def signals(seed: int) -> dict[str, Array]:
@@ -36,6 +41,7 @@ def signals(seed: int) -> dict[str, Array]:
         "prompt_embedding": unit,
         "response_embedding": unit[::-1].copy(),
         "loss": rng.random(N).astype(np.float32) + 0.5,
+        "empty_prompt_loss": rng.random(N).astype(np.float32) + 2.5,
     }
 
 

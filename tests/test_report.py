@@ -82,6 +82,22 @@ def test_overlap_copies_and_coverage_are_those_of_the_sets(run: RunFiles) -> Non
         )
 
 
+def test_what_filters_took_out_is_counted_and_shown_with_examples(run: RunFiles) -> None:
+    found = facts.gather(run)
+    for taken, number in zip(found["filtered"], run.rounds, strict=True):
+        out = run.selection(number)["filtered"].to_pylist()
+        assert taken == {"duplicates": 0, "noise": out.count("noise")}
+    duplicates, noise = found["filters"]
+    assert (duplicates["name"], duplicates["rows"]) == ("duplicates", [])
+    assert noise["says"].startswith("flagged as noisy")
+    scores = [row["score"] for row in noise["rows"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    page = render(found)
+    assert all(row["id"] in page for row in noise["rows"])
+    assert "filtered_noise" not in str(found["said"])  # said by the filters' own part of the page
+
+
 def test_sources_beyond_the_largest_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "SOURCES", 3)
     found = facts.gather(RunFiles.of(make_run(tmp_path)))["sources"]
