@@ -39,9 +39,9 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.look import Target
-from coretune.training.refusals import refuse_adapter_folder
+from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
-from coretune.training.run_folder import holds_run, refuse_foreign
+from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
 from coretune.training.saving import REMEDY, side_product
 from coretune.training.sections import (
     adapter_config,
@@ -71,6 +71,7 @@ def train(
 
 def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) -> CoresetSFTTrainer:
     folder = Path(config.output_dir)
+    _refuse_old_run(config)
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
@@ -111,6 +112,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     training = {**config.training, **quick}
     alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
     with run_lock(config.output_dir, first_process()), writing(config.output_dir, None, "make room"):
+        _refuse_run_before_selection(config.output_dir)
         trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
         first = trainer.is_world_process_zero()
         if first:
@@ -131,9 +133,8 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         no_bars()
     # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    _refuse_old_run(config)
     section = build_coreset(config.coreset, config.coreset_seed)
-    refuse_adapter_folder(config.model_name_or_path)
+    refuse_other_models(config.model_name_or_path)
     if idle := without_effect(config.coreset, section):
         method = config.coreset["method"]
         log.warning(
@@ -321,12 +322,25 @@ def _refuse_old_run(config: RunConfig) -> None:
     """Two runs never mix in one directory."""
     if isinstance(config.resume_from_checkpoint, str):
         refuse_foreign(config.output_dir, config.resume_from_checkpoint)
-    elif not config.resume_from_checkpoint and holds_run(config.output_dir):
+    elif config.resume_from_checkpoint:
+        refuse_nothing_to_go_on_with(config.output_dir)
+    elif holds_run(config.output_dir):
         raise ConfigError(
             f"{config.output_dir} holds a run already; give another output_dir, remove it (what is in "
             f"{TEACHER} and {SIGNALS} may stay: the same settings go on with it), or go on with "
             "resume_from_checkpoint=true"
         )
+
+
+def _refuse_run_before_selection(output_dir: str) -> None:
+    """A selection is not gone on with: one that was cut begins anew, what is finished stays."""
+    if holds_run(output_dir, finished=True):
+        raise ConfigError(
+            f"{output_dir} holds a run already; give another output_dir, or remove it (what is in {TEACHER} "
+            f"and {SIGNALS} may stay: the same settings go on with it)"
+        )
+    if holds_run(output_dir):
+        log.warning("the selection in %s was cut: it begins from the start", output_dir)
 
 
 def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:

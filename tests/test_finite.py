@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import coreset_config, trainer
+from tiny_run import Spy, coreset_config, corpus, trainer
 from transformers import TrainerCallback
 
 from coretune.ledger import Ledger
@@ -85,3 +86,29 @@ def test_a_few_rows_may_be_broken_by_themselves(rows: int, broken: int, stops: b
             look(meter, pool, asked, Ledger(), "measurement")
     else:
         assert np.isnan(look(meter, pool, asked, Ledger(), "measurement")["loss"]).sum() == broken
+
+
+def test_an_evaluation_that_is_not_finite_is_named_and_chooses_no_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Spy):
+        def prediction_step(self, *given: Any, **named: Any) -> Any:
+            loss, logits, labels = super().prediction_step(*given, **named)
+            return loss * (torch.nan if self.state.global_step == 2 else 1), logits, labels
+
+    steps = {"strategy": "steps", "steps": 2}
+    settings = {f"{what}_{name}": value for what in ("save", "eval") for name, value in steps.items()}
+    made = trainer(
+        tmp_path,
+        coreset_config("random"),
+        kind=Broken,
+        eval_dataset=corpus(8, 1).dataset,
+        load_best_model_at_end=True,
+        max_steps=4,
+        **settings,
+    )
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        made.train()
+    assert "evaluation after step 2: eval_loss is nan, and nothing is chosen by it" in caplog.text
+    assert "evaluation after step 4" not in caplog.text
+    assert made.state.best_model_checkpoint == str(tmp_path / "checkpoint-4")

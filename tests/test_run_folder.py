@@ -197,6 +197,43 @@ def test_a_run_cut_before_its_first_checkpoint_begins_anew_when_it_is_to_go_on(
         assert torch.equal(weights(again)[name], value), name
 
 
+def test_a_run_that_never_began_is_not_gone_on_with(tmp_path: Path) -> None:
+    """As under a name that was mistyped: the command's own config.yaml is no sign of an earlier run."""
+    asked = config(tmp_path / "data", tmp_path / "new", resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"no checkpoint in .*new that is whole; train without resume"):
+        run.train(asked)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_selection_that_was_cut_begins_anew_and_a_finished_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run.select(config(tmp_path / "data", tmp_path / "whole"))
+    asked = config(tmp_path / "data", tmp_path / "cut", resume_from_checkpoint=True)
+    killed_after_selecting(monkeypatch, lambda: run.select(asked))
+    assert not (tmp_path / "cut" / CORESET).exists()
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        again = run.select(asked)
+    assert "the selection in" in caplog.text
+    assert again.read_bytes() == whole.read_bytes()
+    assert RunFiles.of(tmp_path / "cut").rounds == RunFiles.of(tmp_path / "whole").rounds
+    with pytest.raises(ConfigError, match="holds a run already") as refused:
+        run.select(asked)
+    assert "resume_from_checkpoint" not in str(refused.value)
+    assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_that_was_moved_and_left_a_link_is_the_folders_own(tmp_path: Path) -> None:
+    made = checkpoint(tmp_path / "run", 2)
+    made.rename(tmp_path / "elsewhere")
+    made.symlink_to(tmp_path / "elsewhere")
+    refuse_foreign(tmp_path / "run", made)
+    checkpoint(tmp_path / "run", 4)
+    drop_old(tmp_path / "run", 1, [])
+    assert [path.name for path in checkpoints_of(tmp_path / "run")] == ["checkpoint-4"]
+    assert list((tmp_path / "elsewhere").iterdir())
+
+
 def test_nothing_begins_anew_where_no_run_began_or_a_checkpoint_was_once_complete(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint in .*new that is whole; train without resume"):
         find_checkpoint(str(tmp_path / "new"), True)

@@ -45,6 +45,7 @@ from coretune.training import identity
 from coretune.training.checkpoints import NOTE, _read, _write, newest_whole, why_not_whole
 from coretune.training.identity import model_parts, tensors_fingerprint
 from coretune.training.learnt import AROUND, COUNTED, UNLEARNT, compared
+from coretune.training.resume import find_checkpoint
 
 pytestmark = pytest.mark.xdist_group("same run")  # most go on from one run's checkpoints
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
@@ -135,6 +136,55 @@ def test_a_checkpoint_cut_before_the_checksum_of_its_state_is_whole(tmp_path: Pa
     del note["files"]["trainer_state.json"]
     _write(copy, note)
     assert why_not_whole(copy) is None
+
+
+def of_another_version(change: Callable[[dict[str, Any]], object], path: Path) -> None:
+    note = _read(path.parent)
+    change(note)
+    _write(path.parent, note)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda note: note.pop("around"),
+        lambda note: note.pop("weights"),
+        lambda note: note["clock"].update(unheard_of=1),
+        lambda note: note.update(batches=3),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_passed_over_with_the_reason(
+    tmp_path: Path, run: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    of_another_version(change, copy / "checkpoint-4" / NOTE)
+    found, passed_over = newest_whole(copy)
+    assert found == copy / "checkpoint-2"
+    assert [reason.partition(", which")[0] for _, reason in passed_over] == [
+        f"{NOTE} is of another version of coretune"
+    ]
+
+
+@pytest.mark.parametrize("name", [NOTE, "trainer_state.json", "optimizer.pt"])
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_with_the_file(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As where another user made it; nothing is begun anew in its place."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    open_path = Path.open
+
+    def closed(path: Path, *given: Any, **named: Any) -> Any:
+        if path == copy / "checkpoint-4" / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_path(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", closed)
+    found, passed_over = newest_whole(copy)
+    assert found == copy / "checkpoint-2"
+    assert passed_over == [(copy / "checkpoint-4", f"{name} cannot be read (Permission denied)")]
+    shutil.rmtree(copy / "checkpoint-2")
+    with pytest.raises(ValueError, match=rf"can be gone on from \(.*{name} cannot be read \(Permission"):
+        find_checkpoint(str(copy), True)
 
 
 # ---------------------------------------------------------------------------------------------- arguments

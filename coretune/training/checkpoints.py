@@ -92,7 +92,11 @@ def read_note(folder: str | os.PathLike[str]) -> Note:
 
 def known_note(folder: str | os.PathLike[str]) -> Note:
     """The note of a checkpoint that was found whole."""
-    found = _read(Path(folder))
+    return _note_of(_read(Path(folder)))
+
+
+def _note_of(found: Mapping[str, Any]) -> Note:
+    """TypeError, KeyError: another version of coretune wrote it."""
     given = {name: found[name] for name in ("parts", "settings", "max_steps", "around")}
     return Note(**given, clock=Clock(**found["clock"]), batches=tuple(found["batches"]))
 
@@ -105,15 +109,39 @@ def saved_weights(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
-    """What is missing or damaged of this checkpoint; None when it is whole. Reads every byte of it."""
+    """What is missing, damaged or unreadable of this checkpoint; None when it is whole. Reads every byte."""
     root = Path(folder)
     try:
         found = _read(root)
-        files: Mapping[str, tuple[int, str]] = found[_FILES]
     except FileNotFoundError:
         return f"it has no {NOTE} (its writing was cut short, or save_only_model left out what goes on)"
-    except (ValueError, KeyError):
-        return f"{NOTE} cannot be read"
+    except ValueError:
+        return f"{NOTE} cannot be read: it is damaged, or of another version of coretune"
+    except OSError as error:
+        return _unreadable(root / NOTE, error)
+    if not _understood(found):
+        return f"{NOTE} is of another version of coretune, which can go on from it"
+    try:
+        return _damage(root, found)
+    except OSError as error:
+        return _unreadable(Path(error.filename or root), error)
+
+
+def _understood(found: Mapping[str, Any]) -> bool:
+    try:
+        _note_of(found)
+    except (KeyError, TypeError):
+        return False
+    return {_FILES, _STEP, _WEIGHTS} <= set(found)
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path.name} cannot be read ({error.strerror or error})"
+
+
+def _damage(root: Path, found: Mapping[str, Any]) -> str | None:
+    """What is missing or damaged of the files that the note lists."""
+    files: Mapping[str, tuple[int, str]] = found[_FILES]
     for name, (size, _) in files.items():  # sizes of all first: they cost nothing
         path = root / name
         if not path.is_file():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from coretune.training.checkpoints import newest_whole
 
+log = logging.getLogger("coretune")
 REMEDY = "lower learning_rate or set max_grad_norm, and go on with resume_from_checkpoint"
 
 
@@ -30,6 +34,20 @@ def refuse_broken_weights(model: nn.Module, step: int, output_dir: str) -> None:
             f"after step {step} the weights are not finite, as {broken}, and are not saved; "
             f"{kept(output_dir)}: {REMEDY}"
         )
+
+
+def tell_broken_evaluation(metrics: Mapping[str, float], step: int) -> None:
+    """A warning for figures that are not finite, by which no checkpoint is the best and no training stops
+    early. The run goes on: a step's loss is looked at by itself."""
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            log.warning(
+                "evaluation after step %d: %s is %s, and nothing is chosen by it: look for evaluation rows "
+                "without a response, and for numbers out of range (fp16_full_eval, bf16_full_eval)",
+                step,
+                name,
+                value,
+            )
 
 
 def broken_weights(model: nn.Module) -> str | None:

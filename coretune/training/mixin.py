@@ -44,11 +44,11 @@ from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
 from coretune.training.decision import next_round
-from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
+from coretune.training.finite import refuse_broken_loss, refuse_broken_weights, tell_broken_evaluation
 from coretune.training.look import Target, targets_of
+from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
-    refuse_adapter_folder,
     refuse_arguments,
     refuse_dataset,
     refuse_frozen_model,
@@ -105,7 +105,7 @@ class CoresetMixin(SavingTrainer):
         signals_dir: str | Path | None = None,
         **stock: Any,
     ) -> None:
-        refuse_adapter_folder(model)
+        refuse_other_models(model)
         refuse_dataset(stock.get("train_dataset"), with_rows=rows is not None)
         if args is not None:
             self._refuse(args, coreset, stock)  # before a model is loaded
@@ -359,6 +359,8 @@ class CoresetMixin(SavingTrainer):
             self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
             self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
         torch.set_rng_state(random)
+        if self.is_world_process_zero():
+            tell_broken_evaluation(metrics, self.state.global_step)
         return metrics
 
     def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:

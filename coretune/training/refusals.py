@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,10 +16,6 @@ from coretune.types import Array
 
 #: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
 WEIGHTS_SINCE = (1, 16)
-
-
-#: What PEFT writes into an adapter's folder.
-ADAPTER = "adapter_config.json"
 
 
 def can_weigh(trl: str) -> bool:
@@ -149,22 +143,6 @@ def refuse_first_fsdp(version: int) -> None:
             f"fsdp_version is {version}, which puts another model around the one that is looked at, so that "
             "looks would meet a part of its weights; set fsdp_version: 2"
         )
-
-
-def refuse_adapter_folder(model: Any) -> None:
-    """ValueError for a folder that holds an adapter where a model is expected."""
-    if not isinstance(model, (str, Path)) or not (noted := Path(model) / ADAPTER).is_file():
-        return
-    try:
-        base = json.loads(noted.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = "the model it was trained on"
-    raise ValueError(
-        f"{model} holds an adapter ({ADAPTER}) and no model of its own: give its base, {base}, to train a "
-        "new adapter; or merge it into a folder of its own, as AutoPeftModelForCausalLM.from_pretrained(…)"
-        ".merge_and_unload().save_pretrained(…) does, and give that; or in Python, to train the adapter on, "
-        "AutoPeftModelForCausalLM.from_pretrained(…, is_trainable=True) as model"
-    )
 
 
 def refuse_frozen_model(model: Any) -> None:

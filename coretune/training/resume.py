@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -44,7 +43,7 @@ from coretune.training.identity import (
 from coretune.training.learnt import compared
 from coretune.training.look import Target
 from coretune.training.processes import Processes
-from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew
+from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew, remove_checkpoint
 
 LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
 log = logging.getLogger("coretune")
@@ -132,7 +131,7 @@ class Resumption:
         """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
         trainer = self.trainer
         if trainer.processes.first:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_checkpoint(folder)
             folder.mkdir(parents=True)
             state.save(dynamic.lasting(trainer.coreset_config, trainer.coreset_state), folder)
             trainer.ledger.write(folder / LEDGER)

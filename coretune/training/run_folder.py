@@ -8,19 +8,22 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from coretune.recording.run_files import CONFIG, LEDGER, SELECTION, checkpoints_of
+from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SELECTION, checkpoints_of
 from coretune.training.checkpoints import STOCK_LAST
 
 
-def holds_run(output_dir: str | os.PathLike[str]) -> bool:
-    """Whether a run has selected or saved here."""
+def holds_run(output_dir: str | os.PathLike[str], finished: bool = False) -> bool:
+    """Whether a run has selected or saved here; finished: something that would be lost with it."""
     folder = Path(output_dir)
-    return any((folder / name).exists() for name in (SELECTION, LEDGER)) or bool(checkpoints_of(folder))
+    files = (LEDGER, CORESET) if finished else (SELECTION, LEDGER, CORESET)
+    return any((folder / name).exists() for name in files) or bool(checkpoints_of(folder))
 
 
 def refuse_foreign(output_dir: str | os.PathLike[str], asked: str | os.PathLike[str]) -> None:
     """ValueError where a checkpoint of elsewhere would go on in a folder that holds a run of its own."""
-    if Path(asked).resolve().parent != Path(output_dir).resolve() and holds_run(output_dir):
+    here, path = Path(output_dir).resolve(), Path(asked)
+    # A checkpoint that was moved to another disk and left a link behind is the folder's own.
+    if here not in (path.resolve().parent, path.absolute().parent.resolve()) and holds_run(output_dir):
         raise ValueError(
             f"{os.fspath(output_dir)} holds a run, and {os.fspath(asked)} is a checkpoint of another folder, "
             "which would overwrite it: give an output_dir of its own, or a checkpoint that lies in output_dir"
@@ -39,11 +42,24 @@ def refuse_to_begin_anew(output_dir: str | os.PathLike[str], passed_over: Sequen
             f"no checkpoint in {os.fspath(output_dir)} can be gone on from ({'; '.join(complete)}): restore "
             "what is missing, or give another output_dir"
         )
+    refuse_nothing_to_go_on_with(output_dir)
+
+
+def refuse_nothing_to_go_on_with(output_dir: str | os.PathLike[str]) -> None:
+    """ValueError where no run began, as under a name that was mistyped."""
     if not ((Path(output_dir) / CONFIG).is_file() or holds_run(output_dir)):
         raise ValueError(
             f"no checkpoint in {os.fspath(output_dir)} that is whole; train without resume_from_checkpoint, "
             "from the beginning"
         )
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """All of it; of a link, which leads to a user's copy, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def drop_old(output_dir: str | os.PathLike[str], limit: int | None, kept: Sequence[str | None]) -> None:
@@ -58,7 +74,7 @@ def drop_old(output_dir: str | os.PathLike[str], limit: int | None, kept: Sequen
     spared = {Path(path).resolve() for path in kept if path is not None}
     old = [path for path in sorted(found, key=_written_at) if path.resolve() not in spared]
     for path in old[: max(0, len(found) - max(limit, len(spared)))]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_checkpoint(path)
 
 
 def _written_at(path: Path) -> tuple[float, int]:
@@ -71,4 +87,6 @@ def _cut_short(checkpoint: Path) -> bool:
         json.loads((checkpoint / STOCK_LAST).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return True
+    except OSError:  # it is there, and something keeps it from being read
+        return False
     return False

@@ -6,7 +6,6 @@ A full disk leaves no half-written checkpoint behind, and is one line with path 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coretune.files import read_json, write_json, writing
-from coretune.training.run_folder import drop_old
+from coretune.training.run_folder import drop_old, remove_checkpoint
 from coretune.training.sealing import SealedCheckpoints
 
 log = logging.getLogger("coretune")
@@ -61,7 +60,7 @@ class SavingTrainer(SealedCheckpoints):
                 super()._save_checkpoint(model, trial)
         except Exception:
             if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)  # its room is needed, and it is of no use
+                remove_checkpoint(folder)  # its room is needed, and it is of no use
             raise
         if self.args.should_save:
             drop_old(run, self._checkpoint_limit, [str(folder), self.state.best_model_checkpoint])
