@@ -347,7 +347,11 @@ def test_a_mapping_becomes_the_config_that_peft_wants() -> None:
 def test_every_type_of_adapter_is_made_or_refused_by_name(kind: str) -> None:
     config = made(peft={"peft_type": kind.lower()})
     if said := refusal(lambda: adapter_config(config)):
-        assert kind.lower() in said if kind in PEFT_TYPES_REFUSED else said.startswith("peft: ")
+        assert (
+            kind.lower() in said
+            if kind in PEFT_TYPES_REFUSED
+            else said.startswith(("peft: ", "peft.num_virtual_tokens"))
+        )
         return
     adapter = adapter_config(config)
     assert kind not in PEFT_TYPES_REFUSED
@@ -384,6 +388,36 @@ def test_an_adapter_of_another_type_is_the_one_that_is_trained(tmp_path: Path) -
     trained = [name for name, value in trainer.model.named_parameters() if value.requires_grad]
     assert trained
     assert all("ia3" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"peft_type": "CPT", "num_virtual_tokens": 4}, "CPT cannot be trained by TRL's SFTTrainer"),
+        (
+            {"peft_type": "ADAPTION_PROMPT", "adapter_len": 4, "adapter_layers": 1},
+            "ADAPTION_PROMPT cannot be trained by TRL's SFTTrainer",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
+            "PREFIX_TUNING keeps keys .* set gradient_checkpointing: false",
+        ),
+        (
+            {"peft_type": "CARTRIDGE", "num_virtual_tokens": 4},
+            "CARTRIDGE keeps keys .* set gradient_checkpointing: false",
+        ),
+        ({"trainable_token_indices": [1]}, "wraps the output head .*TrainableTokensWrapper.*leave out train"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft.num_virtual_tokens is missing, and PREFIX_TUNING needs it"),
+        ({"peft_type": "cartridge"}, "peft.num_virtual_tokens is missing, and CARTRIDGE needs it"),
+    ],
+)
+def test_an_adapter_that_the_first_step_would_fail_with_is_refused_before(
+    tmp_path: Path, section: dict[str, Any], says: str
+) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", records(12))
+    top = {"coreset": {"method": "random", "budget": "50%"}, "eval_data": None}
+    with pytest.raises(ValueError, match=says):
+        run.build_trainer(config(tmp_path, tmp_path / "run", peft=section, **top))
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused() -> None:

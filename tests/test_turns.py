@@ -124,3 +124,12 @@ def test_rows_that_truncation_leaves_without_a_label_are_counted(
         trainer = made(tmp_path, rows, "loss", max_length=90)
     assert len(trainer.pool_rows.ids) == ROWS - 3
     assert f"left out 3 of {ROWS} rows of train_dataset: after truncation to max_length 90" in caplog.text
+
+
+def test_no_row_that_is_left_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=rf"no row .* is left: after truncation to max_length 3 .* {ROWS} rows"
+    ):
+        made(tmp_path, pairs(), "loss", max_length=3)
+    with pytest.raises(ValueError, match="train_dataset holds no rows"):
+        made(tmp_path, pairs().select([]), "loss")

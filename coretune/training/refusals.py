@@ -154,6 +154,34 @@ def refuse_frozen_model(model: Any) -> None:
         )
 
 
+#: Adapters that TRL's SFTTrainer (1.16) fails with at its first step: it puts an output head of its own into
+#: the base model, which these do not call, or not for what they want.
+NOT_OF_TRL = ("ADAPTION_PROMPT", "CPT")
+#: Adapters that are keys and values kept from before the row, which a recomputed block would put in twice.
+KEPT_BEFORE = ("CARTRIDGE", "PREFIX_TUNING")
+
+
+def refuse_adapter_of_sft(model: Any, checkpointing: bool) -> None:
+    """ValueError for an adapter with which the first step of TRL's SFTTrainer would fail."""
+    if not isinstance(model, PeftModel):
+        return
+    kind = str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+    if kind in NOT_OF_TRL:
+        raise ValueError(f"{kind} cannot be trained by TRL's SFTTrainer: take another adapter, as LORA")
+    if kind in KEPT_BEFORE and checkpointing:
+        raise ValueError(
+            f"{kind} keeps keys and values from before each row, which checkpointed activations break: set "
+            "gradient_checkpointing: false"
+        )
+    head = model.get_output_embeddings()
+    if head is not None and not hasattr(head, "bias"):
+        raise ValueError(
+            f"the adapter wraps the output head ({type(head).__name__}), of which TRL's SFTTrainer reads the "
+            "bare weight: leave out trainable_token_indices where head and embedding are one "
+            "(tie_word_embeddings)"
+        )
+
+
 def refuse_virtual_tokens(model: Any) -> None:
     """ValueError for an adapter that is tokens of its own before each row."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -192,6 +220,8 @@ def refuse_dataset(dataset: Any, *, with_rows: bool) -> None:
             f"train_dataset is a {kind}: give a datasets.Dataset, as Dataset.from_list makes of a list, or "
             "the pool's tokens as `rows`"
         )
+    if dataset is not None and not len(dataset):
+        raise ValueError("train_dataset holds no rows: give one that does")
 
 
 def refuse_rows(dataset: Any, n: int) -> None:

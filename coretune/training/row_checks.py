@@ -23,7 +23,15 @@ NAMED = 10  # rows named in a warning
 
 
 def tell_dropped(given: int, prepared: int, args: Any, tell: Tell) -> None:
-    """A warning of how many rows TRL has left out of train_dataset, which it does silently."""
+    """A warning of how many rows TRL has left out of train_dataset, which it does silently.
+
+    ValueError where no row is left.
+    """
+    if not prepared:
+        raise ValueError(
+            f"no row of train_dataset is left: after truncation to max_length {args.max_length} none of the "
+            f"tokens of its {given} rows has a label; raise max_length, or set truncation_mode to keep_end"
+        )
     if prepared < given:
         tell(
             "left out %d of %d rows of train_dataset: after truncation to max_length %s none of their tokens "

@@ -137,6 +137,8 @@ def adapter_config(config: RunConfig) -> PeftConfig | None:
         raise ConfigError(
             f"peft.task_type is {given['task_type']!r}, and causal language models are trained: leave it out"
         )
+    if made.is_prompt_learning and not getattr(made, "num_virtual_tokens", None):
+        raise ConfigError(f"peft.num_virtual_tokens is missing, and {name} needs it: give a number of tokens")
     return made
 
 

@@ -12,6 +12,7 @@ from coretune.rounds.schedule import CoresetConfig
 from coretune.training.mixin import CoresetMixin
 from coretune.training.refusals import (
     harvest_obstacle,
+    refuse_adapter_of_sft,
     refuse_plain_arguments,
     refuse_plain_model,
     refuse_sft_arguments,
@@ -52,6 +53,10 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
     """TRL's SFTTrainer on a coreset; arguments as in `CoresetMixin`."""
 
     stock = SFTTrainer
+
+    def __init__(self, model: Any = None, args: Any = None, **settings: Any) -> None:
+        super().__init__(model, args, **settings)
+        refuse_adapter_of_sft(self.model, self.args.gradient_checkpointing)
 
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         super()._refuse(args, coreset, stock)
