@@ -11,20 +11,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_run_folder import config
-from tiny_run import coreset_config, model_folder, trainer, weights
+from tiny_run import coreset_config, model_folder, records, trainer, weights, write_jsonl
+from tiny_tokenizer import tiny_tokenizer
 from transformers import TrainerCallback
 
 from coretune import files, run
 from coretune.config import ConfigError
 from coretune.data import freeze
+from coretune.data.corpus import Corpus
 from coretune.files import read_json
 from coretune.measure.snapshots import find_snapshots
 from coretune.planning.plan import PLAN, prediction
 from coretune.recording.run_files import HISTORY, LEDGER, METRICS, OWN, POOL, REPORT, SELECTION
+from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.training.processes import Processes, ProcessLost
 from coretune.training.saving import side_product
@@ -171,6 +175,59 @@ def test_a_damaged_file_is_named_with_its_path_and_what_to_do(small: Path, tmp_p
     (folder / name).write_text('{"cut')
     with pytest.raises(ValueError, match=rf"^[^\n]*{folder / name}[^\n]*damaged[^\n]*remove[^\n]*$"):
         READERS[name](folder)
+
+
+@pytest.mark.parametrize("lost", ["copies", "response", None])
+def test_a_pool_of_another_version_is_named(small: Path, tmp_path: Path, lost: str | None) -> None:
+    folder = shutil.copytree(small, tmp_path / "run")
+    table = pq.read_table(folder / POOL, partitioning=None)
+    table = table.replace_schema_metadata(None) if lost is None else table.drop_columns([lost])
+    pq.write_table(table, folder / POOL)
+    why = "it does not say what its map is of" if lost is None else f"it has no {lost}"
+    with pytest.raises(ValueError, match=rf"{POOL} is of another version of coretune, {why}: read the run"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (LEDGER, {"phases": {}, "rounds": []}, "is of another version of coretune, it has no total"),
+        ("compare.json", {"a": 1}, "is of another version of coretune, it has no title, tables"),
+        (METRICS, [1], "is damaged: it holds a list and no object"),
+        (LEDGER, 3, "is damaged: it holds a int and no object"),
+    ],
+)
+def test_a_file_with_other_content_is_named(
+    small: Path, tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    folder = shutil.copytree(small, tmp_path / "run")
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name} .*{message}"):
+        write_report(folder)
+
+
+def test_a_disk_full_where_rows_are_kept_names_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow's own errors name no file, and output_dir may be on another disk."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    rows = write_jsonl(tmp_path / "pool.jsonl", records(4))
+    monkeypatch.setattr("coretune.data.corpus.freeze", full)
+    with pytest.raises(OSError, match=r"disk full: .*/kept needs more room, .*give another corpus_dir"):
+        Corpus.build(rows, tiny_tokenizer(), max_length=32, cache_dir=tmp_path / "kept")
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_an_output_dir_that_cannot_be_one_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=rf"output_dir .*{name} cannot be written to \(Not a .*give another"),
+        run_lock(tmp_path / name),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", [POOL, SELECTION])

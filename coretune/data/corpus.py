@@ -22,6 +22,7 @@ from coretune.data.folders import files_of
 from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import candidates
+from coretune.files import writing
 from coretune.types import Array, Rows
 
 
@@ -99,7 +100,8 @@ class Corpus:
         home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
         root = Path(home.name if home else str(cache_dir)).expanduser()
         loss = Loss(completion_only_loss, assistant_only_loss)
-        kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss)
+        with writing(root, None, "make room, or give another corpus_dir"):
+            kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss)
         note = files_of(source).note
         return cls._load(kept, skip_bad_rows, [note] if note else [], home)
 

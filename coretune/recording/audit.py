@@ -242,7 +242,12 @@ def round_numbers(path: str | os.PathLike[str]) -> list[int]:
 def _schema(path: str | os.PathLike[str]) -> pa.Schema:
     schema = pq.read_schema(path)
     if schema.names[: len(FIXED)] != FIXED.names:
-        raise ValueError(f"{path} is not an audit, its columns are {schema.names}: choose another output_dir")
+        absent = [name for name in FIXED.names if name not in schema.names]
+        raise ValueError(
+            f"{path} is not an audit of this version of coretune (without {', '.join(absent) or 'its order'}"
+            f"; columns {', '.join(schema.names)}): read it with the version that wrote it, to write give "
+            "another output_dir"
+        )
     return schema
 
 

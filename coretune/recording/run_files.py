@@ -31,6 +31,9 @@ POOL, SELECTION, LEDGER, CONFIG = (
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
 CORESET = f"{OWN}/coreset.jsonl"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
+#: What is read of pool.parquet, and of compare.json.
+POOL_COLUMNS = ("id", "source", "tokens", "prompt_tokens", "prompt", "response", "x", "y", "copies")
+COMPARED = ("title", "tables", "curves", "results")
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 
@@ -58,9 +61,13 @@ class RunFiles:
     def pool(self) -> pa.Table:
         """One line a pool row (`run_record.py`)."""
         try:
-            return pq.read_table(self.path / POOL, partitioning=None)
+            found = pq.read_table(self.path / POOL, partitioning=None)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(_damaged(self.path / POOL, error)) from None
+        absent = [name for name in POOL_COLUMNS if name not in found.column_names]
+        if absent or MAP_FACTS not in (found.schema.metadata or {}):
+            raise ValueError(_other_version(self.path / POOL, absent))
+        return found
 
     @cached_property
     def map_facts(self) -> dict[str, Any]:
@@ -103,7 +110,7 @@ class RunFiles:
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """ledger.json; empty where there is none yet."""
-        return _json(self.path / LEDGER)
+        return _json(self.path / LEDGER, ("total", "phases", "rounds"))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -136,7 +143,7 @@ class RunFiles:
     def comparison(self) -> dict[str, Any] | None:
         """The comparison that this run is an arm of, or that was put into its folder; None without one."""
         for folder in (self.path, self.path.resolve().parent):
-            if found := _json(folder / COMPARISON):
+            if found := _json(folder / COMPARISON, COMPARED):
                 return dict(found)
         return None
 
@@ -168,13 +175,25 @@ def _lines(state: Any) -> list[dict[str, Any]]:
     return state["log_history"]
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """{} where there is no such file; ValueError where it is cut, or has not all of `keys`."""
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__} and no object")
     except ValueError as error:
         raise ValueError(_damaged(path, error)) from None
+    if absent := [key for key in keys if key not in found]:
+        raise ValueError(_other_version(path, absent))
+    return found
+
+
+def _other_version(path: Path, absent: Sequence[str]) -> str:
+    """A run of an earlier version, which wrote less."""
+    lacks = f"it has no {', '.join(absent)}" if absent else "it does not say what its map is of"
+    return f"{path} is of another version of coretune, {lacks}: read the run with the version that wrote it"
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coretune import locks
+from coretune.files import FULL, disk_full
 from coretune.recording.run_files import OWN
 
 LOCK = f"{OWN}/lock"
@@ -54,7 +55,14 @@ def _acquired(path: Path, output_dir: str | os.PathLike[str]) -> int | None:
             "another output_dir"
         ) from None
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno in FULL:
+            raise disk_full(path, "a few bytes") from None
+        if error.errno is not None and error.errno not in NO_LOCKS:
+            raise OSError(
+                f"output_dir {os.fspath(output_dir)} cannot be written to ({error.strerror}: "
+                f"{error.filename}): give another one"
+            ) from None
+        if error.errno is None:
             raise
         log.warning("%s: this file system has no locks, so a second run into it is not noticed", output_dir)
         return None
