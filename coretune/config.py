@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     corpus_dir: str | None = None
     signals_dir: str | None = None
     columns: dict[str, str] | None = None
-    seed: int = Field(0, ge=0, lt=2**32)  # what numpy's generators take
+    seed: int = Field(0, ge=0, lt=2**32, strict=True)  # what numpy's generators take
     skip_bad_rows: bool = False
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}

@@ -38,6 +38,7 @@ from coretune.scoring.evaluate import Row
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
+from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.look import Target
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
@@ -171,6 +172,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
             f"the weights of {config.model_name_or_path} are damaged ({error}): restore their files"
         ) from None
     _refuse_frozen(trainer.model)
+    refuse_unmatched(trainer.model, config.peft or {})
     trainer.kept_alive = (held_out, targets)
     trainer.held_out_fingerprint = None if held_out is None else held_out.fingerprint
     if (then := config.provenance) is not None:

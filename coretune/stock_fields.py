@@ -28,6 +28,18 @@ LORA = (
 )
 #: Fields that take more than their annotations say (transformers 5.23, peft 0.21).
 WIDER = {"fsdp": "bool | str | list[str] | None", "lora_alpha": "int | float"}
+#: Whole numbers below which a run fails later, or does what nobody meant.
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "pad_to_multiple_of": 1,
+    "dataset_num_proc": 0,
+    "dataloader_num_workers": 0,
+    "neftune_noise_alpha": 0,
+    "max_grad_norm": 0,
+    "r": 1,
+}
 WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -96,6 +108,8 @@ def first_wrong(
     for key, value in section.items():
         if key in types and (remedy := wrong_value(types[key], value)):
             return key, remedy
+        if key in LEAST and value is not None and value < LEAST[key]:
+            return key, f"give at least {LEAST[key]}"
     return None
 
 

@@ -415,6 +415,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         ({"peft": {"lora_dropout": [0.1]}}, "peft.lora_dropout is [0.1]: give a number"),
         ({"peft": {"rank": 3}}, "unknown key peft.rank"),
         ({"seed": -1}, "seed is -1: "),
+        ({"seed": True}, "seed is True: "),
         ({"seed": 2**40}, "seed is 1099511627776: "),
         ({"train_data": "po\0ol.jsonl"}, "train_data is 'po\\x00ol.jsonl': give a name of printable"),
         ({"output_dir": ""}, "output_dir is '': give a name"),

@@ -29,6 +29,17 @@ TOKEN = "hf_" + "x" * 34
         "credentials",
         "hub.api.token",
         "authorization",
+        "clientSecret",
+        "hfToken",
+        "wandbApiKey",
+        "access_tokens",
+        "bearer_token",
+        "oauth_token",
+        "id_token",
+        "sas-token",
+        "auth",
+        "db_pwd",
+        "jwt",
     ],
 )
 def test_keys_that_grant_access_are_taken_out_at_any_depth(key: str) -> None:
@@ -49,6 +60,12 @@ def test_keys_that_grant_access_are_taken_out_at_any_depth(key: str) -> None:
         "include_num_input_tokens_seen",
         "length_column_name",
         "alora_invocation_tokens",
+        "bos_token",
+        "image_token",
+        "decoder_start_token_id",
+        "num_virtual_tokens",
+        "flops_per_token",
+        "author",
     ],
 )
 def test_keys_that_only_sound_so_stay(key: str) -> None:
@@ -64,6 +81,14 @@ def test_a_mapping_written_as_json_is_looked_through() -> None:
 def test_tokens_and_passwords_within_texts_are_hidden() -> None:
     assert without_secrets([f"run {TOKEN}"]) == ["run (hidden)"]
     assert without_secrets("https://me:pa55@host/x") == "https://host/x"
+    assert without_secrets("https://t0ken@host/x") == "https://host/x"
+    assert (
+        without_secrets("https://host/x?access_token=abc&rows=3")
+        == "https://host/x?access_token=(hidden)&rows=3"
+    )
+    assert without_secrets({TOKEN: "glpat-" + "x" * 20}) == {"(hidden)": "(hidden)"}
+    assert without_secrets(["AKIAIOSFODNN7EXAMPLE", "Bearer abcdefgh123"]) == ["(hidden)", "Bearer (hidden)"]
+    assert without_secrets('[{"api_key": "x"}, 1]') == "[{}, 1]"
     assert without_secrets("runs/hf_small") == "runs/hf_small"
 
 

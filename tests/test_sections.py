@@ -16,12 +16,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from test_run import CORESET, TRAINING, config, raw_config
 from tiny_run import model_folder, records, trainer, write_jsonl
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
-from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig
 
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config, coreset, load_config
 from coretune.measure.settings import MeasureSettings
+from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.refusals import refuse_arguments, refuse_sft_arguments
 from coretune.training.sections import (
     ELSEWHERE,
@@ -407,6 +408,7 @@ def test_an_adapter_of_another_type_is_the_one_that_is_trained(tmp_path: Path) -
             "CARTRIDGE keeps keys .* set gradient_checkpointing: false",
         ),
         ({"trainable_token_indices": [1]}, "wraps the output head .*TrainableTokensWrapper.*leave out train"),
+        ({"target_parameters": ["nope"]}, "peft.target_parameters has 'nope', which nothing in the model"),
         ({"peft_type": "PREFIX_TUNING"}, "peft.num_virtual_tokens is missing, and PREFIX_TUNING needs it"),
         ({"peft_type": "cartridge"}, "peft.num_virtual_tokens is missing, and CARTRIDGE needs it"),
     ],
@@ -418,6 +420,47 @@ def test_an_adapter_that_the_first_step_would_fail_with_is_refused_before(
     top = {"coreset": {"method": "random", "budget": "50%"}, "eval_data": None}
     with pytest.raises(ValueError, match=says):
         run.build_trainer(config(tmp_path, tmp_path / "run", peft=section, **top))
+
+
+NAMES = [
+    {"modules_to_save": ["lm_head", "nope"]},
+    {"target_parameters": ["nope"]},
+    {"target_modules": ["q_proj", "nope"]},
+    {"exclude_modules": ["nope"]},
+    {"rank_pattern": {"q_proj": 2, "nope": 4}},
+    {"alpha_pattern": {"nope": 4}},
+    {"peft_type": "IA3", "target_modules": ["k_proj", "nope"], "feedforward_modules": []},
+]
+
+
+@pytest.fixture(scope="module")
+def adapted() -> Any:
+    model = AutoModelForCausalLM.from_pretrained(model_folder())
+    return peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            target_modules=["q_proj"], target_parameters=["mlp.down_proj.weight"], modules_to_save=["lm_head"]
+        ),
+    )
+
+
+@pytest.mark.parametrize("section", [*NAMES, {"layers_to_transform": [0, 7]}], ids=str)
+def test_a_name_of_the_adapter_that_nothing_has_is_refused(adapted: Any, section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"has '(nope|7)', which nothing in the model is called"):
+        refuse_unmatched(adapted, section)
+
+
+def test_names_of_the_adapter_that_the_model_has_pass(adapted: Any) -> None:
+    there = {
+        "target_modules": ["q_proj", "self_attn.v_proj"],
+        "target_parameters": ["mlp.down_proj.weight"],
+        "modules_to_save": ["lm_head", "embed_tokens"],
+        "rank_pattern": {"q_proj": 2, r"^model.layers.0.*_proj": 4},
+        "layers_to_transform": 1,
+    }
+    refuse_unmatched(adapted, there)
+    refuse_unmatched(adapted, {"target_modules": "all-linear", "exclude_modules": ".*nope"})
+    refuse_unmatched(adapted.get_base_model(), {})
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 from peft import LoraConfig
 from trl import SFTConfig
 
-from coretune.stock_fields import LORA, SFT, field_types, wrong_value
+from coretune.stock_fields import LORA, SFT, field_types, first_wrong, wrong_value
 
 
 @pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
@@ -53,3 +53,13 @@ def test_every_field_of_a_number_refuses_text(stock: Any, classes: Any) -> None:
 )
 def test_a_value_of_another_kind_is_told_what_to_be(name: str, value: Any, remedy: str | None) -> None:
     assert wrong_value(field_types(SFT)[name], value) == remedy
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "name", ["per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of"]
+)
+def test_a_number_that_fails_later_is_told_its_least(name: str, value: int) -> None:
+    assert first_wrong(SFT, {"max_steps": -1, name: value}) == (name, "give at least 1")
+    assert first_wrong(SFT, {name: 1}) is None
+    assert first_wrong(LORA, {"r": value}) == ("r", "give at least 1")
