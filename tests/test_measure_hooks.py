@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
@@ -21,6 +23,8 @@ LAYERS = {
     "layer_norm": lambda a, b: torch.nn.LayerNorm(a),
     "rms_norm": lambda a, b: LlamaRMSNorm(a),
     "gemma_rms_norm": lambda a, b: GemmaRMSNorm(a),
+    "scaled_embedding": lambda a, b: Gemma3TextScaledWordEmbedding(a, b, 0, embed_scale=3.0),
+    "cohere_layer_norm": lambda a, b: CohereLayerNorm(a),
 }
 
 
@@ -62,7 +66,7 @@ def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads,
     layer = LAYERS[kind](*width)
     for parameter in layer.parameters():
         parameter.data.normal_()
-    if kind == "embedding":
+    if kind.endswith("embedding"):
         x = torch.randint(0, width[0], (rows, tokens, *heads))
     else:
         x = torch.randn(rows, tokens, *heads, width[0])

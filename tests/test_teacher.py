@@ -142,13 +142,17 @@ def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> 
     made, _ = first
     config = pupil()
     selector = Pupil(teacher=str(Path(made.args.output_dir) / TEACHER))
-    given = CoresetConfig(selector, config.refresh, config.budget, "never", weighted=True, seed=0)
+    given = CoresetConfig(
+        selector, config.refresh, config.budget, refresh_every="never", weighted=True, seed=0
+    )
     other = taught(tmp_path / "two", given, peft_config=LORA)
     other.train()
     assert not (tmp_path / "two" / TEACHER).exists()
     assert_same(weights(made), weights(other))
     assert other.ledger.by_phase()["warm-up"].rows == 0
-    nowhere = CoresetConfig(Pupil(teacher=str(tmp_path)), config.refresh, config.budget, "never")
+    nowhere = CoresetConfig(
+        Pupil(teacher=str(tmp_path)), config.refresh, config.budget, refresh_every="never"
+    )
     with pytest.raises(ValueError, match="holds 0 checkpoint-N folders, 2 are asked for"):
         taught(tmp_path / "three", nowhere)
 

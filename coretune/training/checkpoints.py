@@ -120,7 +120,7 @@ def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
     except OSError as error:
         return _unreadable(root / NOTE, error)
     if not _understood(found):
-        return f"{NOTE} is of another version of coretune, which can go on from it"
+        return f"{NOTE} is of another version of coretune: go on with that version"
     try:
         return _damage(root, found)
     except OSError as error:
@@ -128,6 +128,9 @@ def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
 
 
 def _understood(found: Mapping[str, Any]) -> bool:
+    """A warm-up run's note says of files, step and weights alone; a run's what decides it, too."""
+    if "parts" not in found:
+        return {_FILES, _STEP, _WEIGHTS} <= set(found)
     try:
         _note_of(found)
     except (KeyError, TypeError):
