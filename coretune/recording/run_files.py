@@ -33,7 +33,7 @@ CORESET = f"{OWN}/coreset.jsonl"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 #: What is read of pool.parquet, and of compare.json.
 POOL_COLUMNS = ("id", "source", "tokens", "prompt_tokens", "prompt", "response", "x", "y", "copies")
-COMPARED = ("title", "tables", "curves", "results")
+COMPARED = ("title", "tables", "curves")
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
 MAP_FACTS = b"coretune"  # key of pool.parquet's metadata: what the map and the copies are of, as JSON
 
