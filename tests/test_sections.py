@@ -155,6 +155,13 @@ def test_a_key_that_a_later_trl_adds_is_refused_until_it_is_honoured(monkeypatch
     training_arguments(made({"padding_free": False}))
 
 
+@pytest.mark.parametrize("name", ["model_init_kwargs", "gradient_checkpointing_kwargs"])
+def test_a_text_in_the_place_of_a_mapping_is_refused_unless_it_is_json(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{name} is a text that is no JSON object"):
+        training_arguments(made({name: "fast"}))
+    assert getattr(training_arguments(made({name: '{"a": 1}'})), name) == {"a": 1}
+
+
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
 def test_what_is_done_anyway_may_be_said(name: str) -> None:
     for value in ELSEWHERE[name][0]:
@@ -368,6 +375,10 @@ def test_every_type_of_adapter_is_made_or_refused_by_name(kind: str) -> None:
             {"peft_type": "ADALORA"},
             "peft.peft_type is 'ADALORA', and its ranks change by calls after each step",
         ),
+        ({"peft_type": "VERA", "r": "eight"}, "peft.r is 'eight': give a number"),
+        ({"peft_type": "LOHA", "alpha": [8]}, r"peft.alpha is \[8\]: give a number"),
+        ({"peft_type": "IA3", "feedforward_modules": 5}, "peft.feedforward_modules is 5: give text"),
+        ({"peft_type": "OFT", "target_modules": 3}, "peft.target_modules is 3: give text"),
         ({"inference_mode": True}, "peft.inference_mode is True, .*nothing would be trained"),
         ({"init_lora_weights": "eva"}, "peft.init_lora_weights is 'eva', which needs statistics"),
         ({"task_type": "SEQ_CLS"}, "peft.task_type is 'SEQ_CLS', and causal language models are trained"),

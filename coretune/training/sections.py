@@ -55,6 +55,13 @@ ROWS_ONLY = ("assistant_only_loss", "completion_only_loss")
 #: What from_pretrained of a tokenizer and of a config take of `model_init_kwargs`.
 WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 TEMPLATES = (".jinja", ".j2")
+MAPPINGS = (
+    "gradient_checkpointing_kwargs",
+    "liger_kernel_config",
+    "lr_scheduler_kwargs",
+    "model_init_kwargs",
+)
+NUMBERS = {bool, float, int}
 
 #: Key -> why none of its values does anything here.
 PEFT_REFUSED: Mapping[str, str] = {
@@ -90,9 +97,15 @@ def training_arguments(config: RunConfig) -> SFTConfig:
     if not torch.accelerator.is_available():
         given.setdefault("use_cpu", True)  # without it transformers refuses bf16 where there is no GPU
     try:
-        return SFTConfig(**{**given, "dataset_kwargs": {"skip_prepare_dataset": True}})
+        args = SFTConfig(**{**given, "dataset_kwargs": {"skip_prepare_dataset": True}})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from None
+    for name in given:
+        if name.endswith(MAPPINGS) and isinstance(
+            getattr(args, name), str
+        ):  # the stock class reads text that is a JSON object
+            raise ConfigError(f"training.{name} is a text that is no JSON object: give a mapping")
+    return args
 
 
 def _refuse_dead(name: str, value: Any) -> None:
@@ -143,6 +156,13 @@ def adapter_config(config: RunConfig) -> PeftConfig | None:
 
 
 def _refuse_dead_adapter(kind: type, key: str, value: Any) -> None:
+    kinds = set(get_args(_hints(kind).get(key)) or (_hints(kind).get(key),)) - {type(None)}
+    if kinds <= NUMBERS and not isinstance(value, int | float | None):
+        raise ConfigError(
+            f"peft.{key} is {value!r:.80}: give a number, or true or false where it is a switch"
+        )
+    if kinds <= {str, list, list[str]} and isinstance(value, int | float):
+        raise ConfigError(f"peft.{key} is {value!r:.80}: give text, or a list where it takes several")
     if key in PEFT_REFUSED and value != _default(kind, key):
         raise ConfigError(f"peft.{key} is {value!r}, which has no effect here: {PEFT_REFUSED[key]}")
     if key == "init_lora_weights" and value in PREPARED_INIT:
