@@ -155,7 +155,9 @@ def test_a_key_that_a_later_trl_adds_is_refused_until_it_is_honoured(monkeypatch
     training_arguments(made({"padding_free": False}))
 
 
-@pytest.mark.parametrize("name", ["model_init_kwargs", "gradient_checkpointing_kwargs"])
+@pytest.mark.parametrize(
+    "name", ["model_init_kwargs", "lr_scheduler_kwargs", "activation_checkpointing_kwargs"]
+)
 def test_a_text_in_the_place_of_a_mapping_is_refused_unless_it_is_json(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"training\.{name} is a text that is no JSON object"):
         training_arguments(made({name: "fast"}))

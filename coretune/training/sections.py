@@ -55,12 +55,7 @@ ROWS_ONLY = ("assistant_only_loss", "completion_only_loss")
 #: What from_pretrained of a tokenizer and of a config take of `model_init_kwargs`.
 WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 TEMPLATES = (".jinja", ".j2")
-MAPPINGS = (
-    "gradient_checkpointing_kwargs",
-    "liger_kernel_config",
-    "lr_scheduler_kwargs",
-    "model_init_kwargs",
-)
+MAPPINGS = ("_kwargs", "liger_kernel_config")  # ends of the names of mappings
 NUMBERS = {bool, float, int}
 
 #: Key -> why none of its values does anything here.
