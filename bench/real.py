@@ -32,6 +32,8 @@ from real_arms import UNTOUCHED
 from real_run import Run, begin, content_of, machine, run_one
 from real_table import HEADER, Result, append_result, lines_of, markdown, missed, read_results
 
+from coretune.comparing.arms import split_arms
+
 RESULTS = Path("results/real")
 ARMS = "untouched,random,full,distinct,clean,grace"
 LEARNING_RATE = {True: 1e-3, False: 1e-4}  # LoRA, full; chosen on the arm full
@@ -47,7 +49,7 @@ def runs_of(args: argparse.Namespace, pool: Path, model: Path) -> list[Run]:
     found = []
     for steps, epochs in budgets:
         for seed in [int(seed) for seed in args.seeds.split(",")]:
-            for arm in args.arms.split(","):
+            for arm in split_arms(args.arms):
                 shared = (args.lora, rate, args.budget, content)
                 if arm != UNTOUCHED:
                     found.append(Run(pool.name, model.name, arm, seed, steps, epochs, *shared))

@@ -8,7 +8,9 @@ longest    a share of the pool: the longest responses, for as many passes as the
 static     a share of the pool drawn once at random, for as many passes
 nearest    a share of the pool: nearest to the target rows by weighted mean hidden states (RDS+)
 clean      distinct rows that are not wrong, by their labels: the ceiling, not a method
-any method of coretune (grace, brief, gtp, d2, ifd, less, …), with settings: d2:lambda=0.5;refresh_every=5
+any method of coretune: grace, grace-paper, brief, gtp, d2, ifd, less, …
+
+Settings of the coreset follow a colon: d2:filters=[duplicates,noise];refresh_every=5 · full:filters=[noise]
 """
 
 from __future__ import annotations
@@ -20,10 +22,9 @@ from typing import Any
 import numpy as np
 from pools import distinct_rows, labels_of, read_rows, whole, write_lines
 
-from coretune.comparing.arms import arm_section
+from coretune.comparing.arms import FULL, arm_section
 
 UNTOUCHED, NEAREST = "untouched", "nearest"
-WHOLE_POOL = {"method": "random", "budget": "100%", "refresh_every": "never"}
 #: Arms that train in turn on the rows of a file.
 FILES = ("full", "distinct", "longest", "static", NEAREST, "clean")
 NEEDS_TARGET = ("less", NEAREST)
@@ -31,13 +32,15 @@ NEEDS_TARGET = ("less", NEAREST)
 
 def section_of(arm: str, budget: str) -> dict[str, Any]:
     """The `coreset` section of an arm; of those that are a file of rows, the whole of it in turn."""
-    if arm in FILES:
-        return dict(WHOLE_POOL)
+    name, colon, settings = arm.partition(":")
+    if name in FILES:
+        return arm_section(f"{FULL}{colon}{settings}", {})
     return arm_section(arm, {"budget": budget, "refresh_every": "pass"})
 
 
 def rows_of(arm: str, pool: Path, data: Path, share: float, seed: int) -> Path:
     """The file of rows that the arm may train on; made in `data` where it is not the pool's own."""
+    arm = arm.partition(":")[0]
     if arm == "distinct":
         return distinct_rows(pool, data)
     if arm == "clean":

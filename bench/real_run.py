@@ -110,7 +110,7 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
     share = float(run.budget.rstrip("%")) / 100
     rows = rows_of(run.arm, pool, data, share, run.seed)
     extra = 0.0
-    if run.arm == NEAREST:
+    if run.arm.partition(":")[0] == NEAREST:
         from real_nearest import nearest_rows
 
         rows, extra = nearest_rows(pool, model, data, share)

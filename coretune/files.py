@@ -155,7 +155,7 @@ def _failed_write(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.strerror is not None and (error.filename is None or error.errno in FULL)
     # torch 2.13: the first where a write fails, the second where the archive is closed after it
-    words = ("PytorchStreamWriter", "inline_container")
+    words = ("PytorchStreamWriter", "inline_container", "iostream error")
     return (
         _full(error) or type(error).__name__ == "SafetensorError" or any(word in str(error) for word in words)
     )

@@ -85,15 +85,21 @@ def test_the_page_stops_no_run_whatever_it_raises(
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("fault", ["torch", "safetensors", "ours", "json"])
+@pytest.mark.parametrize("fault", ["torch", "stream", "safetensors", "ours", "json"])
 def test_a_disk_full_at_a_checkpoint_is_one_line_and_leaves_the_last_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: set[str], fault: str
 ) -> None:
     made = trainer(tmp_path, coreset_config("random"), save_strategy="steps", save_steps=2)
-    stock = {"torch": "_save_optimizer_and_scheduler", "safetensors": "_save", "json": "_save_rng_state"}
+    stock = {
+        "torch": "_save_optimizer_and_scheduler",
+        "stream": "_save_optimizer_and_scheduler",
+        "safetensors": "_save",
+        "json": "_save_rng_state",
+    }
     errors: dict[str, Exception] = {
         "torch": RuntimeError("[enforce fail at inline_container] PytorchStreamWriter failed writing"),
         "safetensors": RuntimeError("I/O error: No space left on device (os error 28)"),
+        "stream": RuntimeError("basic_ios::clear: iostream error"),
         "json": OSError(errno.ENOSPC, "No space left on device"),
     }
 

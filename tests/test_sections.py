@@ -87,7 +87,7 @@ OTHER: dict[str, Any] = {
     "optim_target_modules": ["q_proj"],
     "packing_strategy": "bfd_split",
     "pad_to_multiple_of": 8,
-    "parallelism_config": None,
+    "parallelism_config": {"dp_replicate_size": 2},
     "remove_unused_columns": False,
     "report_to": "tensorboard",
     "tf32": False,

@@ -2,8 +2,7 @@
 shape.
 
 The rows are tokenised here, not by TRL (`data/`). So a key of SFTConfig that shapes rows is honoured here
-too, or
-named in an error: none is taken and left without effect.
+too, or named in an error: none is taken and left without effect.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ ELSEWHERE: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "do_predict": ((False,), "nothing is predicted; the section `evaluate` generates answers: leave it out"),
     "include_for_metrics": ((), "no metric of your own can be given here: leave it out"),
     "batch_eval_metrics": ((False,), "no metric of your own can be given here: leave it out"),
+    "parallelism_config": ((None,), "YAML cannot hold such an object: write it into accelerate's file"),
     "local_rank": ((-1,), "the launcher (torchrun, accelerate) says it: leave it out"),
 }
 #: Left to the rows: TRL would judge them by a dataset that it did not prepare.
