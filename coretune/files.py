@@ -154,8 +154,8 @@ def _failed_write(error: Exception) -> bool:
     """Whether it is of a write, and does not say all that is to be known already."""
     if isinstance(error, OSError):
         return error.strerror is not None and (error.filename is None or error.errno in FULL)
-    # torch 2.13: the first where a write fails, the second where the archive is closed after it
-    words = ("PytorchStreamWriter", "inline_container", "iostream error")
+    # torch 2.13: where a write fails, where the archive is closed after it, where a file breaks off; and Rust
+    words = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
     return (
         _full(error) or type(error).__name__ == "SafetensorError" or any(word in str(error) for word in words)
     )

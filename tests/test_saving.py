@@ -85,7 +85,7 @@ def test_the_page_stops_no_run_whatever_it_raises(
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("fault", ["torch", "stream", "safetensors", "ours", "json"])
+@pytest.mark.parametrize("fault", ["torch", "stream", "rust", "safetensors", "ours", "json"])
 def test_a_disk_full_at_a_checkpoint_is_one_line_and_leaves_the_last_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: set[str], fault: str
 ) -> None:
@@ -93,6 +93,7 @@ def test_a_disk_full_at_a_checkpoint_is_one_line_and_leaves_the_last_whole_one(
     stock = {
         "torch": "_save_optimizer_and_scheduler",
         "stream": "_save_optimizer_and_scheduler",
+        "rust": "_save",
         "safetensors": "_save",
         "json": "_save_rng_state",
     }
@@ -100,6 +101,7 @@ def test_a_disk_full_at_a_checkpoint_is_one_line_and_leaves_the_last_whole_one(
         "torch": RuntimeError("[enforce fail at inline_container] PytorchStreamWriter failed writing"),
         "safetensors": RuntimeError("I/O error: No space left on device (os error 28)"),
         "stream": RuntimeError("basic_ios::clear: iostream error"),
+        "rust": Exception("Input/output error (os error 5)"),
         "json": OSError(errno.ENOSPC, "No space left on device"),
     }
 
