@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_version_is_passed_over_with_the_reason(
     of_another_version(change, copy / "checkpoint-4" / NOTE)
     found, passed_over = newest_whole(copy)
     assert found == copy / "checkpoint-2"
-    assert [reason.partition(", which")[0] for _, reason in passed_over] == [
+    assert [reason.partition(": go on")[0] for _, reason in passed_over] == [
         f"{NOTE} is of another version of coretune"
     ]
 

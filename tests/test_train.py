@@ -291,7 +291,11 @@ def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_are_refused_where_rows_are_looked_at(tmp_path: Path, kind: type) -> None:
-    adapter = {"peft_config": kind(num_virtual_tokens=4, task_type="CAUSAL_LM"), "max_steps": 1}
+    adapter = {
+        "peft_config": kind(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "max_steps": 1,
+        "gradient_checkpointing": False,
+    }
     with pytest.raises(ValueError, match=f"{kind.__name__} puts virtual tokens before each row"):
         trainer(tmp_path, **adapter)
     trainer(tmp_path, coreset_config("random"), **adapter)
