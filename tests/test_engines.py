@@ -70,6 +70,7 @@ def test_units_are_read_and_anything_else_is_refused() -> None:
     assert [seconds_of(text) for text in ("90s", "1.5min", "2h", None)] == [90, 90, 7200, None]
     for key, value, words in (
         ("memory_limit", "4GB", "4GiB or 512MiB"),
+        ("memory_limit", "0GiB", "4GiB or 512MiB"),
         ("deadline", "10", "90s, 10min or 2h"),
     ):
         for method in ("grace", "brief"):
@@ -77,10 +78,13 @@ def test_units_are_read_and_anything_else_is_refused() -> None:
                 build_coreset({"method": method, "budget": 10, key: value}, 0)
 
 
-def test_one_key_sets_what_a_selection_and_brief_may_take() -> None:
-    config = coreset("brief", budget=10, memory_limit="1GiB", deadline="5min")
-    assert (config.memory_limit, config.deadline) == ("1GiB", "5min")
-    assert (config.selector.memory_limit, config.selector.deadline) == ("1GiB", "5min")  # type: ignore[attr-defined]
+def test_brief_selects_within_the_limits_of_the_run() -> None:
+    pool, kinds = synthetic_pool(200, 6, 0), []
+    for memory, deadline in (("4GiB", None), ("0.1MiB", None), ("0.1MiB", "0.00001s")):
+        config = coreset("brief", budget=20, memory_limit=memory, deadline=deadline, alpha=0.4, neighbors=2)
+        chosen = config.select(pool, Budget(20), np.random.default_rng(0))
+        kinds.append(chosen.figures["lower_level"])
+    assert kinds == ["held", "blocks", "graph"]
 
 
 def test_a_method_made_from_one_of_ours_is_asked_itself() -> None:

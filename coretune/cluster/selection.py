@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -50,18 +53,24 @@ def refuse_on_ray(selector: Selector) -> None:
 
 
 def select_on_ray(
-    selector: Selector, pool: Pool, budget: Budget, rng: np.random.Generator, address: str | None = None
+    selector: Selector,
+    pool: Pool,
+    budget: Budget,
+    rng: np.random.Generator,
+    address: str | None = None,
+    limits: Mapping[str, Any] = MappingProxyType({}),
 ) -> Coreset:
     """`selector.select` by workers; see docs/cluster.md for what is the same and what is not.
 
     address  of a Ray cluster; None starts Ray on this machine's cores, for this selection
+    limits   of `Brief.choose`, which goes by them on a cluster too
     """
     refuse_on_ray(selector)
     from coretune.cluster.session import connected  # here, as below: they import Ray
 
     with connected(address) as workers:
         if isinstance(selector, Brief):
-            return _in_parts(selector, pool, budget, rng, workers)
+            return _in_parts(selector, pool, budget, rng, workers, limits)
         if isinstance(selector, COVERING):
             return _in_two_rounds(selector, pool, budget, int(rng.integers(2**62)), workers)
         from coretune.cluster.columns import RayColumns
@@ -70,13 +79,21 @@ def select_on_ray(
         return selector.choose(pool, budget, lambda features: RayColumns.of(features, workers))
 
 
-def _in_parts(selector: Brief, pool: Pool, budget: Budget, rng: np.random.Generator, workers: int) -> Coreset:
+def _in_parts(
+    selector: Brief,
+    pool: Pool,
+    budget: Budget,
+    rng: np.random.Generator,
+    workers: int,
+    limits: Mapping[str, Any],
+) -> Coreset:
     """[choice] Where the lower level is not given: partitions as soon as the pool is more than one."""
     from coretune.cluster.parts import PartsOnRay
 
     if selector.lower == "auto" and pool.usable.sum() > engines.PART_ROWS:
         selector = replace(selector, lower="partitions")
-    return selector.choose(pool, budget, rng, lambda inside, k, seed: PartsOnRay.of(inside, k, seed, workers))
+    parts = partial(PartsOnRay.of, workers=workers)
+    return selector.choose(pool, budget, rng, parts, **limits)
 
 
 def _in_two_rounds(

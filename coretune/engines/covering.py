@@ -1,4 +1,4 @@
-"""The methods whose greedy covers the pool, by the engine that size, memory and deadline ask for."""
+"""Methods that select by the engine that size, memory and deadline ask for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coretune.select.brief import Brief
 from coretune.select.craig import Craig
 from coretune.select.engines import Plan, bytes_of, engine_within, seconds_of
 from coretune.select.facility_location import FacilityLocation
@@ -14,10 +15,11 @@ from coretune.types import Budget, Coreset, Pool
 
 #: Their greedy may be another one.
 COVERING = (Craig, FacilityLocation, Grace)
+WITHIN_LIMITS = (*COVERING, Brief)
 
 
 def select_within(
-    selector: Craig | FacilityLocation | Grace,
+    selector: Craig | FacilityLocation | Grace | Brief,
     pool: Pool,
     budget: Budget,
     rng: np.random.Generator,
@@ -25,6 +27,8 @@ def select_within(
     deadline: str | None,
 ) -> Coreset:
     """`selector.select`; figures tell the guarantee where it is not that of one greedy run."""
+    if isinstance(selector, Brief):
+        return selector.choose(pool, budget, rng, memory_limit=memory, deadline=deadline)
     plans: list[Plan] = []
     seed = int(rng.integers(2**62))
     engine = engine_within(selector.name, bytes_of(memory), seconds_of(deadline), seed, plans)

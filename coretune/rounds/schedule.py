@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
-from coretune.engines.covering import COVERING, select_within
+from coretune.engines.covering import WITHIN_LIMITS, select_within
 from coretune.filters import TellsNoise, chain
 from coretune.measure.settings import MeasureSettings
 from coretune.refreshing.refresh import AnchorRefresh
@@ -58,7 +58,8 @@ class CoresetConfig:
     quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
     memory_limit   what greedy selections may hold above the features, as 4GiB or 512MiB
     deadline       of a selection between all pairs, as 90s, 10min or 2h, at a nominal speed (`engines.py`):
-                   one that would pass it is made in two rounds; None = exact, however long it takes
+                   one that would pass it is made in two rounds, BRIEF's along a graph; None = exact, however
+                   long it takes (BRIEF: some minutes)
     engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
     ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
     seed           of all that is drawn; TRAINERS_SEED = data_seed of the trainer's arguments, else seed
@@ -123,12 +124,13 @@ class CoresetConfig:
 
     def _chosen(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         """By the engine asked for."""
-        ours = type(self.selector) in COVERING  # what is made from one of ours may select otherwise
-        if self.engine == "local" and ours and isinstance(self.selector, COVERING):
+        ours = type(self.selector) in WITHIN_LIMITS  # what is made from one of ours may select otherwise
+        if self.engine == "local" and ours and isinstance(self.selector, WITHIN_LIMITS):
             return select_within(self.selector, pool, budget, rng, self.memory_limit, self.deadline)
         if self.engine == "local":
             return self.selector.select(pool, budget, rng)
-        return select_on_ray(self.selector, pool, budget, rng, self.ray_address)
+        limits = {"memory_limit": self.memory_limit, "deadline": self.deadline}
+        return select_on_ray(self.selector, pool, budget, rng, self.ray_address, limits)
 
     def with_quota(self, pool: Pool, budget: Budget) -> Budget:
         """ValueError where the usable rows cannot fill the budget within the quota."""

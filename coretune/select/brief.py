@@ -68,9 +68,6 @@ class Brief:
     lower        "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory
     greedy       "lazy", exact, or "stochastic"
     neighbors    k of the graph, in each space
-    memory_limit what may be held above the features
-    deadline     of all greedy runs together, at the nominal speed of `engines.py`: decides between all pairs
-                 and a graph; left out: some minutes
     teacher      "warmup", or a folder of checkpoints
     checkpoints  1, the last
 
@@ -89,8 +86,6 @@ class Brief:
     lower: str = "auto"
     greedy: str = "lazy"
     neighbors: int = 128
-    memory_limit: str = "4GiB"
-    deadline: str | None = None
     teacher: str = "warmup"
     checkpoints: int = 1
 
@@ -116,8 +111,6 @@ class Brief:
             raise ValueError(f"neighbors is {self.neighbors}: give at least 1")
         if self.checkpoints != 1:
             raise ValueError(f"checkpoints is {self.checkpoints}: BRIEF looks at one, the last")
-        bytes_of(self.memory_limit)
-        seconds_of(self.deadline)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -131,15 +124,27 @@ class Brief:
         return self.choose(pool, budget, rng)
 
     def choose(
-        self, pool: Pool, budget: Budget, rng: np.random.Generator, make_parts: MakeParts = parts_here
+        self,
+        pool: Pool,
+        budget: Budget,
+        rng: np.random.Generator,
+        make_parts: MakeParts = parts_here,
+        memory_limit: str = "4GiB",
+        deadline: str | None = None,
     ) -> Coreset:
-        """`select` with the parts of "partitions" elsewhere (a cluster); the same answer."""
+        """`select` within limits, and with the parts of "partitions" elsewhere (a cluster): the same answer.
+
+        memory_limit  what may be held above the features
+        deadline      of all greedy runs together, at the nominal speed of `engines.py`: decides between all
+                      pairs and a graph; None: some minutes
+        """
         rows = np.flatnonzero(pool.usable)
         kn, if_ = (Space((usable_feature(pool, name),), rows) for name in self.needs)
         cost, budget = pool.cost[rows], within(budget, rows)
         check_budget(budget, cost)
         seed = int(rng.integers(2**62))
-        level, planned = self._level(kn, if_, seed, budget, make_parts)
+        planned = self._planned(kn, if_, bytes_of(memory_limit), seconds_of(deadline))
+        level = self._level(kn, if_, seed, budget, planned, make_parts)
         task = Task(budget, cost, np.ones(len(rows)), self.greedy, seed)
         alpha, curve, picked = self._upper_level(kn, if_, level, task)
         least = self._least(kn, if_, picked)
@@ -157,22 +162,26 @@ class Brief:
         }
         return _coreset(pool, rows, picked, stands_with, certificate, figures)
 
-    def _level(
-        self, kn: Space, if_: Space, seed: int, budget: Budget, make_parts: MakeParts
-    ) -> tuple[Level, Plan]:
-        """The lower level, announced before it is built."""
-        spaces = (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
+    def _planned(self, kn: Space, if_: Space, memory: int, deadline: float | None) -> Plan:
+        """The kind of the lower level, announced before it is built."""
         runs = self.evaluations if self.alpha is None and self.objective == "brief" else 1
-        planned = plan(
-            spaces, self.lower, bytes_of(self.memory_limit), self.neighbors, runs, seconds_of(self.deadline)
-        )
+        planned = plan(self._spaces(kn, if_), self.lower, memory, self.neighbors, runs, deadline)
         said = logging.WARNING if planned.work > WORTH_SAYING else logging.INFO
         if log.isEnabledFor(said):
             log.log(said, "BRIEF, lower level: %s", planned.line(kn.n))
+        return planned
+
+    def _level(
+        self, kn: Space, if_: Space, seed: int, budget: Budget, planned: Plan, make_parts: MakeParts
+    ) -> Level:
+        spaces = self._spaces(kn, if_)
         if planned.kind == "partitions":
             refuse_quota(budget, "BRIEF in partitions")
-            return parted_level(spaces, self.neighbors, seed, make_parts=make_parts), planned
-        return build(spaces, planned, self.neighbors, np.random.default_rng(seed)), planned
+            return parted_level(spaces, self.neighbors, seed, make_parts=make_parts)
+        return build(spaces, planned, self.neighbors, np.random.default_rng(seed))
+
+    def _spaces(self, kn: Space, if_: Space) -> tuple[Space, ...]:
+        return (kn, if_) if self.objective == "brief" else (Space(kn.parts + if_.parts, kn.rows),)
 
     def _upper_level(
         self, kn: Space, if_: Space, level: Level, task: Task
