@@ -231,12 +231,13 @@ def noisy_pool(
     tokens = rng.integers(5, 60, n)
     is_wrong = rng.random(n) < wrong
     empty = rng.normal(4, 0.3, n)
-    saved = np.where(is_wrong, 0, told * rng.uniform(0.25, 0.75, n)) + rng.normal(0, 2, n) / tokens
+    spread = 0.5 / np.sqrt(tokens)  # of a mean over tokens
+    saved = np.where(is_wrong, 0, told * rng.uniform(0.2, 0.6, n)) + rng.normal(0, spread)
     some = rng.choice(n, m, replace=False)
     known = {
         "unprompted_loss": empty[some],
         "matched_loss": (empty - saved)[some],
-        "mismatched_loss": empty[some] + rng.normal(0, 2, m) / tokens[some],
+        "mismatched_loss": empty[some] + rng.normal(0, spread[some]),
         "pair_tokens": tokens[some],
     }
     features = {"loss": empty - saved, EMPTY_PROMPT_LOSS: empty, RESPONSE_TOKENS: tokens}
@@ -278,12 +279,15 @@ def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_ri
     assert (~found.keep)[is_wrong].mean() > 0.4
 
 
-def test_the_noise_score_is_what_the_prompt_costs_in_nats_and_unusable_rows_have_none() -> None:
+def test_the_noise_score_is_the_log_of_the_losses_ratio_times_the_root_of_the_tokens_and_unusable_rows_have_none() -> (
+    None
+):
     pool, _ = noisy_pool(0.2)
     pool.usable[3] = False
     score = Noise().judge(pool, Budget(5)).score
     loss, empty = pool.features["loss"], pool.features[EMPTY_PROMPT_LOSS]
-    assert score[7] == pytest.approx(pool.features[RESPONSE_TOKENS][7] * (loss[7] - empty[7]), rel=1e-5)
+    ratio = (loss[7] + 0.02) / (empty[7] + 0.02)
+    assert score[7] == pytest.approx(np.sqrt(pool.features[RESPONSE_TOKENS][7]) * np.log(ratio), rel=1e-5)
     assert np.isnan(score[3])
 
 

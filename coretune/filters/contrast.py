@@ -1,19 +1,20 @@
 """Which responses are wrong, told by how much their own prompt helps, and how many: numbers only.
 
-A response y after its prompt x has a loss of l nats a token, after an empty prompt of h. Its T tokens make
+A response y of T tokens has a loss of l nats a token after its prompt x, and of h after an empty prompt:
 
-    s = T (l − h) = log p(y | no prompt) − log p(y | x)          the noise score, in nats
+    s = √T log(l / h)                                            the noise score
 
-A right response is far likelier with its prompt: s is far below 0. A wrong one gains nothing. What wrong
-responses score is measured on pairs made for it, responses after other rows' prompts; so no share of wrong
-rows and no threshold has to be given:
+A right response is far likelier with its prompt: s is far below 0. A wrong one gains nothing: s is about 0.
+What wrong responses score is measured on pairs made for it, responses after other rows' prompts; so no share
+of wrong rows and no threshold has to be given:
 
     share    π = 2 · P(s above the pairs' median), for hardly any right response scores so high
     cut      the lowest t that all but MISSED of the pairs reach and that flags, as far as is known, at most
              FLAGGED of the right rows: P(s ≥ t) − π P(pairs ≥ t) ≤ FLAGGED (1 − π), give or take π's error;
              never so low that more than MOST_WRONG of all rows are flagged
 
-IFD (Li et al., NAACL 2024) has the ratio l / h; the total tells better where responses are short.
+l / h is IFD's ratio (Li et al., NAACL 2024). [choice] √T, for a mean over T tokens varies as 1 / √T: a short
+response has to differ more from the others before it is flagged. docs/filters.md compares.
 Pairs made to be wrong: after the decoys of Elias and Gygi, Nature Methods 2007. The rest is ours.
 """
 

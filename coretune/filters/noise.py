@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from coretune.filters.contrast import LEAST_TOLD, Decision, decide
+from coretune.select.importance import LEAST_LOSS
 from coretune.select.ranking import usable_feature
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
@@ -35,7 +36,7 @@ class Noise:
 
     How many rows are flagged is decided from the scores; no share has to be given.
 
-    score    nats by which the response is likelier without its prompt; far below 0 for a right row
+    score    √T log(l / h) of `contrast.py`; about 0 for a wrong row, far below for a right one
     figures  noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
              the median losses of the pairs' responses after their own and after other prompts
     """
@@ -102,10 +103,17 @@ class Noise:
 
 
 def scores(pool: Pool) -> Array:
-    """(n,) float32: T (l − h) of `contrast.py`; NaN for rows that are not usable."""
+    """(n,) float32: √T log(l / h) of `contrast.py`; NaN for rows that are not usable."""
     loss, empty = usable_feature(pool, "loss"), usable_feature(pool, EMPTY_PROMPT_LOSS)
-    found = pool.feature(RESPONSE_TOKENS) * (loss.astype(np.float64) - empty)
+    found = _score(loss, empty, pool.feature(RESPONSE_TOKENS))
     return np.where(pool.usable, found, np.nan).astype(np.float32)
+
+
+def _score(loss: Array, empty: Array, tokens: Array) -> Array:
+    """(n,) float64; LEAST_LOSS keeps a loss of 0 finite."""
+    ratio = (loss.astype(np.float64) + LEAST_LOSS) / (empty.astype(np.float64) + LEAST_LOSS)
+    found: Array = np.sqrt(tokens) * np.log(ratio)
+    return found
 
 
 def pair_scores(pool: Pool) -> tuple[Array, Array]:
@@ -120,5 +128,5 @@ def pair_scores(pool: Pool) -> tuple[Array, Array]:
             f"the pool has no references[{missing[0]!r}], of responses after other rows' prompts and after "
             "their own: measure them, or leave noise out of coreset.filters"
         )
-    own, other, empty, tokens = (pool.references[name].astype(np.float64) for name in names)
-    return tokens * (own - empty), tokens * (other - empty)
+    own, other, empty, tokens = (pool.references[name] for name in names)
+    return _score(own, empty, tokens), _score(other, empty, tokens)

@@ -15,7 +15,7 @@ MEANING: Mapping[str, str] = {
     "coverage": "what it covers of the pool and no pick before it does",
     "covered": "similarity to the nearest chosen row",
     "duplicates": "1 where it is a duplicate of a row that may be chosen",
-    "noise": "nats by which its response is likelier without its prompt",
+    "noise": "how little its prompt helps its response: about 0, not at all; far below, much",
     "neighbours": "of the way from its neighbours' loss to that of a response to another prompt",
     "cooldown": "one over how many coresets ago it was trained on",
     "represents": "rows that it stands for, itself among them",
