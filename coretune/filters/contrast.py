@@ -27,7 +27,7 @@ from scipy.stats import norm
 
 from coretune.types import Array
 
-MISSED, FLAGGED = 0.1, 0.05  # of wrong rows, of right ones [choice: settled on two pools, docs/grace.md]
+MISSED, FLAGGED = 0.1, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
 #: Detection is on where right and wrong are told apart at least so well (area under the ROC curve), and the
 #: share of wrong rows that is estimated is at most so large.
 LEAST_TOLD, MOST_WRONG = 0.9, 0.6
