@@ -272,11 +272,11 @@ def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() ->
 
 
 def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_right_rows() -> None:
-    """A young model: prompts save little, so nine in ten wrong rows cannot be had."""
-    pool, is_wrong = noisy_pool(0.3, told=0.25)
+    """Prompts save little, so nine in ten wrong rows cannot be had."""
+    pool, is_wrong = noisy_pool(0.3, told=0.5)
     found = Noise(least_told=0.0).judge(pool, Budget(5))
-    assert (~found.keep)[~is_wrong].mean() < 0.15
-    assert (~found.keep)[is_wrong].mean() > 0.4
+    assert (~found.keep)[~is_wrong].mean() < 0.2
+    assert 0.5 < (~found.keep)[is_wrong].mean() < 0.85
 
 
 def test_the_noise_score_is_the_log_of_the_losses_ratio_times_the_root_of_the_tokens_and_unusable_rows_have_none() -> (

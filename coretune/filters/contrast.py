@@ -27,7 +27,7 @@ from scipy.stats import norm
 
 from coretune.types import Array
 
-MISSED, FLAGGED = 0.1, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
+MISSED, FLAGGED = 0.09, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
 #: Detection is on where right and wrong are told apart at least so well (area under the ROC curve), and the
 #: share of wrong rows that is estimated is at most so large.
 LEAST_TOLD, MOST_WRONG = 0.9, 0.6
@@ -65,7 +65,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     cuts = centre + spread * norm.ppf(missed)  # a smooth curve: of few pairs the quantiles themselves jump
     flagged = 1.0 - np.searchsorted(np.sort(scores), cuts, side="left") / len(scores)
     right = flagged - share * (1.0 - missed)
-    error = share / np.sqrt(len(pairs))  # of the share, whose pairs are few
+    error = 2.0 * share / np.sqrt(len(pairs))  # two standard errors of the share, whose pairs are few
     fine = np.flatnonzero(right <= FLAGGED * (1.0 - share) + error)
     cut = float(cuts[fine[0] if len(fine) else -1])
     least = np.nextafter(np.float32(np.quantile(scores, 1.0 - MOST_WRONG)), np.float32(np.inf))
