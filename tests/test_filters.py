@@ -279,9 +279,7 @@ def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_ri
     assert 0.5 < (~found.keep)[is_wrong].mean() < 0.85
 
 
-def test_the_noise_score_is_the_log_of_the_losses_ratio_times_the_root_of_the_tokens_and_unusable_rows_have_none() -> (
-    None
-):
+def test_the_noise_score_weighs_the_log_of_the_losses_ratio_by_the_root_of_the_tokens() -> None:
     pool, _ = noisy_pool(0.2)
     pool.usable[3] = False
     score = Noise().judge(pool, Budget(5)).score
