@@ -1,6 +1,7 @@
 """The run's config: the one place where strings become objects.
 
 model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_rows
+train_on:     of a conversation the last answer, or all answers
 target_data:  a file, or {file: share of the budget}
 corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
 signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
@@ -77,6 +78,7 @@ class RunConfig(BaseModel):
     signals_dir: str | None = None
     columns: dict[str, str] | None = None
     seed: int = Field(0, ge=0, lt=2**32, strict=True)  # what numpy's generators take
+    train_on: Literal["last", "all"] = "last"
     skip_bad_rows: bool = False
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}

@@ -193,7 +193,7 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
         raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
     length = longest_row(config.model_name_or_path, trainer.args)
     answers = config.model_copy(
-        update={"training": {}}
+        update={"training": {}, "train_on": "last"}
     )  # what the loss counts has no say in what is generated
     corpus = _corpus_of(source, answers, trainer.processing_class, length)
     refuse_strange_rows(trainer.model, corpus, source)
@@ -279,6 +279,7 @@ def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> C
         num_proc=config.training.get("dataset_num_proc"),
         completion_only_loss=config.training.get("completion_only_loss"),
         assistant_only_loss=config.training.get("assistant_only_loss", False),
+        train_on=config.train_on,
     )
     if not sys.stderr.isatty() and (took := time.monotonic() - began) > SECONDS:
         log.info("tokenised %d rows of %s in %.0f s", len(corpus), source, took)
@@ -286,6 +287,8 @@ def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> C
         log.warning("%s", line)
     for place, reason in corpus.dropped:
         log.warning("left out %s: %s", place, reason)
+    for reason, count in corpus.left_out.items():
+        log.warning("%s: %d rows left out: %s", source, count, reason)
     if corpus.truncated:
         log.warning("%s: %d prompts cut from the left to %d tokens", source, corpus.truncated, length)
     return corpus

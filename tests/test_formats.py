@@ -313,7 +313,7 @@ def test_without_a_chat_template_a_system_text_is_used_or_named() -> None:
     ("row", "format", "says"),
     [
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "messages", "the response has weight: 0"),
-        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "messages", "the response has weight: 0.5"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, "messages", "a turn has weight: 0.5"),
         ({"messages": [USER, {**ASSISTANT, "train": False}]}, "messages", "the response has train: false"),
         ({"messages": [USER, {**ASSISTANT, "loss": False}]}, "messages", "the response has loss: false"),
         (
@@ -334,17 +334,17 @@ def test_without_a_chat_template_a_system_text_is_used_or_named() -> None:
         (
             {"prompt": "Q", "completion": "A", "label": False},
             "prompt/completion",
-            "`label` is False: the com",
+            "`label` is false: the com",
         ),
         (
             {"prompt": "Q", "completion": "A", "label": "false"},
             "prompt/completion",
-            "`label` is 'false': the",
+            "`label` is false: the",
         ),
         (
             {"prompt": "Q", "completion": "A", "label": " FALSE"},
             "prompt/completion",
-            "`label` is ' FALSE': the completion",
+            "`label` is false: the completion",
         ),
         ({"system": "T", "messages": [SYSTEM, USER, ASSISTANT]}, "messages", "say two things; keep one"),
         ({"system": 5, "messages": [USER, ASSISTANT]}, "messages", "`system` is a number, not text"),

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -37,6 +37,7 @@ class Corpus:
     length         (n,) int64  tokens, prompt included
     source         (n,) object, text or None: the user's `source` or `category`; None when no row has one
     dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
+    left_out       reason -> how many rows say themselves that they are not to be trained on
     truncated      how many prompts were cut from the left
     notes          lines that name what of the data is not used: files of a folder, columns
     absent         keys of `columns` whose column no row has
@@ -57,6 +58,7 @@ class Corpus:
     length: Array
     source: Array | None
     dropped: list[tuple[str, str]]
+    left_out: dict[str, int]
     truncated: int
     notes: list[str]
     absent: list[str]
@@ -78,6 +80,7 @@ class Corpus:
         num_proc: int | None = None,
         completion_only_loss: bool | None = None,
         assistant_only_loss: bool = False,
+        train_on: Literal["last", "all"] = "last",
     ) -> Corpus:
         """Read, tokenise, check and freeze `source`.
 
@@ -89,6 +92,7 @@ class Corpus:
                        directory that goes with the corpus
         num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
         completion_only_loss, assistant_only_loss  what the loss counts, as SFTConfig has them (`encode.Loss`)
+        train_on       of a conversation the last answer, or all answers that no flag of their turn takes out
 
         Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
         are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.
@@ -99,7 +103,7 @@ class Corpus:
         candidates(mapping)  # a wrong mapping is refused before anything is read
         home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
         root = Path(home.name if home else str(cache_dir)).expanduser()
-        loss = Loss(completion_only_loss, assistant_only_loss)
+        loss = Loss.of(train_on, completion_only_loss, assistant_only_loss)
         with writing(root, None, "make room, or give another corpus_dir"):
             kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss)
         note = files_of(source).note
@@ -123,6 +127,7 @@ class Corpus:
             length=np.concatenate(lengths, dtype=np.int64),
             source=None if all(name is None for name in sources) else sources,
             dropped=account.dropped,
+            left_out=account.left_out,
             truncated=account.truncated,
             notes=[*notes, *account.notes],
             absent=account.absent,

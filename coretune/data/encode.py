@@ -13,26 +13,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 
-from coretune.data.formats import (
-    BadRow,
-    Conversation,
-    PlainText,
-    identity,
-    interpret,
-    refuse_untrained,
-    source_of,
-)
-from coretune.data.raw import CorpusError, is_unicode
+from coretune.data.answers import answer_texts, marked, refuse_unextending
+from coretune.data.formats import Conversation, PlainText, identity, interpret, source_of
+from coretune.data.raw import BadRow, CorpusError, LeftOut, is_unicode
 from coretune.data.template import harmless, refuse_long
+from coretune.data.turns import Message, refuse_untrained
 
 DIGEST_BYTES = 16
 IGNORED = -100  # the label that transformers' losses leave out
+TRAIN_ON = ("last", "all")  # assistant turns of a conversation
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # in a template, around what the assistant writes
 
 
@@ -60,14 +55,28 @@ class Loss:
     completion_only  True: the response; False: the whole row; None: the response, and with assistant_only all
                      assistant turns of a row that is a conversation
     assistant_only   only what the chat template marks as written by the assistant
+    every_turn       all assistant turns of a conversation, found by rendering it turn by turn
     """
 
     completion_only: bool | None = None
     assistant_only: bool = False
+    every_turn: bool = False
+
+    @classmethod
+    def of(cls, train_on: str, completion_only: bool | None, assistant_only: bool) -> Loss:
+        """train_on: last or all. CorpusError for keys that say different things."""
+        if train_on not in TRAIN_ON:
+            raise CorpusError(f"train_on is {train_on!r}; give {' or '.join(TRAIN_ON)}")
+        if train_on == "all" and (completion_only is not None or assistant_only):
+            key = "assistant_only_loss" if assistant_only else "completion_only_loss"
+            raise CorpusError(f"train_on: all says what the loss counts, and so does {key}; give one of them")
+        return cls(completion_only, assistant_only, train_on == "all")
 
     def refuse(self, tokenizer: Tokenizer) -> None:
-        """CorpusError where the tokenizer's template marks nothing."""
+        """CorpusError where the tokenizer's template marks nothing, or has no place for its answers."""
         template = tokenizer.chat_template
+        if self.every_turn:
+            refuse_unextending(tokenizer)
         if self.assistant_only and not MARKS.search(str(template)):
             raise CorpusError(
                 "assistant_only_loss is true, and the tokenizer's chat template marks no assistant text "
@@ -85,6 +94,7 @@ class Rendered:
     completion the loss counts the response alone
     written    for each token of the whole, whether the template says that the assistant wrote it; None: not
                asked
+    earlier    beginnings of the whole: up to an earlier answer, to its end, up to the next, and so on
     """
 
     whole: str
@@ -92,6 +102,16 @@ class Rendered:
     adds: bool
     completion: bool = True
     written: list[int] | None = None
+    earlier: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of the texts of a `Rendered`."""
+
+    whole: list[int]
+    prompt: list[int] | None
+    earlier: list[list[int]]
 
 
 def encode_batch(
@@ -121,13 +141,14 @@ def encode_batch(
                 row["id"] = identity(record, columns, f"{batch['file'][index]}:{batch['number'][index]}")
                 row["source"] = source_of(record, columns)
                 format = formats[batch["file"][index]]
-                example = interpret(record, format, columns, tokenizer.chat_template is not None)
+                chat = tokenizer.chat_template is not None
+                example = interpret(record, format, columns, chat, loss.every_turn)
                 rendered[index] = render(example, tokenizer, loss)
             except BadRow as bad:
-                row["problem"] = str(bad)
-    for index, encoded in zip(rendered, _tokenise(list(rendered.values()), tokenizer), strict=True):
+                row |= {"problem": str(bad), "left_out": isinstance(bad, LeftOut)}
+    for index, tokens in zip(rendered, _tokenise(list(rendered.values()), tokenizer), strict=True):
         try:
-            rows[index].update(_settle(rendered[index], *encoded, tokenizer.bos_token_id, max_length))
+            rows[index].update(_settle(rendered[index], tokens, tokenizer.bos_token_id, max_length))
         except BadRow as bad:
             rows[index]["problem"] = str(bad)
     return {name: [row[name] for row in rows] for name in EMPTY}
@@ -141,6 +162,7 @@ EMPTY: Mapping[str, Any] = {
     "id": "",
     "source": None,
     "digest": b"",
+    "left_out": False,
     "problem": None,
 }
 
@@ -168,10 +190,12 @@ def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Re
     arguments = harmless(example.arguments, tokenizer.chat_template)
     settings = {"tokenize": False, **arguments}
     turns = example.prompt + example.completion
+    _refuse_unwritten(turns, tokenizer.chat_template)
     written = None
     try:
         prompt = tokenizer.apply_chat_template(example.prompt, add_generation_prompt=True, **settings)
         whole = tokenizer.apply_chat_template(turns, **settings)
+        earlier = answer_texts(tokenizer, turns, example.earlier, settings)
         if loss.assistant_only:
             marks = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
             written = tokenizer.apply_chat_template(turns, **arguments, **marks)["assistant_masks"]
@@ -180,12 +204,31 @@ def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Re
             f"the chat template refuses the conversation ({error}); reorder or remove its turns"
         ) from None
     if not loss.assistant_only:
-        return Rendered(whole, prompt, False, loss.completion_only is not False)
+        return Rendered(whole, prompt, False, loss.completion_only is not False, earlier=earlier)
     completion = bool(loss.completion_only or (loss.completion_only is None and example.paired))
     if not completion:
-        for turn in example.prompt:
-            refuse_untrained(turn)
+        _refuse_flags(example.prompt)
     return Rendered(whole, prompt, False, completion, written)
+
+
+def _refuse_flags(turns: Sequence[Message]) -> None:
+    """BadRow for an answer that is flagged not to be trained on, and that the template's marks take in."""
+    for turn in turns:
+        try:
+            refuse_untrained(turn)
+        except LeftOut as flagged:
+            raise BadRow(
+                f"{flagged}, and assistant_only_loss cannot tell; set train_on: all instead"
+            ) from None
+
+
+def _refuse_unwritten(turns: Sequence[Message], template: Any) -> None:
+    """BadRow for tool calls that the template leaves out: an empty answer would be trained on."""
+    if any(turn.get("tool_calls") for turn in turns) and "tool_calls" not in str(template):
+        raise BadRow(
+            "a turn has tool calls, and the tokenizer's chat template does not write them; give one that "
+            "does (training.chat_template_path), or write the calls into the turn's text"
+        )
 
 
 def _join(example: PlainText, tokenizer: Tokenizer, loss: Loss) -> Rendered:
@@ -221,14 +264,14 @@ def _refuse_fused_words(prompt: str, completion: str) -> None:
         )
 
 
-def _tokenise(rendered: list[Rendered], tokenizer: Tokenizer) -> list[tuple[list[int], list[int] | None]]:
-    """(ids of the whole, ids of the prompt alone or None) for each; one call a kind of text."""
+def _tokenise(rendered: list[Rendered], tokenizer: Tokenizer) -> list[Tokens]:
+    """One call a kind of text."""
     ids: dict[tuple[int, int], list[int]] = {}
     for special in (False, True):
         wanted = [
             (index, part, text)
             for index, row in enumerate(rendered)
-            for part, text in enumerate((row.whole, row.prompt))
+            for part, text in enumerate((row.whole, row.prompt, *row.earlier))
             if row.adds == special and text is not None
         ]
         if wanted:
@@ -238,13 +281,15 @@ def _tokenise(rendered: list[Rendered], tokenizer: Tokenizer) -> list[tuple[list
             for (index, part, text), tokens in zip(wanted, encoded["input_ids"], strict=True):
                 tokens = tokens[: len(tokens) - after]
                 ids[index, part] = _one_bos(text, tokens, tokenizer) if special else tokens
-    return [(ids[index, 0], ids.get((index, 1))) for index in range(len(rendered))]
+    return [
+        Tokens(ids[at, 0], ids.get((at, 1)), [ids[at, 2 + part] for part in range(len(row.earlier))])
+        for at, row in enumerate(rendered)
+    ]
 
 
 def _appended(tokenizer: Tokenizer) -> int:
     """How many tokens the tokenizer puts after a text of its own accord: the text has an EOS already, and a
-    prompt
-    that ends with one would not be the beginning of the whole."""
+    prompt that ends with one would not be the beginning of the whole."""
     bare, dressed = (
         tokenizer(["a"], add_special_tokens=special, return_attention_mask=False)["input_ids"][0]
         for special in (False, True)
@@ -259,33 +304,40 @@ def _one_bos(text: str, tokens: list[int], tokenizer: Tokenizer) -> list[int]:
     return tokens[1:] if spelt and tokens[:2] == [tokenizer.bos_token_id] * 2 else tokens
 
 
-def _settle(
-    row: Rendered, ids: list[int], prompt_ids: list[int] | None, bos: int | None, max_length: int
-) -> dict[str, Any]:
+def _settle(row: Rendered, tokens: Tokens, bos: int | None, max_length: int) -> dict[str, Any]:
     """Where the response begins, what the loss counts, and the prompt cut to fit. Raises BadRow."""
-    begin = _border(ids, prompt_ids, bos)
+    ids = tokens.whole
+    begin = _border(ids, tokens.prompt, bos)
     if len(ids) - max(begin, 1) < 1:
         raise BadRow(
             "empty response: no token of it can be learnt; the chat template may leave responses out"
         )
-    counted = np.ones(len(ids), bool) if row.written is None else np.array(row.written, bool)
-    if len(counted) != len(ids):
-        raise BadRow(
-            "the chat template marks another text than it renders; mend it, or leave assistant_only_loss out"
-        )
-    if row.completion:
-        counted[:begin] = False
+    counted = _counted(row, tokens, begin)
     counted[: int(ids[0] == bos)] = False  # nothing predicts it
     if not counted[1:].any():
         raise BadRow(
             "no token of the row counts in the loss: the chat template marks none as the assistant's"
         )
-    first = int(np.argmax(counted))
-    kept, _ = cut(ids, min(begin, first) if row.written is not None else begin, bos, max_length)
+    several = row.written is not None or row.earlier
+    kept, _ = cut(ids, min(begin, int(np.argmax(counted))) if several else begin, bos, max_length)
     counted = counted[len(ids) - len(kept) :]
     if len(kept) < len(ids) and ids[0] == bos:
         counted[0] = False
     return _encoded(kept, counted, len(kept) < len(ids))
+
+
+def _counted(row: Rendered, tokens: Tokens, begin: int) -> np.ndarray[Any, Any]:
+    """(t,) bool: the tokens of the whole that the loss counts. Raises BadRow."""
+    if row.earlier:
+        return marked(tokens.whole, tokens.earlier, begin)
+    if row.written is not None and len(row.written) != len(tokens.whole):
+        raise BadRow(
+            "the chat template marks another text than it renders; mend it, or leave assistant_only_loss out"
+        )
+    counted = np.ones(len(tokens.whole), bool) if row.written is None else np.array(row.written, bool)
+    if row.completion:
+        counted[:begin] = False
+    return counted
 
 
 def _border(ids: list[int], prompt_ids: list[int] | None, bos: int | None) -> int:

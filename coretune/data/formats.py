@@ -7,16 +7,14 @@
     sharegpt            conversations: [{from, value}, ...]        the last turn is the response
 
 Beside them: system (a text, the first turn), history ([[question, answer], ...], turns before a prompt that
-is a
-text), tools and chat_template_kwargs for the template. A response that its row says is not to be learnt (a
-turn's
-weight: 0, KTO's label: false) makes a bad row: it is named, not trained as if it were a good one.
+is a text), tools and chat_template_kwargs for the template. A row that says that it is not to be trained on
+(a turn's weight: 0, KTO's label: false) is left out and counted.
 
 A tokenizer with a chat template gets texts as a user turn and an assistant turn. Without one, prompt and
 completion are joined as they stand and alpaca rows are written under the headings of `ALPACA_PLAIN`.
 
-[choice] In a conversation of several turns only the last assistant turn is trained on: an example is then one
-prompt and one response for every signal and every method, and its loss does not mix easy early turns into it.
+[choice] In a conversation of several turns only the last assistant turn is trained on unless all are asked
+for (train_on: all, `turns.py`): an example is then one prompt and one response for every signal and method.
 [choice] alpaca under a chat template: instruction, blank line, input. Without one, system stands above the
 headings.
 """
@@ -25,10 +23,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coretune.data.raw import CorpusError, is_unicode, kind
+from coretune.data.raw import BadRow, CorpusError, LeftOut, is_unicode, kind
+from coretune.data.turns import Message, refuse_empty, refuse_untrained, trained_turns, turns_of
 
 #: Format -> the columns it cannot do without, in the order of preference when a file fits several
 #: (published alpaca files carry a ready-made `text` too; chat files often repeat the first turn as `prompt`).
@@ -50,39 +49,25 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "text": (),
 }
 OPTIONAL_COLUMNS = ("input", "id", "source", "system", "history", *TEMPLATE_COLUMNS)
-#: Keys of a turn that say whether it is trained on: 0 or false, it is not.
-TURN_FLAGS = ("weight", "loss", "train", "training")
 KNOWN_COLUMNS = (*(name for required in FORMATS.values() for name in required), *OPTIONAL_COLUMNS)
 
 ALPACA_PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
 ALPACA_PLAIN_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-
-Message = dict[str, Any]
-
-
-class BadRow(Exception):
-    """This row cannot be trained on; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Turns for a chat template; `arguments` are what the row hands to the template (its tools).
 
-    paired  the row has prompt and answer in columns of their own, so that no turn before is an answer too
+    paired   the prompt is a column of turns: none of them is trained on
+    earlier  places in `prompt` of the answers that are trained on too (train_on: all)
     """
 
     prompt: list[Message]
     completion: list[Message]
     arguments: dict[str, Any] = field(default_factory=dict)
     paired: bool = field(default=False, compare=False)
+    earlier: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,12 +84,24 @@ def listed(names: Iterable[str]) -> str:
 
 
 def interpret(
-    record: Mapping[str, Any], format: str, columns: Mapping[str, str], chat: bool
+    record: Mapping[str, Any], format: str, columns: Mapping[str, str], chat: bool, every: bool = False
 ) -> Conversation | PlainText:
-    """The example a record stands for. `chat`: the tokenizer has a chat template.
+    """The example a record stands for.
+
+    chat   the tokenizer has a chat template
+    every  all assistant turns of a conversation are trained on, not the last alone
 
     Raises BadRow; CorpusError for a conversation without a chat template, which no other row would mend.
     """
+    example = _read(record, format, columns, chat)
+    if isinstance(example, PlainText):
+        return example
+    return _of_every_turn(example) if every else _of_last_turn(example)
+
+
+def _read(
+    record: Mapping[str, Any], format: str, columns: Mapping[str, str], chat: bool
+) -> Conversation | PlainText:
     if format in ("messages", "sharegpt"):
         return _conversation(_turns(record, columns, FORMATS[format][0]), record, columns, chat)
     if format == "text":
@@ -179,14 +176,10 @@ def is_verdict(label: object) -> bool:
 
 
 def _refuse_undesired(record: Mapping[str, Any], columns: Mapping[str, str]) -> None:
-    """BadRow for a completion that KTO's `label` says is a bad one."""
+    """LeftOut for a completion that KTO's `label` says is a bad one."""
     label = record.get("label")
     if is_verdict(label) and "label" not in columns.values() and str(label).strip().lower() == "false":
-        raise BadRow(
-            f"`label` is {label!r}: the completion is an undesired one (KTO); leave the row out, or rename "
-            "the column "
-            "if it means something else"
-        )
+        raise LeftOut("`label` is false: the completion is an undesired one (KTO)")
 
 
 def _exchange(
@@ -199,7 +192,6 @@ def _exchange(
         _with_system(turns, record, columns),
         [{"role": "assistant", "content": completion}],
         _arguments(record, columns),
-        paired=True,
     )
 
 
@@ -287,28 +279,7 @@ def _refuse_history(record: Mapping[str, Any], columns: Mapping[str, str]) -> No
 
 
 def _turns(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> list[Message]:
-    column, value = columns.get(name, name), _value(record, columns, name)
-    if not isinstance(value, list):
-        raise BadRow(f"`{column}` is {kind(value)}, not a list of turns")
-    return [_turn(turn, f"`{column}` turn {number}") for number, turn in enumerate(value, 1)]
-
-
-def _turn(turn: Any, where: str) -> Message:
-    """One turn as {role, content}; sharegpt's {from, value} is told by its keys, whatever the column."""
-    sharegpt = isinstance(turn, dict) and turn.get("from") is not None
-    role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
-    if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):
-        raise BadRow(f"{where} is not {{{role_key}: ..., {content_key}: ...}}")
-    if not isinstance(turn.get(content_key), str) and not (
-        turn.get("tool_calls") and turn.get(content_key) is None
-    ):
-        raise BadRow(f"{where}: `{content_key}` is {kind(turn.get(content_key))}, not text")
-    if not sharegpt:
-        return turn
-    if turn["from"] not in SHAREGPT_ROLES:
-        raise BadRow(f"{where} is from {turn['from']!r}; known are {listed(SHAREGPT_ROLES)}")
-    more = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
-    return {"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"], **more}
+    return turns_of(_value(record, columns, name), columns.get(name, name))
 
 
 def _conversation(
@@ -329,29 +300,27 @@ def _conversation(
         raise BadRow(
             f"{len(turns)} turns are no conversation; it needs a turn before the response and the response"
         )
-    last = turns[-1]
-    if last["role"] != "assistant":
-        raise BadRow(
-            f"the last turn is from {last['role']!r}; a conversation must end with the assistant's response"
-        )
-    if not (last.get("content") or "").strip() and not last.get("tool_calls"):
-        raise BadRow("empty response: the last turn holds no text")
-    for turn in turns[-answered:]:
-        refuse_untrained(turn)
     prompt = _with_system(turns[:-answered], record, columns)
     return Conversation(prompt, turns[-answered:], _arguments(record, columns), paired)
 
 
-def refuse_untrained(turn: Message) -> None:
-    """BadRow for a turn of the response that says it is not to be trained on, or in part."""
-    for key in TURN_FLAGS:
-        flag = turn.get(key)
-        if turn["role"] == "assistant" and flag is not None and flag != 1:
-            raise BadRow(
-                f"the response has {key}: {json.dumps(flag)}, and a response is trained on as a whole; "
-                "leave the row "
-                f"out, or remove {key}"
-            )
+def _of_last_turn(example: Conversation) -> Conversation:
+    last = example.completion[-1]
+    if last["role"] != "assistant":
+        raise BadRow(
+            f"the last turn is from {last['role']!r}; a conversation must end with the assistant's response"
+        )
+    refuse_empty(last, "the last turn")
+    for turn in example.completion:
+        refuse_untrained(turn)
+    return example
+
+
+def _of_every_turn(example: Conversation) -> Conversation:
+    """The response is the last turn that is trained on: what follows it changes no loss."""
+    turns = example.prompt + example.completion
+    *earlier, last = trained_turns(turns, len(example.prompt) if example.paired else 0)
+    return replace(example, prompt=turns[:last], completion=[turns[last]], earlier=earlier)
 
 
 def _arguments(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ ENCODED = datasets.Features(
         "id": datasets.Value("string"),
         "source": datasets.Value("string"),
         "digest": datasets.Value("binary"),
+        "left_out": datasets.Value("bool"),
         "problem": datasets.Value("string"),
     }
 )
@@ -83,7 +84,8 @@ FROZEN = pa.schema(
 class Account:
     """What became of the rows that were read; kept beside the cached corpus as JSON.
 
-    dropped      (place, reason) of the rows left out, in the order of the files
+    dropped      (place, reason) of the bad rows left out, in the order of the files
+    left_out     reason -> how many rows say themselves that they are not to be trained on
     truncated    how many prompts were cut from the left
     fingerprint  of the ordered contents
     rows         checksum of the file of frozen rows
@@ -92,6 +94,7 @@ class Account:
     """
 
     dropped: list[tuple[str, str]]
+    left_out: dict[str, int]
     truncated: int
     fingerprint: str
     rows: str
@@ -305,7 +308,13 @@ def _freeze(
     )
     small = encoded.select_columns([name for name in EMPTY if name not in ("input_ids", "labels")]).data.table
     problems = small["problem"].to_pylist()
-    dropped = [(_place(raw[row]), reason) for row, reason in enumerate(problems) if reason is not None]
+    asked = small["left_out"].to_pylist()
+    left_out = Counter(reason for reason, out in zip(problems, asked, strict=True) if out)
+    dropped = [
+        (_place(raw[row]), reason)
+        for row, reason in enumerate(problems)
+        if reason is not None and not asked[row]
+    ]
     kept = [row for row, reason in enumerate(problems) if reason is None]
     ids, digests = small["id"].to_pylist(), small["digest"].to_pylist()
     twins = [
@@ -313,14 +322,14 @@ def _freeze(
         for first, row in _twins(ids, kept)
     ]
     refuse([] if skip_bad_rows else dropped, twins)
-    if not kept:
-        raise CorpusError(f"all {len(dropped)} rows are bad, the first: {': '.join(dropped[0])}")
+    _refuse_nothing_left(kept, dropped, left_out)
     order = sorted(kept, key=lambda row: (digests[row], ids[row]))
     contents = _digest([(digests[row], ids[row]) for row in order])
     (work / "frozen").mkdir()
     _write_frozen(raw, encoded, order, work / "frozen" / ROWS)
     account = Account(
         dropped,
+        dict(left_out),
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
         rows=_hash([work / "frozen" / ROWS]),
@@ -328,6 +337,17 @@ def _freeze(
         absent=known.absent,
     )
     account.write(work / "frozen")
+
+
+def _refuse_nothing_left(
+    kept: Sequence[int], dropped: Sequence[tuple[str, str]], left_out: Mapping[str, int]
+) -> None:
+    if kept:
+        return
+    if dropped:
+        raise CorpusError(f"all {len(dropped)} rows are bad, the first: {': '.join(dropped[0])}")
+    reasons = "; ".join(f"{count} rows: {reason}" for reason, count in left_out.items())
+    raise CorpusError(f"no row is left to train on ({reasons}); add rows that are to be trained on")
 
 
 def _place(row: Mapping[str, Any]) -> str:

@@ -17,6 +17,14 @@ class CorpusError(ValueError):
     """The training data cannot be used as it is; the message says where, why, and what to do."""
 
 
+class BadRow(Exception):
+    """This row cannot be trained on; the text is the reason."""
+
+
+class LeftOut(BadRow):
+    """This row says itself that it is not to be trained on: it is counted, and needs no correction."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One raw row.
