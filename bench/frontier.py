@@ -39,17 +39,20 @@ from coretune.comparing.compare import mean_se
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
-from coretune.refreshing.approximation import compare, spearman
-from coretune.refreshing.refresh import UNIT, AnchorRefresh
-from coretune.rounds import dynamic
+from coretune.policies import policy_of
+from coretune.policies.approximation import compare, spearman
+from coretune.policies.update import update
+from coretune.refresh import remeasured, select
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.looking import Meter, look_around
+from coretune.rounds.exact_duplicates import ExactDuplicates
+from coretune.rounds.measurement import Measurement
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
-from coretune.rounds.twins import Twins
+from coretune.rounds.transitions import empty_pool
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.types import Array, Coreset, Pool, Rows, Selector
+from coretune.types import UNIT, Array, Coreset, Pool, Rows, Selector
 
 SPEARMAN, OVERLAP, COST, SHARE = 0.9, 0.8, 0.1, 0.05  # at least, at least, at most, of the rows
 SELECTORS: dict[str, Selector] = {
@@ -116,10 +119,10 @@ class Truth:
     @classmethod
     def of(cls, refresh: AnchorRefresh, looks: Looks) -> Truth:
         everything = replace(refresh, anchors="all", repair="rebuild")
-        pool, pools = dynamic.empty_pool(looks.cost), []
+        pool, pools = empty_pool(looks.cost), []
         everyone = np.arange(pool.n)
         for number in range(len(looks.signals)):
-            pool = everything.absorb(pool, everyone, looks.at(number, everyone), number)
+            pool = update(everything, pool, everyone, looks.at(number, everyone), number)
             pools.append(replace(pool, references=looks.compared[number]))
         return cls(pools, [choices(pool) for pool in pools])
 
@@ -134,9 +137,9 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
     config = CoresetConfig(
         Grace(), setting.refresh, parse_budget("10%"), filters=(Duplicates(), Noise()), seed=seed
     )
-    twins, figures = Twins(looks.first), []
+    twins, figures = ExactDuplicates(looks.first), []
     whole = looks.cost[twins.distinct(np.arange(len(looks.cost)))].sum()
-    pool = dynamic.empty_pool(looks.cost)
+    pool = empty_pool(looks.cost)
     nothing = Coreset(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
     for number in range(0, len(looks.signals), setting.every):
 
@@ -145,11 +148,11 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
 
         references = partial(dict, looks.compared[number])
         shown = partial(tuple, looks.shown[number]) if setting.harvest else None
-        meter = Meter(twins.sharing(measured), lambda rows: 0.0, references, shown, twins)
+        measurement = Measurement(twins.sharing(measured), lambda rows: 0.0, references, shown, twins)
         ledger = Ledger()
         state = State(number, number - 1, number, pool, nothing)
         began = time.process_time()
-        pool = look_around(config, state, meter, ledger).pool
+        pool = refreshed(config, state, measurement, ledger)
         seconds = time.process_time() - began
         if number:
             cost = ledger.by_phase()["measurement"].tokens / whole
@@ -158,8 +161,17 @@ def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict
     return figures
 
 
+def refreshed(config: CoresetConfig, state: State, measurement: Measurement, ledger: Ledger) -> Pool:
+    """The pool as a refresh knows it before it selects."""
+    choose = partial(select, config, round=state.round, ledger=ledger)
+    policy = policy_of(config, state, measurement.online is not None, choose)
+    before = measurement.with_references(state.pool, ledger) if policy.compares_anew else state.pool
+    known = measurement.with_online(before, config.needs)
+    return remeasured(config.refresh, before, known, state.round, policy, measurement, ledger)[0]
+
+
 def beside(
-    pool: Pool, chosen: Mapping[str, Coreset], truth: Truth, number: int, twins: Twins
+    pool: Pool, chosen: Mapping[str, Coreset], truth: Truth, number: int, twins: ExactDuplicates
 ) -> dict[str, float]:
     """One pool and its coresets held against the truth of a moment. Of equal rows any is as good."""
     exact, found = truth.pools[number], {}
@@ -180,7 +192,7 @@ def beside(
 
 def comparisons(looks: Looks, truth: Truth, seed: int) -> dict[str, list[dict[str, float]]]:
     """The truth with noise, and the truth of the refresh before."""
-    twins, everyone = Twins(looks.first), np.arange(len(looks.cost))
+    twins, everyone = ExactDuplicates(looks.first), np.arange(len(looks.cost))
     found: dict[str, list[dict[str, float]]] = {}
     free = {"looks": 1.0, "seconds": float("nan")}
     for number in range(1, len(looks.signals)):
@@ -191,14 +203,14 @@ def comparisons(looks: Looks, truth: Truth, seed: int) -> dict[str, list[dict[st
             rng = np.random.default_rng([seed, number])
             fresh = noisy(looks.at(number, everyone), level, twins, rng)
             refresh = replace(BASE, anchors="all", repair="rebuild")
-            pool = refresh.absorb(before, everyone, fresh, number)
+            pool = update(refresh, before, everyone, fresh, number)
             figures = free | beside(pool, choices(pool), truth, number, twins)
             found.setdefault(f"exact, {level:.1%} noise", []).append(figures)
     return found
 
 
 def noisy(
-    signals: Mapping[str, Array], level: float, twins: Twins, rng: np.random.Generator
+    signals: Mapping[str, Array], level: float, twins: ExactDuplicates, rng: np.random.Generator
 ) -> dict[str, Array]:
     """Each number times 1 + `level` · normal; each vector plus a random one of `level` its length."""
     made = {}

@@ -21,8 +21,8 @@ from trl import SFTConfig
 
 from coretune import CoresetSFTTrainer, coreset, run
 from coretune.data.corpus import Corpus
+from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.sampler import with_example_id
-from coretune.rounds.twins import Twins
 from coretune.select.random import Random
 from coretune.training.run_harvest import RunHarvest
 from coretune.training.sections import load_tokenizer
@@ -131,7 +131,7 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
         max_length=int(args.max_length or 1024),
         skip_bad_rows=True,
     )
-    np.save(home / "looks" / "first.npy", Twins.of(len(corpus), corpus.tokens, corpus.labels).first)
+    np.save(home / "looks" / "first.npy", ExactDuplicates.of(len(corpus), corpus.tokens, corpus.labels).first)
     trainer = CoresetSFTTrainer(
         model=str(asked.model),
         args=args,

@@ -16,7 +16,7 @@ import yaml
 
 from coretune.config import RunConfig
 from coretune.measure.settings import MeasureSettings
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.select import SELECTORS

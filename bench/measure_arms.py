@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from coretune.measure import passes
 from coretune.measure.batches import IGNORED
 from coretune.measure.harvest import HARVESTED, Harvest
-from coretune.measure.meter import Meter, References
+from coretune.measure.meter import References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
@@ -214,7 +214,7 @@ class Bench:
     def alignment(self, model: Any) -> Callable[[], object]:
         """With the reference at hand: it is measured once a call, whatever the number of rows."""
         settings, names, rows = self.settings(2, PROJECTION_DIM), frozenset({"alignment"}), self.rows
-        meter = Meter(model, settings, names, 0)
+        meter = SignalMeter(model, settings, names, 0)
         everyone = np.arange(self.batch)
         tokens, labels = rows.tokens(everyone), rows.labels(everyone)
         with passes.untouched(model), passes.autocasting(meter.device, self.autocast):

@@ -17,8 +17,9 @@ from scale_files import CASES as FILE_CASES
 from scale_row import Case, Line, Measured, measured
 
 from coretune.neighbors import cells, graph
-from coretune.refreshing.refresh import AnchorRefresh
-from coretune.rounds.dynamic import empty_pool
+from coretune.policies.update import update
+from coretune.rounds.refresh_settings import AnchorRefresh
+from coretune.rounds.transitions import empty_pool
 from coretune.select.grace import Grace
 from coretune.types import Array, Budget, Pool, Rows
 
@@ -129,7 +130,7 @@ def mending(quick: bool) -> list[Line]:
 
 
 def refreshing(quick: bool) -> list[Line]:
-    """Plan, absorb 5 % anchors (priority), choose 5 % by GRACE; measuring is not in it.
+    """Plan, update by 5 % anchors (priority), choose 5 % by GRACE; measuring is not in it.
 
     Signals: prompt and response embedding, 256 numbers each, and the loss. Anchors
     come back turned by about 14°, every fifth by twice that, so that 1 % of the pool drifted.
@@ -154,7 +155,7 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
     rng = np.random.default_rng(0)
     fresh = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
     fresh["loss"] = rng.random(n, np.float32)
-    pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    pool = update(REFRESH, empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
     pool = replace(pool, references=COMPARED)
     anchors = REFRESH.plan(pool, 1, rng)
     news = {name: values[anchors] for name, values in fresh.items()}
@@ -167,9 +168,9 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
 
 def _refresh(pool: Pool, anchors: Rows, news: dict[str, Array], steps: dict[str, Measured]) -> None:
     steps["plan"] = measured(partial(REFRESH.plan, pool, 1, np.random.default_rng(0)))
-    steps["absorb"] = measured(partial(REFRESH.absorb, pool, anchors, news, 1))
+    steps["update"] = measured(partial(update, REFRESH, pool, anchors, news, 1))
     budget = Budget(pool.n // 20, "rows")
-    now = steps["absorb"].result
+    now = steps["update"].result
     steps["select"] = measured(partial(Grace().select, now, budget, np.random.default_rng(0)))
 
 
@@ -198,7 +199,7 @@ def _write_signals(folder: Path, n: int) -> None:
 
 def _select_given(folder: Path, n: int) -> str:
     fresh = {path.stem: np.load(path, mmap_mode="c") for path in sorted(folder.glob("*.npy"))}
-    pool = REFRESH.absorb(empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
+    pool = update(REFRESH, empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
     pool = replace(pool, references=COMPARED)
     chosen = Grace().select(pool, Budget(n // 20, "rows"), np.random.default_rng(0))
     return f"{len(chosen.indices):,} rows chosen"

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from coretune.data.corpus import Corpus
     from coretune.ledger import Ledger
     from coretune.measure.settings import MeasureSettings
-    from coretune.refreshing.refresh import AnchorRefresh
+    from coretune.rounds.refresh_settings import AnchorRefresh
     from coretune.rounds.schedule import CoresetConfig
     from coretune.select.grace import Grace
     from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
-    from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, Refresh, Rows, Selector
+    from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, RefreshPolicy, Rows, Selector
 
 _MODULE_OF = {
-    "AnchorRefresh": "coretune.refreshing.refresh",
+    "AnchorRefresh": "coretune.rounds.refresh_settings",
     "Budget": "coretune.types",
     "Coreset": "coretune.types",
     "CoresetConfig": "coretune.rounds.schedule",
@@ -36,7 +36,7 @@ _MODULE_OF = {
     "Measure": "coretune.types",
     "NeighborGraph": "coretune.types",
     "Pool": "coretune.types",
-    "Refresh": "coretune.types",
+    "RefreshPolicy": "coretune.types",
     "Rows": "coretune.types",
     "Selector": "coretune.types",
 }
@@ -55,7 +55,7 @@ __all__ = [
     "MeasureSettings",
     "NeighborGraph",
     "Pool",
-    "Refresh",
+    "RefreshPolicy",
     "Rows",
     "Selector",
     "__version__",

@@ -30,9 +30,9 @@ from coretune.data.raw import EXTENSIONS
 from coretune.filters import FILTERS
 from coretune.measure.settings import MeasureSettings
 from coretune.presets import PRESETS, expanded
-from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest, parse_budget
 from coretune.rounds.quota_request import QuotaRequest, parse_quota
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets

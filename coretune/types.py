@@ -32,6 +32,9 @@ PAIR_TOKENS = "pair_tokens"
 EQUAL_TO, RESPONSE_TOKENS = "equal_to", "response_tokens"
 TRAINED_AT, TRAINED_TIMES = "trained_at", "trained_times"
 
+#: How the names of features end whose rows have length 1.
+UNIT = "_embedding"
+
 #: A signal: the loss of a row's response after an empty prompt, what all prompts of the pool end with.
 EMPTY_PROMPT_LOSS = "empty_prompt_loss"
 
@@ -111,6 +114,11 @@ class Pool:
     @property
     def n(self) -> int:
         return int(self.cost.shape[0])
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether none of its rows was ever measured."""
+        return bool((self.measured_at < 0).all())
 
     def feature(self, name: str) -> Array:
         """The feature of that name; KeyError names what the pool does hold."""
@@ -221,15 +229,32 @@ class Filter(Protocol):
 
 
 @runtime_checkable
-class Refresh(Protocol):
-    """Whom to measure again, and what that tells about the others."""
+class RefreshPolicy(Protocol):
+    """Whom one refresh measures, and how the selection after it sees the pool. Made anew for each refresh.
+
+    plan ─► measure ─► update ─► more ─► measure ─► update ─► more … none ─► as_selected ─► select
+    """
 
     @property
-    def needs(self) -> tuple[str, ...]: ...
+    def compares_anew(self) -> bool:
+        """Whether `Pool.references` are measured first, under the weights of now."""
+        ...
 
-    def plan(self, pool: Pool, round: int, rng: np.random.Generator) -> Rows: ...
+    def defers(self, pool: Pool) -> bool:
+        """Whether nothing is to be measured yet: the coreset is drawn at random this time."""
+        ...
 
-    def absorb(self, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool: ...
+    def plan(self, pool: Pool) -> Rows:
+        """The rows to measure first; `pool` as it was before this refresh."""
+        ...
+
+    def more(self, pool: Pool, turn: int) -> Rows:
+        """The rows to measure next, after the update of that turn, from 0 on; none ends the refresh."""
+        ...
+
+    def as_selected(self, pool: Pool) -> Pool:
+        """The pool as the selection is to see it."""
+        ...
 
 
 @runtime_checkable

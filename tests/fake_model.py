@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from coretune.rounds.looking import Meter
+from coretune.rounds.measurement import Measurement
 from coretune.types import Array, Rows
 
 WIDTH = 8
@@ -39,7 +39,7 @@ class FakeModel:
         value[sorted(self.broken)] = np.nan
         return value
 
-    def meter(self, *names: str) -> Meter:
+    def measurement(self, *names: str) -> Measurement:
         def measure(rows: Rows) -> Mapping[str, Array]:
             self.looks.append(np.array(rows))
             return {name: self.signal(name)[rows] for name in names}
@@ -50,4 +50,4 @@ class FakeModel:
             known = {"mismatched_loss": other, "matched_loss": own}
             return {**known, "unprompted_loss": np.full(8, 4, np.float32), "pair_tokens": np.full(8, 10)}
 
-        return Meter(measure, lambda rows: 10.0 * len(rows), references)
+        return Measurement(measure, lambda rows: 10.0 * len(rows), references)

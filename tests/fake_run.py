@@ -10,12 +10,13 @@ from fake_model import FakeModel
 from taught import Pupil
 
 from coretune.ledger import Ledger
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.dynamic import advance, empty_pool, start
 from coretune.rounds.order import round_rows
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.rounds.state import State
+from coretune.rounds.transitions import empty_pool
 from coretune.select.facility_location import FacilityLocation
 from coretune.types import Coreset, Pool
 
@@ -40,8 +41,8 @@ class Run:
     def __init__(self, config: CoresetConfig, model: FakeModel | None = None, batch: int = 4) -> None:
         self.config, self.model, self.ledger = config, model or FakeModel(N), Ledger()
         self.clock = clock_of(config, batch)
-        self.meter = self.model.meter(*config.needs) if config.needs else None
-        self.states = [start(config, empty_pool(COST), self.clock, self.meter, self.ledger)]
+        self.measurement = self.model.measurement(*config.needs) if config.needs else None
+        self.states = [start(config, empty_pool(COST), self.clock, self.measurement, self.ledger)]
 
     @property
     def state(self) -> State:
@@ -50,7 +51,7 @@ class Run:
     def go(self, rounds: int, ageing: int = 1) -> Run:
         for _ in range(rounds):
             self.model.age += ageing
-            self.states.append(advance(self.config, self.state, self.clock, self.meter, self.ledger))
+            self.states.append(advance(self.config, self.state, self.clock, self.measurement, self.ledger))
         return self
 
     def rows(self, state: State | None = None) -> list[int]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretune.neighbors.graph import symmetric_csr
-from coretune.refreshing.anchors import SAME_PLACE, SAME_SCORE, rows_alike
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.policies.anchors import SAME_PLACE, SAME_SCORE, planned, rows_alike
+from coretune.policies.update import update
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Pool
 
 
@@ -25,7 +26,7 @@ def pool_of(seed: int, copies: int) -> Pool:
     loss[copies + 1 : copies + 4] = loss[0] + np.float32([0.1, 0.2, 0.3])
     empty = Pool({}, np.ones(120, np.int64), np.full(120, -1, np.int32), np.ones(120, bool))
     fresh = {"prompt_embedding": place, "loss": loss}
-    return AnchorRefresh(k=9).absorb(empty, np.arange(120), fresh, 0)
+    return update(AnchorRefresh(k=9), empty, np.arange(120), fresh, 0)
 
 
 def counted(pool: Pool, usable: Array) -> Array:
@@ -59,6 +60,6 @@ def test_one_of_many_copies_is_looked_at_first_and_the_others_last() -> None:
     pool = pool_of(1, 4)
     refresh = AnchorRefresh(anchors="priority", beta=1.0, anchor_share=1 / 120, k=9)
     rng = np.random.default_rng(0)
-    assert set(refresh.plan(pool, 1, rng)) <= set(range(5))
-    most = replace(refresh, anchor_share=0.9).plan(pool, 1, rng)
+    assert set(planned(refresh, pool, 1, rng)) <= set(range(5))
+    most = planned(replace(refresh, anchor_share=0.9), pool, 1, rng)
     assert len(set(most) & set(range(5))) == 1

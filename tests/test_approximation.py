@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from coretune.refreshing.approximation import compare, spearman
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.policies.anchors import planned
+from coretune.policies.approximation import compare, spearman
+from coretune.policies.update import update
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Coreset, Pool
 
 N = 120
@@ -30,7 +32,7 @@ def signals(seed: int) -> dict[str, Array]:
 
 def fully_measured(fresh: dict[str, Array]) -> Pool:
     pool = Pool({}, np.ones(N, np.int64), np.full(N, -1, np.int32), np.ones(N, bool))
-    return paper(k=6).absorb(pool, np.arange(N), fresh, 0)
+    return update(paper(k=6), pool, np.arange(N), fresh, 0)
 
 
 def chosen(*rows: int) -> Coreset:
@@ -121,7 +123,7 @@ def test_news_that_spreads_comes_closer_to_the_truth_than_news_that_does_not() -
     for propagate in ("average", "delta", "none"):
         refresh, told = paper(k=6, anchor_share=0.1, propagate=propagate), pool  # type: ignore[arg-type]
         for round in range(1, 5):
-            rows = refresh.plan(told, round, rng)
-            told = refresh.absorb(told, rows, {name: value[rows] for name, value in after.items()}, round)
+            rows = planned(refresh, told, round, rng)
+            told = update(refresh, told, rows, {name: value[rows] for name, value in after.items()}, round)
         found[propagate] = figures(told, exact, chosen(1), chosen(1))["spearman"]
     assert min(found["average"], found["delta"]) > found["none"] + 0.05

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.refreshing import drift as room
-from coretune.refreshing.drift import STRENGTHS, Ridge, drift
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.policies import drift as room
+from coretune.policies.drift import STRENGTHS, Ridge, drift
+from coretune.policies.update import update
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Pool
 
 few = settings(deadline=None, max_examples=20)
@@ -161,11 +162,11 @@ def test_in_a_refresh_all_usable_rows_move_and_no_others(repair: str) -> None:
     pool = Pool({}, np.ones(N, np.int64), np.full(N, -1, np.int32), np.ones(N, bool))
     bad = {name: value.copy() for name, value in before.items()}
     bad["loss"][5] = np.nan
-    pool = refresh.absorb(pool, np.arange(N), bad, 0)
+    pool = update(refresh, pool, np.arange(N), bad, 0)
     anchors = np.arange(10, 40)
     fresh = {name: value[anchors].copy() for name, value in after.items()}
     fresh["gradient"][3] = np.inf
-    later = refresh.absorb(pool, anchors, fresh, 1)
+    later = update(refresh, pool, anchors, fresh, 1)
     assert np.flatnonzero(~later.usable).tolist() == [5, 13]
     for name in before:
         change = np.abs(later.features[name] - pool.features[name]).reshape(N, -1).max(axis=1)

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from coretune.ledger import Ledger
 from coretune.neighbors import cells, graph
+from coretune.policies.update import update
+from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.dynamic import TRAINED_AT, TRAINED_TIMES, advance, empty_pool, row_weights, start
 from coretune.rounds.order import round_rows
 from coretune.rounds.schedule import Clock, coreset_rows, make_clock
 from coretune.rounds.state import State
+from coretune.rounds.transitions import empty_pool, row_weights
 from coretune.select.grace import Grace
 from coretune.select.random import Random
-from coretune.types import Coreset
+from coretune.types import TRAINED_AT, TRAINED_TIMES, Coreset
 
 # ---------------------------------------------------------------------------------------------- the clock
 
@@ -193,7 +195,7 @@ def test_a_method_with_needs_and_no_model_is_an_error() -> None:
 def test_a_budget_that_cannot_be_filled_is_an_error_before_anything_else(budget: str) -> None:
     model, wanted = FakeModel(N), config(budget=parse_budget(budget), warmup=0.1)
     with pytest.raises(ValueError, match="budget of"):
-        start(wanted, empty_pool(COST), Clock(1, 4, 1, 1), model.meter(*wanted.needs), Ledger())
+        start(wanted, empty_pool(COST), Clock(1, 4, 1, 1), model.measurement(*wanted.needs), Ledger())
     assert not model.looks
 
 
@@ -204,8 +206,8 @@ def test_all_anchors_are_a_full_measurement_made_anew() -> None:
     fresh = FakeModel(N)
     fresh.age = run.model.age
     rng = np.random.default_rng(0)
-    measured = fresh.meter(*wanted.needs).measure(np.arange(N))
-    pool = wanted.refresh.absorb(empty_pool(COST), np.arange(N), measured, 3)
+    measured = fresh.measurement(*wanted.needs).measure(np.arange(N))
+    pool = update(wanted.refresh, empty_pool(COST), np.arange(N), measured, 3)
     for name in wanted.needs:
         np.testing.assert_array_equal(run.state.pool.feature(name), pool.feature(name))
     assert run.state.pool.graph is not None
@@ -338,7 +340,7 @@ def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone()
     assert [len(rows) for rows in run.model.looks] == [N] * 3
 
 
-def test_the_first_look_has_a_meter_of_its_own_and_references_are_of_their_moment() -> None:
+def test_the_first_look_has_a_measurement_of_its_own_and_references_are_of_their_moment() -> None:
     young, old = FakeModel(N), FakeModel(N)
     old.age = 5
     asked: list[int] = []
@@ -348,13 +350,13 @@ def test_the_first_look_has_a_meter_of_its_own_and_references_are_of_their_momen
         return {"trajectory": np.full((1, 2), float(old.age)), "share": np.ones(1)}
 
     settings = pupil()
-    first = dataclasses.replace(young.meter("gradient"), references=dict)
-    meter = dataclasses.replace(old.meter("gradient"), references=references, first=first)
+    first = dataclasses.replace(young.measurement("gradient"), references=dict)
+    measurement = dataclasses.replace(old.measurement("gradient"), references=references, first=first)
     clock, ledger = clock_of(settings), Ledger()
-    state = start(settings, empty_pool(COST), clock, meter, ledger)
+    state = start(settings, empty_pool(COST), clock, measurement, ledger)
     assert (len(young.looks), len(old.looks), asked) == (1, 0, [])
     assert state.pool.references == {}
-    state = advance(settings, state, clock, meter, ledger)
+    state = advance(settings, state, clock, measurement, ledger)
     assert (len(young.looks), len(old.looks), asked) == (1, 1, [5])
     assert state.pool.references["trajectory"].tolist() == [[5.0, 5.0]]
     assert np.array_equal(state.pool.feature("gradient"), old.signal("gradient"))

@@ -14,8 +14,8 @@ from tiny_run import Spy, coreset_config, corpus, trainer
 from transformers import TrainerCallback
 
 from coretune.ledger import Ledger
-from coretune.rounds.dynamic import empty_pool
-from coretune.rounds.looking import Meter, look
+from coretune.rounds.measurement import Measurement
+from coretune.rounds.transitions import empty_pool
 from coretune.training.finite import broken_weights
 
 
@@ -79,13 +79,13 @@ def test_a_few_rows_may_be_broken_by_themselves(rows: int, broken: int, stops: b
         loss = np.where(np.arange(len(asked)) < broken, np.nan, 1.0)
         return {"prompt_embedding": np.ones((len(asked), 4)), "loss": loss}
 
-    meter = Meter(measure, lambda rows: 0.0)
+    measurement = Measurement(measure, lambda rows: 0.0)
     pool, asked = empty_pool(np.ones(30, np.int64)), np.arange(rows)
     if stops:
         with pytest.raises(ValueError, match="loss is not finite for any of the 20 rows measured"):
-            look(meter, pool, asked, Ledger(), "measurement")
+            measurement.signals(asked, pool, Ledger(), "measurement")
     else:
-        assert np.isnan(look(meter, pool, asked, Ledger(), "measurement")["loss"]).sum() == broken
+        assert np.isnan(measurement.signals(asked, pool, Ledger(), "measurement")["loss"]).sum() == broken
 
 
 def test_an_evaluation_that_is_not_finite_is_named_and_chooses_no_checkpoint(

@@ -17,10 +17,11 @@ from coretune.planning.forecast import Looks, Moved, forecast
 from coretune.planning.plan import selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal, looking_at
 from coretune.probing.probe import ages_of
-from coretune.rounds import dynamic
+from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.looking import Meter
+from coretune.rounds.measurement import Measurement
 from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.transitions import empty_pool
 from coretune.types import Array, Pool, Rows
 
 N = 40
@@ -109,12 +110,12 @@ def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:
         looks.append(len(rows))
         return moved.at(rows, path["now"])
 
-    meter, ledger = Meter(measure, lambda rows: 0.0, lambda: REFERENCES), Ledger()
-    state = dynamic.start(config, dynamic.empty_pool(known().cost), clock, meter, ledger)
-    state = dynamic.advance(config, state, clock, meter, ledger)
+    measurement, ledger = Measurement(measure, lambda rows: 0.0, lambda: REFERENCES), Ledger()
+    state = start(config, empty_pool(known().cost), clock, measurement, ledger)
+    state = advance(config, state, clock, measurement, ledger)
     for share in (0.25, 0.5, 0.75):  # of log 16, from the first selection at age 2 on
         path["now"] = share
-        state = dynamic.advance(config, state, clock, meter, ledger)
+        state = advance(config, state, clock, measurement, ledger)
     assert [round(one.rows * 10) for one in found] == [e.rows_measured for e in ledger.rounds[1:]]
     assert sum(one.looks for one in found) == len(looks) - 1
 

@@ -13,8 +13,9 @@ import pytest
 
 from coretune import progress as room
 from coretune.listening import Telling, listening, told
+from coretune.policies.update import update
 from coretune.progress import Lines, loops_shown, progress
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select import dense
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.greedy import lazy_greedy
@@ -154,7 +155,8 @@ def test_graph_and_choosing_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Telling, "EVERY", -1.0)
     heard: list[tuple[str, int, int]] = []
     with listening(lambda *said: heard.append(said)):
-        graph = AnchorRefresh(k=4).absorb(
+        graph = update(
+            AnchorRefresh(k=4),
             Pool({}, np.ones(60, np.int64), np.full(60, -1), np.ones(60, bool)),
             np.arange(60),
             {"prompt_embedding": rows, "loss": rows[:, 0] ** 2},

@@ -15,7 +15,7 @@ from tiny_run import coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
@@ -215,13 +215,13 @@ def test_references_are_measured_once_for_all_blocks(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    mean_gradient = Meter.mean_gradient
+    mean_gradient = SignalMeter.mean_gradient
 
-    def counted(self: Meter, *given: Any) -> Any:
+    def counted(self: SignalMeter, *given: Any) -> Any:
         asked.append(1)
         return mean_gradient(self, *given)
 
-    monkeypatch.setattr(Meter, "mean_gradient", counted)
+    monkeypatch.setattr(SignalMeter, "mean_gradient", counted)
     Counted(a_look(model, ("alignment",)), tmp_path)()
     assert len(asked) == 1
 

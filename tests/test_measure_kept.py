@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny_run import coreset_config, trainer
 
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.training.look import Look
 
 
 def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     references, looks = [], []
-    mean_gradient, look = Meter.mean_gradient, Look.__call__
+    mean_gradient, look = SignalMeter.mean_gradient, Look.__call__
 
     def counted(self, *arguments):
         references.append(1)
@@ -24,7 +24,7 @@ def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
         looks.append(rows)
         return look(self, rows)
 
-    monkeypatch.setattr(Meter, "mean_gradient", counted)
+    monkeypatch.setattr(SignalMeter, "mean_gradient", counted)
     monkeypatch.setattr(Look, "__call__", looked)
     config = coreset_config()
     selector = replace(config.selector, importance="alignment", lambda_=0.5)
@@ -35,7 +35,7 @@ def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     assert len(references) == 1 + refreshes
     without = replace(run.cost, references=0.0)
     rows = [np.arange(len(run.pool_rows.length)), *looks]
-    each = run.cost.references + run.meter.reference_flops  # the gradient, and the pairs' losses
-    assert run.meter.reference_flops == run.cost.pairs(8) > 0
+    each = run.cost.references + run.measurement.reference_flops  # the gradient, and the pairs' losses
+    assert run.measurement.reference_flops == run.cost.pairs(8) > 0
     expected = sum(map(without.measurement, rows)) + (1 + refreshes) * each
     assert run.ledger.costs["measurement"].flops == pytest.approx(expected)

@@ -26,7 +26,7 @@ from measure_oracle import (
 )
 
 from coretune.measure import passes
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.measure.project import MatrixProjection
 from coretune.measure.signals import SIGNALS, MeasureSettings, common_ending, measurer
 
@@ -44,7 +44,7 @@ def measure(model, rows, names, target=None, asked=None, moments=None, **setting
 def projected(model, gradients, choice):
     """The projection of whole gradients, entry by entry: y = Σ_layers sketch(P_oᵀ G P_i)."""
     settings = MeasureSettings(projection_dim=24, factor_dim=8, **choice)
-    projections = Meter(model, settings, frozenset({"gradient"}), PAD).projections
+    projections = SignalMeter(model, settings, frozenset({"gradient"}), PAD).projections
     features = np.zeros((len(gradients), 24))
     for i, row in enumerate(gradients):
         for name, gradient in row.items():

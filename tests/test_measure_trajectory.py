@@ -10,7 +10,7 @@ import torch
 from measure_oracle import BOS, PAD, RaggedRows, assert_close, flat_gradients, oracle, random_rows, tiny_model
 
 from coretune.measure.bases import fit_bases, refuse_live, seeded
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.project import MatrixProjection
 from coretune.measure.settings import BASES, MeasureSettings
@@ -57,7 +57,7 @@ def gradients_at(model, rows, snapshot, settings) -> list[dict[str, torch.Tensor
 
 def projected(model, gradients, settings, names=None) -> np.ndarray:
     """Entry by entry, y = Σ_layers sketch(P_oᵀ G P_i), with the projections of these settings."""
-    projections = Meter(model, settings, frozenset({"gradient"}), PAD).projections
+    projections = SignalMeter(model, settings, frozenset({"gradient"}), PAD).projections
     features = np.zeros((len(gradients), settings.projection_dim))
     for i, row in enumerate(gradients):
         for name, gradient in row.items():

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.rounds.dynamic import TRAINED_AT, empty_pool, relaid
 from coretune.rounds.order import by_length, fill, round_order, round_rows
 from coretune.rounds.schedule import Clock
 from coretune.rounds.state import State
-from coretune.types import Coreset
+from coretune.rounds.transitions import empty_pool, relaid
+from coretune.types import TRAINED_AT, Coreset
 
 N = 40
 COST = np.random.default_rng(0).integers(1, 20, N)

@@ -8,7 +8,7 @@ import pytest
 
 from coretune.config import build_coreset, coreset
 from coretune.presets import GRACE_PAPER, PRESETS
-from coretune.refreshing.refresh import AnchorRefresh
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.select.grace import Grace

@@ -14,10 +14,12 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from coretune.neighbors.graph import build, symmetric_csr
-from coretune.refreshing.anchors import pick_spread_anchors, priority
-from coretune.refreshing.propagation import average, eq21_step, propagation_weights, rows_beside, spread
-from coretune.refreshing.refresh import AnchorRefresh
-from coretune.types import Array, Pool, Refresh, Rows
+from coretune.policies.anchors import Planned, pick_spread_anchors, planned
+from coretune.policies.paper import average, eq21_step, priority, propagation_weights
+from coretune.policies.propagation import rows_beside, spread
+from coretune.policies.update import update
+from coretune.rounds.refresh_settings import AnchorRefresh
+from coretune.types import Array, Pool, RefreshPolicy, Rows
 
 few = settings(deadline=None, max_examples=25)
 N, K = 80, 5
@@ -55,7 +57,7 @@ def paper(**settings: object) -> AnchorRefresh:
 
 
 def measured(refresh: AnchorRefresh, seed: int = 1, n: int = N) -> Pool:
-    return refresh.absorb(unmeasured(n), np.arange(n), signals(seed, n), 0)
+    return update(refresh, unmeasured(n), np.arange(n), signals(seed, n), 0)
 
 
 def assert_same_pool(one: Pool, two: Pool, but: tuple[str, ...] = ()) -> None:
@@ -248,16 +250,16 @@ def test_rows_beside_are_the_usable_neighbours_that_are_no_anchors() -> None:
 # ------------------------------------------------------------------------------------------ plan
 
 
-def test_it_is_a_refresh_and_names_its_needs() -> None:
+def test_it_makes_a_policy_and_names_its_needs() -> None:
     refresh = paper(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
-    assert isinstance(refresh, Refresh)
+    assert isinstance(Planned(refresh, 0, np.random.default_rng(0)), RefreshPolicy)
     assert refresh.needs == ("response_embedding", "gradient_norm", "loss")
     assert AnchorRefresh().needs == ("prompt_embedding", "loss")
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "all", "trained"])
 def test_the_first_plan_is_everybody(anchors: str) -> None:
-    plan = paper(anchors=anchors).plan(unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
+    plan = planned(paper(anchors=anchors), unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
     assert plan.tolist() == list(range(N))
 
 
@@ -267,13 +269,13 @@ def test_plans_hold_the_share_of_usable_rows(anchors: str) -> None:
     pool = measured(refresh)
     usable = np.arange(N) % 4 > 0
     pool = replace(pool, usable=usable)
-    plan = refresh.plan(pool, 3, np.random.default_rng(5))
+    plan = planned(refresh, pool, 3, np.random.default_rng(5))
     assert len(plan) == len(set(plan.tolist())) == 7  # ⌈0.11 · 60⌉
     assert usable[plan].all()
     assert (np.diff(plan) > 0).all()
-    np.testing.assert_array_equal(plan, refresh.plan(pool, 3, np.random.default_rng(5)))
+    np.testing.assert_array_equal(plan, planned(refresh, pool, 3, np.random.default_rng(5)))
     assert (
-        paper(anchors="all").plan(pool, 3, np.random.default_rng(0)).tolist()
+        planned(paper(anchors="all"), pool, 3, np.random.default_rng(0)).tolist()
         == np.flatnonzero(usable).tolist()
     )
 
@@ -283,7 +285,7 @@ def test_stale_rows_come_first_when_only_staleness_counts() -> None:
     pool = measured(refresh)
     stale = np.arange(0, N, 10)
     pool = replace(pool, measured_at=np.where(np.isin(np.arange(N), stale), 0, 4).astype(np.int32))
-    spread = refresh.plan(pool, 5, np.random.default_rng(0))
+    spread = planned(refresh, pool, 5, np.random.default_rng(0))
     assert len(set(spread) & set(stale.tolist())) >= 6  # not all 8: a neighbour of an anchor is damped
 
 
@@ -292,7 +294,9 @@ def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
     pool = measured(refresh)
     loss = np.zeros(N, np.float32)
     loss[37] = 5
-    plan = refresh.plan(replace(pool, features={**pool.features, "loss": loss}), 1, np.random.default_rng(0))
+    plan = planned(
+        refresh, replace(pool, features={**pool.features, "loss": loss}), 1, np.random.default_rng(0)
+    )
     assert plan.tolist() == [37]
 
 
@@ -301,14 +305,14 @@ def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
     pool = measured(refresh)
     rng = np.random.default_rng(0)
     with pytest.raises(KeyError, match="trained_at"):
-        refresh.plan(pool, 1, rng)
+        planned(refresh, pool, 1, rng)
     trained_at = np.full(N, -1, np.int32)
     pool = replace(pool, features={**pool.features, "trained_at": trained_at})
     with pytest.raises(ValueError, match="no row was trained on yet"):
-        refresh.plan(pool, 1, rng)
+        planned(refresh, pool, 1, rng)
     trained_at[[4, 9]], trained_at[[2, 7, 70]] = 1, 2
     pool = replace(pool, usable=np.arange(N) != 70)
-    assert refresh.plan(pool, 3, rng).tolist() == [2, 7]
+    assert planned(refresh, pool, 3, rng).tolist() == [2, 7]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
         AnchorRefresh(**settings)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------ absorb
+# ------------------------------------------------------------------------------------------ update
 
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
@@ -338,9 +342,9 @@ def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> No
     refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     fresh = signals(2)
-    plan = refresh.plan(pool, 1, np.random.default_rng(0))
-    again = refresh.absorb(pool, plan, at(fresh, plan), 1)
-    anew = refresh.absorb(unmeasured(), np.arange(N), fresh, 1)
+    plan = planned(refresh, pool, 1, np.random.default_rng(0))
+    again = update(refresh, pool, plan, at(fresh, plan), 1)
+    anew = update(refresh, unmeasured(), np.arange(N), fresh, 1)
     assert_same_pool(again, anew, but=("previous_loss",))
     np.testing.assert_array_equal(again.features["previous_loss"], pool.features["loss"])
     assert np.isnan(anew.features["previous_loss"]).all()
@@ -353,7 +357,7 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
     pool = read_only(measured(refresh))
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([3, 11, 40])
-    after = refresh.absorb(pool, anchors, at(fresh, anchors), 4)
+    after = update(refresh, pool, anchors, at(fresh, anchors), 4)
 
     edges = symmetric_csr(pool.graph)
     beside = rows_beside(edges, anchors, pool.usable) if propagate != "none" else NOBODY
@@ -380,7 +384,7 @@ def test_propagation_is_one_synchronous_step_of_the_formula(propagate: str) -> N
     pool = measured(refresh)
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([0, 17, 18, 63])
-    after = refresh.absorb(pool, anchors, at(fresh, anchors), 1)
+    after = update(refresh, pool, anchors, at(fresh, anchors), 1)
 
     indptr, indices, cosine = symmetric_csr(pool.graph)
     for name in fresh:
@@ -405,8 +409,8 @@ def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
     pool = measured(refresh, n=400)
     fresh = signals(2, 400)
     anchors = np.arange(0, 400, 25)
-    local = refresh.absorb(pool, anchors, at(fresh, anchors), 1)
-    rebuilt = replace(refresh, repair="rebuild").absorb(pool, anchors, at(fresh, anchors), 1)
+    local = update(refresh, pool, anchors, at(fresh, anchors), 1)
+    rebuilt = update(replace(refresh, repair="rebuild"), pool, anchors, at(fresh, anchors), 1)
     assert pool.graph is not None
     assert local.graph is not None
     assert rebuilt.graph is not None
@@ -424,7 +428,7 @@ def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
 def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: str, bad: float) -> None:
     refresh, fresh = paper(k=K), signals(1)
     fresh[name][9] = bad
-    pool = refresh.absorb(unmeasured(), np.arange(N), fresh, 0)
+    pool = update(refresh, unmeasured(), np.arange(N), fresh, 0)
     assert pool.graph is not None
     assert np.flatnonzero(~pool.usable).tolist() == [9]
     assert pool.measured_at[9] == -1
@@ -433,7 +437,7 @@ def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: st
         assert (pool.features[feature][9] == 0).all()
     assert (pool.graph.neighbors[9] == -1).all()
     assert not (pool.graph.neighbors == 9).any()
-    assert 9 not in refresh.plan(pool, 1, np.random.default_rng(0))
+    assert 9 not in planned(refresh, pool, 1, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("repair", ["local", "rebuild"])
@@ -444,18 +448,18 @@ def test_a_row_that_turns_bad_keeps_its_old_values_and_poisons_nobody(propagate:
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([3, 11, 40])
     fresh["gradient"][11, 0] = np.nan
-    after = refresh.absorb(pool, anchors, at(fresh, anchors), 4)
+    after = update(refresh, pool, anchors, at(fresh, anchors), 4)
     assert np.flatnonzero(~after.usable).tolist() == [11]
     assert after.measured_at[[3, 11, 40]].tolist() == [4, 0, 4]
     for name in fresh:
         assert np.isfinite(after.features[name]).all()
         np.testing.assert_array_equal(after.features[name][11], pool.features[name][11])
     # As if it had not been there: neither its old nor its new values reach anybody.
-    without = refresh.absorb(
-        replace(pool, usable=after.usable), np.array([3, 40]), at(fresh, np.array([3, 40])), 4
+    without = update(
+        refresh, replace(pool, usable=after.usable), np.array([3, 40]), at(fresh, np.array([3, 40])), 4
     )
     assert_same_pool(after, without)
-    later = refresh.absorb(after, np.array([8]), at(signals(3), np.array([8])), 5)
+    later = update(refresh, after, np.array([8]), at(signals(3), np.array([8])), 5)
     assert not later.usable[11]
 
 
@@ -469,7 +473,7 @@ def test_unusable_rows_that_came_with_nan_do_not_poison_either() -> None:
     }
     pool = replace(pool, features=spoilt, usable=np.arange(N) != 5)
     anchors = np.array([3, 4, 6])
-    after = refresh.absorb(pool, anchors, at(signals(2), anchors), 1)
+    after = update(refresh, pool, anchors, at(signals(2), anchors), 1)
     assert all(np.isfinite(after.features[name]).all() for name in fresh)
 
 
@@ -477,7 +481,7 @@ def test_nothing_left_to_use_is_an_error() -> None:
     fresh = signals(1)
     fresh["loss"][:] = np.nan
     with pytest.raises(ValueError, match="none of the 80 rows has finite signals"):
-        paper(k=K).absorb(unmeasured(), np.arange(N), fresh, 0)
+        update(paper(k=K), unmeasured(), np.arange(N), fresh, 0)
 
 
 def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
@@ -485,22 +489,22 @@ def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
     pool = measured(refresh)
     rows = np.array([1, 2, 3])
     with pytest.raises(ValueError, match="3 rows were measured, loss has 80"):
-        refresh.absorb(pool, rows, {**at(signals(2), rows), "loss": signals(2)["loss"]}, 1)
+        update(refresh, pool, rows, {**at(signals(2), rows), "loss": signals(2)["loss"]}, 1)
     late = {**at(signals(2), rows), "alignment": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match="alignment is new, and 77 of 80 usable rows have none"):
-        refresh.absorb(pool, rows, late, 1)
+        update(refresh, pool, rows, late, 1)
     with pytest.raises(ValueError, match="k = 10 neighbours, but the pool has 8 rows"):
-        paper().absorb(unmeasured(8), np.arange(8), signals(1, 8), 0)
+        update(paper(), unmeasured(8), np.arange(8), signals(1, 8), 0)
     with pytest.raises(ValueError, match="no graph"):
-        refresh.plan(replace(pool, graph=None), 1, np.random.default_rng(0))
+        planned(refresh, replace(pool, graph=None), 1, np.random.default_rng(0))
 
 
 def test_previous_loss_is_the_loss_held_before_the_look() -> None:
     refresh = paper(k=K)
     pool = measured(refresh)
     rows = np.array([5, 6])
-    one = refresh.absorb(pool, rows, at(signals(2), rows), 1)
-    two = refresh.absorb(one, rows, at(signals(3), rows), 2)
+    one = update(refresh, pool, rows, at(signals(2), rows), 1)
+    two = update(refresh, one, rows, at(signals(3), rows), 2)
     np.testing.assert_array_equal(one.features["previous_loss"][rows], signals(1)["loss"][rows])
     np.testing.assert_array_equal(two.features["previous_loss"][rows], signals(2)["loss"][rows])
     assert np.isnan(np.delete(two.features["previous_loss"], rows)).all()
@@ -509,7 +513,7 @@ def test_previous_loss_is_the_loss_held_before_the_look() -> None:
 def test_nothing_measured_changes_nothing() -> None:
     refresh = paper(k=K)
     pool = measured(refresh)
-    after = refresh.absorb(pool, NOBODY, at(signals(2), NOBODY), 1)
+    after = update(refresh, pool, NOBODY, at(signals(2), NOBODY), 1)
     assert after is pool
 
 
@@ -520,10 +524,10 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
     rng, pool = np.random.default_rng(seed), measured(refresh)
     low, high = pool.features["loss"].min(), pool.features["loss"].max()
     for round in range(1, 5):
-        rows = refresh.plan(pool, round, rng)
+        rows = planned(refresh, pool, round, rng)
         fresh = at(signals(int(rng.integers(10**6))), rows)
         fresh["loss"][rng.random(len(rows)) < 0.1] = np.nan
-        pool = refresh.absorb(pool, rows, fresh, round)
+        pool = update(refresh, pool, rows, fresh, round)
         finite = fresh["loss"][np.isfinite(fresh["loss"])]
         low, high = min([low, *finite]), max([high, *finite])
     assert all(np.isfinite(pool.features[name]).all() for name in signals(0))
@@ -544,15 +548,15 @@ def test_without_spreading_nothing_is_measured_for_a_graph_and_none_is_made() ->
     refresh = graphless(embedding="response_embedding")
     assert refresh.needs == ()
     fresh = {name: value for name, value in signals(1).items() if name == "gradient"}
-    pool = refresh.absorb(unmeasured(), np.arange(N), fresh, 0)
+    pool = update(refresh, unmeasured(), np.arange(N), fresh, 0)
     assert pool.graph is None
     assert set(pool.features) == {"gradient"}
-    again = refresh.absorb(pool, refresh.plan(pool, 1, np.random.default_rng(0)), fresh, 1)
+    again = update(refresh, pool, planned(refresh, pool, 1, np.random.default_rng(0)), fresh, 1)
     assert np.array_equal(again.measured_at, np.full(N, 1))
 
 
 def test_a_selector_that_asks_for_the_embedding_still_gets_its_graph() -> None:
-    pool = graphless(k=K, embedding="response_embedding").absorb(unmeasured(), np.arange(N), signals(1), 0)
+    pool = update(graphless(k=K, embedding="response_embedding"), unmeasured(), np.arange(N), signals(1), 0)
     assert pool.graph is not None
 
 
@@ -560,13 +564,13 @@ def test_a_signal_may_become_narrower_when_all_rows_are_measured() -> None:
     refresh = graphless()
     wide, narrow = np.ones((N, 6), np.float32), np.full((N, 2), 7, np.float32)
     narrow[3] = np.nan
-    pool = refresh.absorb(unmeasured(), np.arange(N), {"trajectory": wide}, 0)
-    pool = refresh.absorb(pool, np.arange(N), {"trajectory": narrow}, 1)
+    pool = update(refresh, unmeasured(), np.arange(N), {"trajectory": wide}, 0)
+    pool = update(refresh, pool, np.arange(N), {"trajectory": narrow}, 1)
     assert pool.feature("trajectory").shape == (N, 2)
     assert not pool.usable[3]
     assert np.array_equal(np.delete(pool.feature("trajectory"), 3, 0), np.delete(narrow, 3, 0))
     with pytest.raises(ValueError, match=f"trajectory is new, and {N - 2} of {N - 1} usable rows have none"):
-        refresh.absorb(pool, np.array([5]), {"trajectory": wide[:1]}, 2)
+        update(refresh, pool, np.array([5]), {"trajectory": wide[:1]}, 2)
 
 
 def test_a_memory_map_stays_one_also_with_unusable_rows(tmp_path: Path) -> None:
@@ -574,7 +578,7 @@ def test_a_memory_map_stays_one_also_with_unusable_rows(tmp_path: Path) -> None:
     truth[4, 2] = np.inf
     np.save(tmp_path / "wide.npy", truth)
     mapped = np.load(tmp_path / "wide.npy", mmap_mode="c")
-    pool = graphless().absorb(unmeasured(), np.arange(N), {"wide": mapped}, 0)
+    pool = update(graphless(), unmeasured(), np.arange(N), {"wide": mapped}, 0)
     assert np.shares_memory(pool.feature("wide"), mapped)
     assert np.array_equal(np.flatnonzero(~pool.usable), [4])
     assert not pool.feature("wide")[4].any()

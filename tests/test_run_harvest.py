@@ -31,7 +31,7 @@ def test_rows_trained_on_need_no_look(tmp_path):
     assert [entry.approximation["rows_harvested"] for entry in rounds[1:]] == [8, 8]  # 2 steps of 4 rows
     measured = run.ledger.costs["measurement"]
     assert measured.rows == 48
-    each = run.meter.reference_flops  # what three selections compare with
+    each = run.measurement.reference_flops  # what three selections compare with
     assert measured.flops == pytest.approx(run.cost.measurement(np.arange(48)) + 3 * each)
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from coretune.config import build_coreset
 from coretune.ledger import Ledger
-from coretune.rounds.dynamic import advance, empty_pool, start
+from coretune.refresh import advance, start
 from coretune.rounds.schedule import coreset_rows, make_clock
 from coretune.rounds.state import State, load, save
+from coretune.rounds.transitions import empty_pool
 from coretune.select.brief import Brief, bytes_of
 from coretune.select.craig import Craig
 from coretune.testing import check_selector, synthetic_pool
@@ -284,10 +285,10 @@ def test_a_refresh_measures_anew_and_chooses_again() -> None:
     config = build_coreset({"method": "brief", "budget": "20%", **settings_}, 0).coreset
     model, pool, ledger = FakeModel(40), empty_pool(np.arange(5, 45)), Ledger()
     clock = make_clock(config, 40, coreset_rows(config, pool), 4)
-    meter = model.meter(*config.needs)
-    first = start(config, pool, clock, meter, ledger)
+    measurement = model.measurement(*config.needs)
+    first = start(config, pool, clock, measurement, ledger)
     model.age += 3
-    second = advance(config, first, clock, meter, ledger)
+    second = advance(config, first, clock, measurement, ledger)
     assert len(first.coreset.indices) == len(second.coreset.indices) == 8
     assert set(first.coreset.indices.tolist()) != set(second.coreset.indices.tolist())
     for state, age in ((first, 0), (second, 3)):

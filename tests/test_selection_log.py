@@ -6,8 +6,8 @@ import numpy as np
 
 from coretune.ledger import Round
 from coretune.recording.selection_log import figures, is_selection, line
-from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.state import State
+from coretune.rounds.transitions import empty_pool
 from coretune.types import Coreset
 
 

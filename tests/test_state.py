@@ -11,9 +11,11 @@ import pytest
 from fake_run import ALONE, Run, assert_same, config, pupil
 
 from coretune.ledger import Ledger
-from coretune.rounds.dynamic import TRAINED_AT, advance, lasting
+from coretune.refresh import advance
 from coretune.rounds.state import load, save
+from coretune.rounds.transitions import lasting
 from coretune.select.grace import Grace
+from coretune.types import TRAINED_AT
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 4])
@@ -26,7 +28,7 @@ def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: 
     assert_same(resumed, run.state)
     kept = dataclasses.replace(resumed)
     run.go(1)
-    assert_same(advance(run.config, kept, run.clock, run.meter, Ledger()), run.state)
+    assert_same(advance(run.config, kept, run.clock, run.measurement, Ledger()), run.state)
 
 
 def test_a_folder_without_a_state_is_refused(tmp_path: Path) -> None:

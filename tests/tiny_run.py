@@ -21,8 +21,8 @@ from coretune.data.corpus import Corpus
 from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
-from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import parse_budget
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.training.train import CoresetSFTTrainer

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from coretune.measure.batches import TokenRows
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.measure.parameters import choose
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
@@ -117,7 +117,7 @@ def _on_path(
 
     S is linear, so S(g − U Uᵀg) = S(g) − S(U) Uᵀg: what the meter gives, [Uᵀg, S(g)], times a matrix.
     """
-    meter = Meter(model, settings, frozenset({"gradient"}), pad_token_id, directions)
+    meter = SignalMeter(model, settings, frozenset({"gradient"}), pad_token_id, directions)
     count = len(directions)
     projected = torch.zeros(count, settings.projection_dim, device=meter.device)  # [I, S(U)]
     for along in meter.along.values():

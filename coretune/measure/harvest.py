@@ -27,7 +27,7 @@ from coretune.measure.forms import Form
 from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader
 from coretune.measure.logits import LogitRule
-from coretune.measure.meter import Meter
+from coretune.measure.meter import SignalMeter
 from coretune.measure.parameters import Choice
 from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
@@ -73,7 +73,7 @@ class Harvest:
                 "are: set harvest to false or preconditioner to none"
             )
         self.model, self.names, self.settings = model, frozenset(names), settings
-        self.meter = Meter(model, settings, self.names, pad_token_id=0)
+        self.meter = SignalMeter(model, settings, self.names, pad_token_id=0)
         self._kept: dict[int, tuple[int, dict[str, Array]]] = {}
 
     @contextmanager

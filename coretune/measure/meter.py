@@ -42,7 +42,7 @@ class References:
     direction: Tensor | None = None
 
 
-class Meter:
+class SignalMeter:
     """A model, the parameters that count, and their projections; to be used inside `passes.untouched`.
 
     directions  by parameter, of its shape: the first coordinates of a projected gradient are along these, the

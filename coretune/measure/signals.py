@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from coretune.measure.batches import IGNORED, TokenRows
 from coretune.measure.kept import Once, anew
-from coretune.measure.meter import PROJECTED, Meter, References
+from coretune.measure.meter import PROJECTED, References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
@@ -79,7 +79,7 @@ def measurer(
                   are not preconditioned: LESS compares the step of an example with the target's gradient
     moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
-    directions    the first coordinates of projected gradients are along these (see `Meter`)
+    directions    the first coordinates of projected gradients are along these (see `SignalMeter`)
     progress      called with the number of rows finished, after every batch
     once          when the reference is measured: `anew` at every call, under the weights of that moment, or
                   with `Kept` once for as long as they stay
@@ -94,7 +94,7 @@ def measurer(
     ending = common_ending(rows, bos_token_id) if passes.empty else np.zeros(0, np.int64)
     wanted = settings.preconditioner if passes.names & PROJECTED else "none"
     _refuse(names, wanted, target, moments)
-    meter = Meter(model, settings, passes.names, pad_token_id, directions)
+    meter = SignalMeter(model, settings, passes.names, pad_token_id, directions)
 
     def measure(asked: Rows) -> dict[str, Array]:
         asked = np.asarray(asked, dtype=np.int64)
@@ -171,14 +171,16 @@ def _named(names: Sequence[str], whole: dict[str, Array], alone: dict[str, Array
     return {name: found[name] if name in found else whole[name] for name in names}
 
 
-def _references(meter: Meter, rows: TokenRows, names: Sequence[str], target: TokenRows | None) -> References:
+def _references(
+    meter: SignalMeter, rows: TokenRows, names: Sequence[str], target: TokenRows | None
+) -> References:
     return References(
         _reference_gradient(meter, rows, target) if "alignment" in names else None,
         _target_direction(meter, target) if target is not None and "target_cosine" in names else None,
     )
 
 
-def _reference_gradient(meter: Meter, rows: TokenRows, target: TokenRows | None) -> dict[str, Tensor]:
+def _reference_gradient(meter: SignalMeter, rows: TokenRows, target: TokenRows | None) -> dict[str, Tensor]:
     """Mean gradient of the target's rows, or of a seeded sample of the pool's, by parameter."""
     if target is not None:
         return meter.mean_gradient(*_whole(target))
@@ -190,7 +192,7 @@ def _reference_gradient(meter: Meter, rows: TokenRows, target: TokenRows | None)
     return meter.mean_gradient(rows.tokens(sample), rows.labels(sample))
 
 
-def _target_direction(meter: Meter, target: TokenRows) -> Tensor:
+def _target_direction(meter: SignalMeter, target: TokenRows) -> Tensor:
     """(projection_dim,) float32: mean unit projected gradient of the target's rows.
 
     A mean of cosines is the inner product with the mean of the unit vectors.

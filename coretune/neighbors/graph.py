@@ -17,6 +17,7 @@ from coretune.neighbors.cells import Cells, meet
 from coretune.neighbors.near_lists import NOBODY, offer_pairs, products, union, without
 from coretune.types import Advance, Array, NeighborGraph, Reserve, Rows
 
+Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
 #: Rows kept behind the k of a list: so many neighbours may be lost until a row has to be searched for again.
 SPARE = 6
 #: Rows looked at in one go, so that a memory-mapped pool is never copied whole.
@@ -196,8 +197,8 @@ def edge_recall(neighbors: Array, true_neighbors: Array, embedding: Array, rows:
     return float(np.minimum(near, wanted).sum() / wanted.sum()) if wanted.any() else float("nan")
 
 
-def symmetric_csr(graph: NeighborGraph) -> tuple[Array, Array, Array]:
-    """The union of both directions: `(indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32)`.
+def symmetric_csr(graph: NeighborGraph) -> Csr:
+    """The union of both directions.
 
     The edge i–j is there when either lists the other; when both do, the larger cosine counts. Cosines are
     clipped at 0, and an edge of weight 0 is left out. Indices rise within a row.

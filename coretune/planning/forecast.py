@@ -2,7 +2,7 @@
 
 That depends on what each look changes: rows that turn out contradicted give way to others, which are looked
 at too, and looks stay good the longer the older the run is (`AnchorRefresh.look_again`). No formula holds all
-that, so `dynamic.py` itself is played for the whole run, without the model, on the rows of a probe: two exact
+that, so `refresh.py` itself is played for the whole run, without the model, on the rows of a probe: two exact
 looks at all of them are known, and between and beyond them their signals move on a straight line.
 """
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coretune.ledger import Ledger
-from coretune.refreshing.refresh import UNIT
-from coretune.rounds import dynamic
-from coretune.rounds.looking import Meter
+from coretune.refresh import advance, start
+from coretune.rounds.measurement import NOBODY, Measurement
 from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, CoresetConfig
-from coretune.types import Array, Pool, Rows
+from coretune.rounds.transitions import empty_pool
+from coretune.types import UNIT, Array, Pool, Rows
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,21 @@ def forecast(
         return moved.at(rows, now)
 
     def harvested() -> tuple[Rows, Mapping[str, Array]]:
-        rows = np.unique(np.concatenate(trained))
+        rows = np.unique(np.concatenate([NOBODY, *trained]))
         trained.clear()
         return rows, moved.at(rows, now)
 
     shown = harvested if harvests else None
-    meter = Meter(measure, lambda rows: 0.0, lambda: pool.references, shown)
+    measurement = Measurement(measure, lambda rows: 0.0, lambda: pool.references, shown)
     ledger = Ledger()
-    state = dynamic.start(config, dynamic.empty_pool(pool.cost), clock, meter, ledger)
+    state = start(config, empty_pool(pool.cost), clock, measurement, ledger)
     found: list[Looks] = []
     for round in range(1, len(ages)):
         now = float(path[round])
         if state.selections:
             looks.clear()
             trained.append(round_order(state, clock, config.seed).trained)
-        state = dynamic.advance(config, state, clock, meter, ledger)
+        state = advance(config, state, clock, measurement, ledger)
         if ledger.rounds[1:] and ledger.rounds[-1].round == round:
             found.append(Looks(sum(looks) / ledger.rounds[-1].rows_chosen, len(looks)))
     return found

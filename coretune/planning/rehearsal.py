@@ -1,6 +1,6 @@
 """Rounds played through without a model, to see what choosing costs: signals come from a small sample.
 
-`dynamic.py` itself runs, so rows looked at, graph and selection are those of the very settings, on signals
+`refresh.py` itself runs, so rows looked at, graph and selection are those of the very settings, on signals
 that were measured of a few rows and are drawn again, with noise, for as many as the pool has.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from coretune.ledger import Ledger
 from coretune.planning.forecast import Looks
-from coretune.refreshing.refresh import UNIT
-from coretune.rounds import dynamic
-from coretune.rounds.looking import Meter
+from coretune.refresh import advance, start
+from coretune.rounds.measurement import Measurement
 from coretune.rounds.schedule import Clock, CoresetConfig
-from coretune.types import Array, Pool, Rows
+from coretune.rounds.transitions import empty_pool
+from coretune.types import UNIT, Array, Pool, Rows
 
 MOST = 4000  # rows rehearsed with; larger pools are extrapolated from half and all of them
 NOISE = 0.3  # of a signal's own spread: rows differ, and move a little from look to look
@@ -47,8 +47,8 @@ def looking_at(rehearsal: Rehearsal, looks: Sequence[Looks], budget: int, most: 
     """The same with the rows that later refreshes look at as forecast, and the choosing that goes with it.
 
     With anchors "candidates" how many rows are looked at depends on how much the model's news changes the
-    choice, which noise does not imitate. Each look is absorbed; there is a choice before every look, one that
-    finds nothing more to look at, and the last.
+    choice, which noise does not imitate. Each look is followed by an update; there is a choice before every
+    look, one that finds nothing more to look at, and the last.
 
     budget, most  rows in the coreset and in the pool
     """
@@ -86,7 +86,7 @@ def rehearse(
 def _play(
     config: CoresetConfig, sample: Pool, cost: Array, seed: int, clock: Callable[[], float]
 ) -> Rehearsal:
-    share = config.budget.resolve(dynamic.empty_pool(cost))
+    share = config.budget.resolve(empty_pool(cost))
     batch = max(1, share.amount // 4 if share.unit == "rows" else len(cost) // 40)
     rounds = Clock(steps=1, batch=batch, warmup_rounds=0, every=1)
     drawn = _drawn(config, sample, len(cost), seed)
@@ -97,16 +97,16 @@ def _play(
         looks.append(len(rows))
         return {name: _blurred(values[rows], name, rng, NOISE / 3) for name, values in drawn.items()}
 
-    meter = Meter(measure, lambda rows: 0.0, lambda: sample.references) if config.needs else None
+    measurement = Measurement(measure, lambda rows: 0.0, lambda: sample.references) if config.needs else None
     found: list[Choosing] = []
     state = None
     for _ in range(1 + AGAIN):
         ledger = Ledger(clock)
         looks.clear()
         if state is None:
-            state = dynamic.start(config, dynamic.empty_pool(cost), rounds, meter, ledger)
+            state = start(config, empty_pool(cost), rounds, measurement, ledger)
         else:
-            state = dynamic.advance(config, state, rounds, meter, ledger)
+            state = advance(config, state, rounds, measurement, ledger)
         spent = ledger.costs
         found.append(Choosing(spent["graph"].seconds, spent["selection"].seconds, sum(looks), len(looks)))
     return Rehearsal(found[0], _mean(found[1:]))

@@ -11,9 +11,9 @@ from coretune.config import RunConfig, build_coreset
 from coretune.ledger import Cost
 from coretune.planning.plan import Rates, Work, Workload, audits_of, predict, selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal
-from coretune.refreshing.refresh import AnchorRefresh
-from coretune.rounds.dynamic import empty_pool
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import coreset_rows
+from coretune.rounds.transitions import empty_pool
 from coretune.secrets import without_secrets
 from coretune.storing.inputs import inputs
 from coretune.types import Rows
@@ -57,7 +57,7 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
         held_out=held_out,
         budget_rows=coreset_rows(settings, empty_pool(length)),
         epochs=_full_epochs(config, args, rows_a_step / n),
-        references=0.0 if trainer.meter is None else trainer.meter.reference_flops,
+        references=0.0 if trainer.measurement is None else trainer.measurement.reference_flops,
         counted=cost.counted,
     )
 
@@ -81,12 +81,12 @@ def about_run(config: RunConfig) -> dict[str, Any]:
 
 
 def look(trainer: Any, rows: Rows, first: bool) -> Work:
-    meter = trainer.meter
-    if meter is None:
+    measurement = trainer.measurement
+    if measurement is None:
         return Work(0, 0, 0.0)
-    meter = meter.first or meter if first else meter
-    rows = meter.distinct(rows)
-    return Work(len(rows), int(trainer.pool_rows.length[rows].sum()), meter.flops(rows))
+    measurement = measurement.first or measurement if first else measurement
+    rows = measurement.distinct(rows)
+    return Work(len(rows), int(trainer.pool_rows.length[rows].sum()), measurement.flops(rows))
 
 
 def _held_out(trainer: Any) -> Work:

@@ -197,7 +197,7 @@ def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Pr
         round=boundary,
         measure_flop=measure,
         look=each,
-        first_look=max(0.0, watch.measured[1] - first) if trainer.meter else 0.0,
+        first_look=max(0.0, watch.measured[1] - first) if trainer.measurement else 0.0,
         evaluation_flop=evaluation,
         prepare=watch.other[0],
         record=record,
@@ -242,7 +242,7 @@ def _looks(
     trainer: CoresetSFTTrainer, clock: Callable[[], float]
 ) -> tuple[float, float, Mapping[str, Array]]:
     """Seconds a FLOP of measuring and seconds a look, from a small look and a large one; what that saw."""
-    if trainer.meter is None:
+    if trainer.measurement is None:
         return 0.0, 0.0, {}
     if trainer.coreset_config.taught:  # looked at through checkpoints: the first look is all there is
         seen = trainer.ledger.costs["measurement"]
@@ -251,9 +251,9 @@ def _looks(
     took, flops = [], []
     for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
         began = clock()
-        signals = trainer.meter.measure(rows)
+        signals = trainer.measurement.measure(rows)
         took.append(clock() - began)
-        flops.append(trainer.meter.flops(rows))
+        flops.append(trainer.measurement.flops(rows))
     rate = max(0.0, (took[1] - took[0]) / (flops[1] - flops[0])) if flops[1] > flops[0] else 0.0
     rate = rate or took[1] / flops[1]
     return rate, max(0.0, took[1] - rate * flops[1]), signals

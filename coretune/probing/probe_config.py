@@ -11,8 +11,8 @@ from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.files import whole
-from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import coreset_rows
+from coretune.rounds.transitions import empty_pool
 
 ROWS = 256  # of the probe's pool, or as many as 8 steps take
 WARMUP, EVERY, AFTER = 2, 4, 4  # steps before the first selection, to the next, and after that

@@ -1,4 +1,4 @@
-"""One round after the other: plan ► measure ► absorb ► select, then the rows that training gets.
+"""What a round is made of: settings, clock, state, what measures rows, and the rows that training gets.
 
-schedule.py who selects, how much, when ─► dynamic.py a round ─► order.py its rows ─► sampler.py its batches
+schedule.py who selects, how much, when ─► order.py a round's rows ─► sampler.py its batches
 """

@@ -12,9 +12,9 @@ from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import WITHIN_LIMITS, select_within
 from coretune.filters import TellsNoise, chain
 from coretune.measure.settings import MeasureSettings
-from coretune.refreshing.refresh import AnchorRefresh
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
 from coretune.types import (

@@ -1,7 +1,7 @@
 """GRACE's published objective, and nothing else: importance plus coverage of the pool.
 
 What we add is in other files: which rows may be chosen in `coretune/filters/`, what covering a row is worth
-in `importance.regional_loss`, whom to measure again in `coretune/refreshing/`.
+in `importance.regional_loss`, GRACE's refresh, which rows to measure again, in `coretune/policies/paper.py`.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def neighbour_consistency(pool: Pool) -> Array:
 def regional_loss(pool: Pool) -> Array:
     """(n,) float64 > 0: the median loss of each row's usable graph neighbours, and LEAST_LOSS.
 
-    Of the losses when the refresh began, where the pool has them as `standing_loss` (`looking.py`).
+    Of the losses when the refresh began, where the pool has them as `standing_loss` (`policies/reuse.py`).
     """
     name = STANDING_LOSS if STANDING_LOSS in pool.features else "loss"
     return np.maximum(around(pool, _signal(pool, name)), 0.0) + LEAST_LOSS

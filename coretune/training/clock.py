@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from coretune.rounds.dynamic import empty_pool
 from coretune.rounds.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.rounds.transitions import empty_pool
 from coretune.training.refusals import refuse_long_rows
 from coretune.types import Array
 

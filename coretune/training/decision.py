@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from transformers import Trainer
 
+from coretune import refresh
 from coretune.progress import loops_shown
 from coretune.recording import run_record, selection_log
 from coretune.recording.run_files import LEDGER, SELECTION
-from coretune.rounds import dynamic
+from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.quota_request import FEATURE, groups
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
-from coretune.rounds.twins import Twins
+from coretune.rounds.transitions import empty_pool
 from coretune.training.saving import side_product
 from coretune.types import Pool
 
@@ -28,15 +29,20 @@ log = logging.getLogger("coretune")
 def next_round(trainer: Any, global_step: int) -> State:
     """The state of the round that this step begins or is in; a selection that is made is recorded."""
     before: State | None = trainer.coreset_state
-    config, clock, meter, ledger = trainer.coreset_config, trainer.clock, trainer.meter, trainer.ledger
+    config, clock, measurement, ledger = (
+        trainer.coreset_config,
+        trainer.clock,
+        trainer.measurement,
+        trainer.ledger,
+    )
     if before is not None and before.round >= global_step // clock.steps:
         return before
     with loops_shown(not trainer.args.disable_tqdm):
         if before is None:
             pool = first_pool(config, trainer.pool_rows, trainer.sight.twins)
-            now = dynamic.start(config, pool, clock, meter, ledger)
+            now = refresh.start(config, pool, clock, measurement, ledger)
         else:
-            now = dynamic.advance(config, before, clock, meter, ledger)
+            now = refresh.advance(config, before, clock, measurement, ledger)
     usable = before.pool.usable if before else np.ones(now.pool.n, bool)
     warning = selection_log.excluded(usable, now.pool.usable, trainer.pool_rows.ids)
     if warning is not None:
@@ -46,14 +52,14 @@ def next_round(trainer: Any, global_step: int) -> State:
     return now
 
 
-def first_pool(config: CoresetConfig, rows: PoolRows, twins: Twins | None = None) -> Pool:
+def first_pool(config: CoresetConfig, rows: PoolRows, twins: ExactDuplicates | None = None) -> Pool:
     """The pool of which nothing is known but what a row costs, which rows are equal and, under a quota, which
     group a row is of.
 
     ValueError where the rows cannot fill the budget within the quota.
     """
     first = None if twins is None else twins.first
-    pool = dynamic.empty_pool(rows.length, first, rows.response_length)
+    pool = empty_pool(rows.length, first, rows.response_length)
     if config.quota is None:
         return pool
     grouped = {**pool.features, FEATURE: groups(rows.source, pool.n)}

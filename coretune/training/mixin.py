@@ -1,6 +1,6 @@
 """Rounds laid over a stock trainer: what CoresetTrainer and CoresetSFTTrainer have in common.
 
-    Trainer epoch begins ─► due? ─► measure, select (dynamic.py) ─► the sampler hands out this round's rows
+    Trainer epoch begins ─► due? ─► measure, select (refresh.py) ─► the sampler hands out this round's rows
 
 One round is one Trainer epoch: a sampler swapped in on_epoch_begin takes effect in that very epoch, while
 rows swapped inside one would meet batches that are prefetched already. Every round is equally long, because
@@ -26,7 +26,7 @@ from coretune.measure.settings import MeasureSettings
 from coretune.recording import selection_log
 from coretune.recording.run_files import LEDGER
 from coretune.recording.run_lock import run_lock
-from coretune.rounds import dynamic, state
+from coretune.rounds import state, transitions
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import (
     EXAMPLE_ID,
@@ -135,7 +135,7 @@ class CoresetMixin(SavingTrainer):
         )
         self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
         self.sight = Sight(self, measuring, targets_of(target), signals_dir)
-        self.cost, self.meter = self.sight.cost, self.sight.meter
+        self.cost, self.measurement = self.sight.cost, self.sight.measurement
         self.ledger.counts_flops = self.cost.counted
         if self._rows_are_told:
             if rows is None:
@@ -254,12 +254,12 @@ class CoresetMixin(SavingTrainer):
             lambda: next_round(self, global_step), lambda decided: state.news(decided, before)
         )
         if not self.processes.first:
-            now = state.told(now, before, dynamic.empty_pool(self.pool_rows.length))
+            now = state.told(now, before, transitions.empty_pool(self.pool_rows.length))
         self.coreset_state = now
         if self.sight.harvest is not None:
             self.sight.harvest.began = bool(now.selections)
         self._order = round_order(now, self.clock, self.coreset_config.seed)
-        self._weights = torch.from_numpy(dynamic.row_weights(now)).float().to(self.args.device)
+        self._weights = torch.from_numpy(transitions.row_weights(now)).float().to(self.args.device)
         return now
 
     def begin_step(self) -> None:
@@ -292,7 +292,7 @@ class CoresetMixin(SavingTrainer):
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
         if self.coreset_state is None:  # a batch to look at, before there is a coreset: of the whole pool
-            return round_order(dynamic.whole(self.pool_rows.length), self.clock, self.coreset_config.seed)
+            return round_order(transitions.whole(self.pool_rows.length), self.clock, self.coreset_config.seed)
         before = self.coreset_state.round * self.clock.steps
         return self._order.first((self.args.max_steps - before) * self.clock.batch)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coretune.ledger import Ledger
-from coretune.rounds import dynamic, state
+from coretune.rounds import state, transitions
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import Clock
 from coretune.rounds.state import State
@@ -133,7 +133,7 @@ class Resumption:
         if trainer.processes.first:
             remove_checkpoint(folder)
             folder.mkdir(parents=True)
-            state.save(dynamic.lasting(trainer.coreset_config, trainer.coreset_state), folder)
+            state.save(transitions.lasting(trainer.coreset_config, trainer.coreset_state), folder)
             trainer.ledger.write(folder / LEDGER)
         trainer.processes.wait()
         if trainer.sight.harvest is not None:
@@ -231,7 +231,7 @@ def _with_other_batches(found: State, then: Note, now: Note, step: int, seed: in
             f"{_change(then, now)}, and the round that was begun is packed for {then.clock.batch} packs a "
             "step: keep the product, or go on from a checkpoint at the end of a round"
         )
-    return dynamic.relaid(found, then.clock, over, seed)
+    return transitions.relaid(found, then.clock, over, seed)
 
 
 def _refuse_an_end_before(folder: str, then: int, now: int) -> None:
@@ -255,4 +255,4 @@ def _change(then: Note, now: Note) -> str:
 
 def _without_pool(found: Resumed | None) -> Resumed | None:
     """What the other processes hear of it."""
-    return None if found is None else replace(found, state=dynamic.unseen(found.state), ledger=Ledger())
+    return None if found is None else replace(found, state=transitions.unseen(found.state), ledger=Ledger())

@@ -2,7 +2,7 @@
 disk; later ones through the model under training.
 
     teacher (made or found) ─► snapshots ─► first look ─► RUN/_coretune/signals/ ┐
-    model, optimiser, learning rate of the moment ─► later looks                 ┴─► Meter (dynamic.py)
+    model, optimiser, learning rate of the moment ─► later looks                 ┴─► Measurement (refresh.py)
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from coretune.measure.trajectory import TRAJECTORY
 from coretune.neighbors.graph import check_k
 from coretune.recording import selection_log
 from coretune.recording.run_files import SIGNALS, TEACHER
-from coretune.rounds.looking import Meter
+from coretune.rounds.exact_duplicates import ExactDuplicates
+from coretune.rounds.measurement import Measurement
 from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.rounds.schedule import default_measuring
-from coretune.rounds.twins import Twins
 from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
 from coretune.training.look import FirstLook, Look, StoredLook, Target, first_token
@@ -47,7 +47,7 @@ class Sight:
     settings  of the measurement: those given, or those the method asks for
     targets   trusted rows with their shares
     cost      what steps and looks of it cost
-    meter     its door to the model; None for a method that looks at nothing
+    measurement  of its pool; None for a method that measures nothing
     harvest   of its training steps, where the refresh asks for it
 
     ValueError for what this model, these arguments or this pool cannot give.
@@ -76,7 +76,9 @@ class Sight:
         self.decoys = self._mismatched()
         self.twins = self._twins()
         self.cost = self._cost()
-        self.meter = self._meter(Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS).expanduser())
+        self.measurement = self._measurement(
+            Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS).expanduser()
+        )
 
     def prepare(self) -> None:
         """Have the teacher's checkpoints, where the method looks through one. Before the training begins."""
@@ -139,7 +141,7 @@ class Sight:
         ending = common_ending(trainer.pool_rows, first_token(trainer.processing_class))
         return replace(cost, empty_prompt=len(ending))
 
-    def _meter(self, signals_dir: Path) -> Meter | None:
+    def _measurement(self, signals_dir: Path) -> Measurement | None:
         if not self.config.needs:
             return None
         refuse_virtual_tokens(self.trainer.model)
@@ -162,11 +164,11 @@ class Sight:
         )
         cost, selector = self.cost, self.config.selector
         snapshots = selector.checkpoints if isinstance(selector, Taught) else 1
-        begin = Meter(
+        begin = Measurement(
             stored,
             lambda rows: cost.measurement(rows, snapshots),
             self._everywhere("first references", first.look.references),
-            twins=in_block,
+            duplicates=in_block,
             reference_flops=self._decoy_flops(),
         )
         references = self._everywhere("references", later.references)
@@ -176,7 +178,9 @@ class Sight:
             return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
 
         look = twins.sharing(self._door("look", later))
-        return Meter(look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops())
+        return Measurement(
+            look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops()
+        )
 
     def _mismatched(self) -> Mismatched | None:
         noise, trainer, rows = self.config.noise, self.trainer, self.trainer.pool_rows
@@ -187,12 +191,12 @@ class Sight:
             log.warning("%s", selection_log.no_pairs(rows.prompt_length))
         return pairs
 
-    def _twins(self) -> Twins | None:
+    def _twins(self) -> ExactDuplicates | None:
         """Which rows are equal, where a measurement or a filter asks."""
         if not self.config.needs and not self.config.filters:
             return None
         rows = self.trainer.pool_rows
-        return Twins.of(len(rows.length), rows.tokens, rows.labels)
+        return ExactDuplicates.of(len(rows.length), rows.tokens, rows.labels)
 
     def _decoy_flops(self) -> float:
         return 0.0 if self.decoys is None else self.cost.pairs(len(self.decoys))

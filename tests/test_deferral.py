@@ -17,9 +17,9 @@ from tiny_run import coreset_config, trainer
 from coretune.filters.noise import Noise
 from coretune.recording import run_record
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.looking import Meter
+from coretune.rounds.exact_duplicates import ExactDuplicates
+from coretune.rounds.measurement import Measurement
 from coretune.rounds.state import load, save
-from coretune.rounds.twins import Twins
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.types import Array, Rows
@@ -92,8 +92,10 @@ def test_nobody_comes_twice_before_all_came_once() -> None:
 class Copied(FakeModel):
     """The pool's second half is equal to its first."""
 
-    def meter(self, *names: str) -> Meter:
-        return dataclasses.replace(super().meter(*names), twins=Twins(np.arange(N) % (N // 2)))
+    def measurement(self, *names: str) -> Measurement:
+        return dataclasses.replace(
+            super().measurement(*names), duplicates=ExactDuplicates(np.arange(N) % (N // 2))
+        )
 
 
 def test_the_warm_up_leaves_out_equal_rows() -> None:
@@ -156,12 +158,12 @@ class Shown(FakeModel):
 
     shown: list[int]
 
-    def meter(self, *names: str) -> Meter:
+    def measurement(self, *names: str) -> Measurement:
         def harvested() -> tuple[Rows, dict[str, Array]]:
             rows, self.shown = np.array(self.shown, np.int64), []
             return rows, {name: self.signal(name)[rows] + 7 for name in names}
 
-        return dataclasses.replace(super().meter(*names), harvested=harvested)
+        return dataclasses.replace(super().measurement(*names), online=harvested)
 
 
 def test_what_training_showed_is_not_kept_while_the_look_waits() -> None:

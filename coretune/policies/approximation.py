@@ -35,7 +35,7 @@ def compare(
     if approx.n != exact.n:
         raise ValueError(f"the pools have {approx.n} and {exact.n} rows: compare two pools of the same rows")
     if approx.graph is None or exact.graph is None:
-        raise ValueError("a pool without a graph cannot be compared: absorb a first measurement into both")
+        raise ValueError("a pool without a graph cannot be compared: update both with a first measurement")
     usable = approx.usable & exact.usable
     rows = np.flatnonzero(usable)
     truth = exact.feature(embedding)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coretune.refreshing.propagation import SHORT, UNIT
+from coretune.policies.paper import SHORT
 from coretune.select.importance import scaled
-from coretune.types import Array, Rows
+from coretune.types import UNIT, Array, Rows
 
 FIT_ROWS = 1024  # anchors fitted to, at most [choice: their number enters squared, and cubed]
 BLOCK = 8192  # rows moved in one go

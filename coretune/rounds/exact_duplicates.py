@@ -17,7 +17,7 @@ Read = Callable[[Rows], Sequence[Array]]
 
 
 @dataclass(frozen=True)
-class Twins:
+class ExactDuplicates:
     """Which rows of a pool are equal.
 
     first  (n,) int64  the lowest row that is equal to each; a row without an equal is its own
@@ -26,7 +26,7 @@ class Twins:
     first: Rows
 
     @classmethod
-    def of(cls, n: int, tokens: Read, labels: Read) -> Twins:
+    def of(cls, n: int, tokens: Read, labels: Read) -> ExactDuplicates:
         """By a digest of each row's tokens and labels: 128 bits, so no two rows are mixed up.
 
         n               rows in the pool
@@ -43,11 +43,11 @@ class Twins:
         _, lowest, of = np.unique(digests, return_index=True, return_inverse=True)
         return cls(lowest[of.reshape(-1)].astype(np.int64))
 
-    def within(self, block: int) -> Twins:
+    def within(self, block: int) -> ExactDuplicates:
         """Equal rows of the same block of so many rows; those of different blocks count as different."""
         key = np.stack([self.first, np.arange(len(self.first)) // block])
         _, lowest, of = np.unique(key, axis=1, return_index=True, return_inverse=True)
-        return Twins(lowest[of.reshape(-1)].astype(np.int64))
+        return ExactDuplicates(lowest[of.reshape(-1)].astype(np.int64))
 
     def together(self, rows: Rows) -> Rows:
         """These rows and all that are equal to one of them, rising."""

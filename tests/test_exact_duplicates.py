@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coretune.rounds.twins import Twins
+from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.types import Array, Rows
 
 Text = tuple[list[int], list[int]]  # tokens, and those that count
 
 
-def twins_of(texts: list[Text]) -> Twins:
+def twins_of(texts: list[Text]) -> ExactDuplicates:
     def tokens(rows: Rows) -> list[Array]:
         return [np.array(texts[row][0]) for row in rows]
 
     def labels(rows: Rows) -> list[Array]:
         return [np.where(np.isin(np.arange(len(texts[row][0])), texts[row][1]), 7, -100) for row in rows]
 
-    return Twins.of(len(texts), tokens, labels)
+    return ExactDuplicates.of(len(texts), tokens, labels)
 
 
 @st.composite
@@ -47,7 +47,7 @@ def test_another_prompt_or_a_token_more_is_another_row(other: Text) -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.randoms(use_true_random=False))
 def test_each_group_is_measured_once_and_all_get_its_values(kinds: list[int], draw: object) -> None:
     first = np.array([kinds.index(kind) for kind in kinds])
-    twins, asked = Twins(first), np.random.default_rng(len(kinds)).permutation(len(kinds))
+    twins, asked = ExactDuplicates(first), np.random.default_rng(len(kinds)).permutation(len(kinds))
     seen: list[int] = []
 
     def measure(rows: Rows) -> Mapping[str, Array]:
@@ -67,12 +67,12 @@ def test_what_is_found_of_some_is_told_of_their_equals(kinds: list[int], data: s
     rows = np.array(data.draw(st.permutations(range(len(kinds)))), np.int64)
     rows = rows[: data.draw(st.integers(0, len(kinds)))]
     asked = [kinds[row] for row in rows]
-    everyone, found = Twins(first).told(rows, {"place": np.arange(len(rows))})
+    everyone, found = ExactDuplicates(first).told(rows, {"place": np.arange(len(rows))})
     assert everyone.tolist() == [row for row, kind in enumerate(kinds) if kind in asked]
     assert found["place"].tolist() == [asked.index(kinds[row]) for row in everyone]
 
 
 def test_blocks_part_equal_rows() -> None:
-    twins = Twins(np.array([0, 0, 2, 0, 0, 2]))
+    twins = ExactDuplicates(np.array([0, 0, 2, 0, 0, 2]))
     assert twins.within(3).first.tolist() == [0, 0, 2, 3, 3, 5]
     assert twins.together(np.array([3])).tolist() == [0, 1, 3, 4]

@@ -11,9 +11,10 @@ from fake_model import FakeModel
 from fake_run import COST, N, Run, config
 
 from coretune.filters.noise import Noise
+from coretune.policies.reuse import Reuse, due
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.looking import Meter, _calm, due
-from coretune.rounds.twins import Twins
+from coretune.rounds.exact_duplicates import ExactDuplicates
+from coretune.rounds.measurement import Measurement
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
 from coretune.types import Array, Budget, Coreset, Pool, Rows
@@ -77,8 +78,8 @@ def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twi
 
 def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
     class Unasked(FakeModel):
-        def meter(self, *names: str) -> Meter:
-            return dataclasses.replace(super().meter(*names), references=dict)
+        def measurement(self, *names: str) -> Measurement:
+            return dataclasses.replace(super().measurement(*names), references=dict)
 
     run = Run(config(Grace(), anchors="candidates"), Unasked(N)).go(3)
     assert all(entry.rows_measured > 0 for entry in run.ledger.rounds[:3])
@@ -149,9 +150,9 @@ def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
         def signal(self, name: str) -> Array:
             return _twice(super().signal(name))
 
-        def meter(self, *names: str) -> Meter:
-            plain, twins = super().meter(*names), Twins(np.arange(N) % (N // 2))
-            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), twins=twins)
+        def measurement(self, *names: str) -> Measurement:
+            plain, twins = super().measurement(*names), ExactDuplicates(np.arange(N) % (N // 2))
+            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), duplicates=twins)
 
     run = Run(config(anchors="random", anchor_share=0.1), Copied(N)).go(3)
     assert len(run.model.looks[0]) == N // 2
@@ -185,14 +186,14 @@ class Shown(FakeModel):
 
     cost = 0.5
 
-    def meter(self, *names: str) -> Meter:
+    def measurement(self, *names: str) -> Measurement:
         def harvested() -> tuple[Rows, dict[str, Array]]:
             rows = np.arange(N - 4)
             seen = {name: self.signal(name)[rows] for name in names}
             seen["loss"][:5] = self.cost
             return rows, seen
 
-        return dataclasses.replace(super().meter(*names), harvested=harvested)
+        return dataclasses.replace(super().measurement(*names), online=harvested)
 
 
 def test_what_training_shows_of_a_row_is_known_of_its_equals() -> None:
@@ -202,9 +203,9 @@ def test_what_training_shows_of_a_row_is_known_of_its_equals() -> None:
         def signal(self, name: str) -> Array:
             return _twice(super().signal(name))
 
-        def meter(self, *names: str) -> Meter:
-            plain, twins = super().meter(*names), Twins(np.arange(N) % (N // 2))
-            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), twins=twins)
+        def measurement(self, *names: str) -> Measurement:
+            plain, twins = super().measurement(*names), ExactDuplicates(np.arange(N) % (N // 2))
+            return dataclasses.replace(plain, measure=twins.sharing(plain.measure), duplicates=twins)
 
     run = Run(config(anchors="trained", propagate="none"), ShownOfTwo(N)).go(1)
     assert run.ledger.rounds[-1].rows_measured == 0
@@ -237,6 +238,7 @@ def test_candidates_are_looked_at_again_once_training_shows_noisy_rows() -> None
     assert many >= 3
     assert run.state.coreset.figures["found_noisy"] == round((many + 1) / (N - 4 + 2), 4)
     before, after = run.states[-2:]
-    assert _calm(run.config, before, run.meter)
-    assert not _calm(run.config, after, run.meter)
-    assert not _calm(run.config, before, dataclasses.replace(run.meter, harvested=None))
+    rng, choose = np.random.default_rng(0), FacilityLocation().select
+    assert Reuse(run.config, before, True, choose, rng).finds_few
+    assert not Reuse(run.config, after, True, choose, rng).finds_few
+    assert not Reuse(run.config, before, False, choose, rng).finds_few

@@ -1,0 +1,188 @@
+"""Ours: the rows about to be trained on are measured, and what is known well enough is not measured again.
+
+    choose ─► measure those chosen whose measurement is old ─► update ─► choose ─► … until all are known well
+
+So what is trained on was measured not long before, and what turns out noisy gives way. Signals that training
+steps show (`harvest`) count as measured. Nothing here is GRACE's: its refresh is in `paper.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from coretune.filters import TellsNoise
+from coretune.policies.anchors import some
+from coretune.rounds.measurement import NOBODY
+from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.state import State
+from coretune.select.grace import Grace
+from coretune.select.importance import STANDING_LOSS
+from coretune.types import MATCHED, UNIT, Coreset, Pool, Rows
+
+TURNS = 4  # of choosing and measuring in one refresh
+#: Of a selection: the share of rows measured, and not flagged as noisy before, that are flagged now; so low
+#: that measuring more finds hardly any [choice].
+FOUND, FEW = "found_noisy", 0.03
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The `RefreshPolicy` of anchors "candidates" [choice].
+
+    Where a model cannot tell wrong rows from right ones (`noise_is_off`) measuring candidates buys nothing,
+    nor where hardly any was found noisy and training itself shows where the model errs: then only some rows
+    drawn at random are measured, and some of those flagged as noisy, each time the run is `look_again` times
+    as old, to see whether it is so still. The first measurement is deferred as `deferral.py` says.
+
+    state   before this refresh
+    online  whether training steps show signals
+    choose  the selection, of a pool
+    """
+
+    config: CoresetConfig
+    state: State
+    online: bool
+    choose: Callable[[Pool], Coreset]
+    rng: np.random.Generator
+
+    @property
+    def compares_anew(self) -> bool:
+        return not self.rests
+
+    @cached_property
+    def rests(self) -> bool:
+        """Whether nothing is asked or measured: there was no reason to at the last refresh, and the run has
+        not become `look_again` times as old since."""
+        asked = self._may_defer and MATCHED in self.state.pool.references
+        return (asked or self.spares) and not due(
+            self.config.refresh.look_again, self.state.round, self.state.selected_in
+        )
+
+    @cached_property
+    def spares(self) -> bool:
+        """Whether candidates are not measured, as far as is known before this refresh."""
+        return self.finds_few or noise_is_off(self.config, self.state.pool)
+
+    @cached_property
+    def finds_few(self) -> bool:
+        """Whether training shows signals, and hardly any row was found noisy by measuring candidates."""
+        few = self.state.coreset.figures.get(FOUND, 1.0) < FEW
+        return measures_to_find(self.config) and self.online and few
+
+    def defers(self, pool: Pool) -> bool:
+        """Whether the first measurement would tell nothing yet or, once it was deferred, find nobody."""
+        noise = noise_sought(self.config)
+        if noise is None or not self._may_defer:
+            return False
+        return noise_is_off(self.config, pool) or (self.state.selections > 0 and noise.suspects(pool) == 0)
+
+    @property
+    def _may_defer(self) -> bool:
+        config, pool = self.config, self.state.pool
+        asks_again = config.refresh_every != "never"
+        return config.wait and asks_again and noise_sought(config) is not None and pool.unmeasured
+
+    def plan(self, pool: Pool) -> Rows:
+        if pool.unmeasured:
+            return np.arange(pool.n, dtype=np.int64)
+        if self.rests or not self.spares:
+            return NOBODY
+        return np.union1d(some(self.config.refresh, pool, self.rng), self._flagged(pool, self.state.coreset))
+
+    def more(self, pool: Pool, turn: int) -> Rows:
+        """Those chosen of this pool whose measurement is old; in the first turn some of those flagged too."""
+        if self.state.pool.unmeasured or self.rests or turn == TURNS:
+            return NOBODY
+        if turn == 0 and (self.finds_few or noise_is_off(self.config, pool)):
+            return NOBODY
+        chosen = self.choose(self.as_selected(pool))
+        # The adaptive test reads what has changed: it needs all of them.
+        adaptive = self.config.refresh_every == "adaptive"
+        rows = chosen.indices if adaptive else self._old(pool, chosen.indices)
+        return rows if turn else np.union1d(rows, self._flagged(pool, chosen))
+
+    def as_selected(self, pool: Pool) -> Pool:
+        """The pool with every row at the place it had before this refresh: embeddings, graph, and the losses
+        that say what its region is worth (`standing_loss`).
+
+        [choice] A row that was measured moves away from neighbours that were not and its loss from theirs, so
+        it stands for less of the pool than before, and the next choice would prefer rows that were not
+        measured. With all in their places it differs from the last one where a row gave way, and hardly
+        anywhere else.
+        """
+        before = self.state.pool
+        if before.unmeasured:
+            return pool
+        places = {name: value for name, value in before.features.items() if name.endswith(UNIT)}
+        if "loss" in before.features:
+            places[STANDING_LOSS] = before.features["loss"]
+        return replace(pool, features={**pool.features, **places}, graph=before.graph)
+
+    def _old(self, pool: Pool, rows: Rows) -> Rows:
+        """Those of these rows whose measurement is not good any more: see `AnchorRefresh.look_again`."""
+        return rows[self.config.refresh.look_again * pool.measured_at[rows] <= self.state.round]
+
+    def _flagged(self, pool: Pool, chosen: Coreset) -> Rows:
+        """Rows flagged as noisy by a measurement that is no longer good: at most `anchor_share` of all usable
+        ones, drawn at random. [choice] Right rows of a rare skill are flagged as long as the skill is
+        unknown, and only a new measurement can tell that it has been learnt from others."""
+        noise = self.config.noise
+        flagged = None if noise is None else chosen.filtered_by(noise.name)
+        if flagged is None:
+            return NOBODY
+        old = self._old(pool, np.flatnonzero(flagged & pool.usable))
+        most = int(self.config.refresh.anchor_share * pool.usable.sum())
+        return np.sort(self.rng.choice(old, min(len(old), most), replace=False))
+
+
+def measures_to_find(config: CoresetConfig) -> bool:
+    """Whether candidates are measured for what is found; the adaptive test reads what has changed."""
+    return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
+
+
+def noise_sought(config: CoresetConfig) -> TellsNoise | None:
+    """The noise filter, where candidates are measured to know which of them are noisy.
+
+    [choice] GRACE's alone: what it covers changes little while a model is trained (LOG.md). Other methods
+    need their own signals whether noise can be told or not.
+    """
+    return config.noise if measures_to_find(config) and isinstance(config.selector, Grace) else None
+
+
+def noise_is_off(config: CoresetConfig, pool: Pool) -> bool:
+    """Whether candidates would be measured to know which are noisy, and the model could not tell."""
+    noise = noise_sought(config)
+    return noise is not None and MATCHED in pool.references and not noise.on(pool)
+
+
+def due(look_again: float, now: int, last: int) -> bool:
+    """Whether the run became `look_again` times as old, once more, after round `last` and by round `now`.
+
+    Of a refresh `last` is the refresh before, which may be several rounds ago; below 1 = there was none.
+    """
+    if look_again == 1 or last < 1:
+        return True
+    return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
+
+
+def with_found(noise: TellsNoise | None, before: Coreset, rows: Rows, chosen: Coreset) -> Coreset:
+    """The coreset with FOUND among its figures; that of the one before where no new row was measured.
+
+    rows  those whose signals became known in this refresh
+    [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
+    """
+    if noise is None or not chosen.figures.get("noise_on"):
+        return chosen
+    flagged, known = chosen.filtered_by(noise.name), before.filtered_by(noise.name)
+    assert flagged is not None
+    share = before.figures.get(FOUND, 1.0)
+    if known is not None:
+        rows = rows[~known[rows]]
+    if len(rows):
+        share = (flagged[rows].sum() + 1) / (len(rows) + 2)
+    return replace(chosen, figures={**chosen.figures, FOUND: round(float(share), 4)})

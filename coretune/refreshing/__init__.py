@@ -1,1 +1,0 @@
-"""Whom a refresh looks at again, and how what it finds spreads to the rows it did not look at."""
