@@ -25,7 +25,7 @@ from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.sampler import with_example_id
 from coretune.select.random import Random
 from coretune.training.run_harvest import RunHarvest
-from coretune.training.sections import load_tokenizer
+from coretune.training.tokenizers import load_tokenizer
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Rows
 
 COMPARED = (MISMATCHED, MATCHED)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from coretune.files import whole, write_text, writing
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
-from coretune.progress import SECONDS
 from coretune.provenance import inputs_of, provenance, refuse_other_data, refuse_other_inputs
 from coretune.reading.disk import disk_bytes
 from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
@@ -39,18 +37,14 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.adapter_names import refuse_unmatched
+from coretune.training.corpora import corpus_of
 from coretune.training.look import Target
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
 from coretune.training.saving import REMEDY, side_product
-from coretune.training.sections import (
-    adapter_config,
-    load_tokenizer,
-    longest_row,
-    row_tokenizer,
-    training_arguments,
-)
+from coretune.training.sections import adapter_config, training_arguments
+from coretune.training.tokenizers import load_tokenizer, longest_row, row_tokenizer
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
 from coretune.yaml_text import write
@@ -147,7 +141,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     length = longest_row(config.model_name_or_path, args)
     rows = row_tokenizer(tokenizer, args)
     pool = _pool(config, rows, length)
-    held_out = _corpus_of(config.eval_data, config, rows, length) if config.eval_data else None
+    held_out = corpus_of(config.eval_data, config, rows, length) if config.eval_data else None
     targets = _targets(config, rows, length)
     if config.provenance is not None:
         refuse_other_data(config.provenance, pool)
@@ -195,7 +189,7 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
     answers = config.model_copy(
         update={"training": {}, "train_on": "last"}
     )  # what the loss counts has no say in what is generated
-    corpus = _corpus_of(source, answers, trainer.processing_class, length)
+    corpus = corpus_of(source, answers, trainer.processing_class, length)
     refuse_strange_rows(trainer.model, corpus, source)
     tokens = corpus.tokens(np.arange(len(corpus)))
     ends = corpus.prompt_length.tolist()
@@ -266,37 +260,9 @@ def against_plan(trainer: CoresetSFTTrainer) -> str:
     return f"predicted: {', '.join(parts)}"
 
 
-def _corpus_of(source: str, config: RunConfig, tokenizer: Any, length: int) -> Corpus:
-    """Its faults and cuts are named in warnings."""
-    began = time.monotonic()
-    corpus = Corpus.build(
-        source,
-        tokenizer,
-        columns=config.columns,
-        max_length=length,
-        skip_bad_rows=config.skip_bad_rows,
-        cache_dir=config.corpus_dir,
-        num_proc=config.training.get("dataset_num_proc"),
-        completion_only_loss=config.training.get("completion_only_loss"),
-        assistant_only_loss=config.training.get("assistant_only_loss", False),
-        train_on=config.train_on,
-    )
-    if not sys.stderr.isatty() and (took := time.monotonic() - began) > SECONDS:
-        log.info("tokenised %d rows of %s in %.0f s", len(corpus), source, took)
-    for line in corpus.notes:
-        log.warning("%s", line)
-    for place, reason in corpus.dropped:
-        log.warning("left out %s: %s", place, reason)
-    for reason, count in corpus.left_out.items():
-        log.warning("%s: %d rows left out: %s", source, count, reason)
-    if corpus.truncated:
-        log.warning("%s: %d prompts cut from the left to %d tokens", source, corpus.truncated, length)
-    return corpus
-
-
 def _pool(config: RunConfig, tokenizer: Any, length: int) -> Corpus:
     """The rows of train_data; ConfigError for a column that `columns` names and no row has."""
-    pool = _corpus_of(config.train_data, config, tokenizer, length)
+    pool = corpus_of(config.train_data, config, tokenizer, length)
     if pool.absent:
         name = pool.absent[0]
         raise ConfigError(
@@ -315,7 +281,7 @@ def _targets(config: RunConfig, tokenizer: Any, length: int) -> list[Target]:
     """A corpus for each file of target_data, with its share of the budget."""
     given = config.target_data or {}
     shares = {given: 1.0} if isinstance(given, str) else given
-    return [Target(_corpus_of(file, config, tokenizer, length), share) for file, share in shares.items()]
+    return [Target(corpus_of(file, config, tokenizer, length), share) for file, share in shares.items()]
 
 
 def _corpus(trainer: CoresetSFTTrainer) -> Corpus:

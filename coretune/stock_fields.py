@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Optional, Union
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 #: Each class after those that it extends: (package, file, class). Without a file: a version that has none.
+Classes = tuple[tuple[str, str, str], ...]
 SFT = (
     ("transformers", "training_args.py", "TrainingArguments"),
     ("trl", "trainer/base_config.py", "_BaseConfig"),
@@ -79,30 +81,49 @@ _NAMES = _Names(
 
 
 @cache
-def field_types(classes: tuple[tuple[str, str, str], ...]) -> Mapping[str, ast.expr]:
+def field_types(classes: Classes) -> Mapping[str, ast.expr]:
     """Field -> its annotation, as the last class that names it has it."""
-    found: dict[str, ast.expr] = {}
+    found = {name: line.annotation for name, line in _fields(classes)}
+    return {**found, **{name: ast.parse(WIDER[name], mode="eval").body for name in found if name in WIDER}}
+
+
+@cache
+def defaults(classes: Classes) -> Mapping[str, Any]:
+    """Field -> its default, of the fields whose default is written out."""
+    return dict(_written_out(classes, "default"))
+
+
+def _written_out(classes: Classes, word: str) -> Iterator[tuple[str, Any]]:
+    """What the fields have for a word of `field(…)`; `x: int = 3` has a default."""
+    for name, line in _fields(classes):
+        given = (
+            {one.arg: one.value for one in line.value.keywords} if isinstance(line.value, ast.Call) else {}
+        )
+        value = given.get(word, None if given or word != "default" else line.value)
+        if value is not None:
+            with suppress(ValueError):  # made by a call, or of names
+                yield name, ast.literal_eval(value)
+
+
+def _fields(classes: Classes) -> Iterator[tuple[str, ast.AnnAssign]]:
     for package, file, name in classes:
         spec = find_spec(package)
         path = Path((spec.submodule_search_locations or [""])[0] if spec else "") / file
         if path.is_file():
-            found |= dict(_fields(path, name))
-    return {**found, **{name: ast.parse(WIDER[name], mode="eval").body for name in found if name in WIDER}}
+            yield from _fields_of(path, name)
 
 
-def _fields(path: Path, name: str) -> Iterator[tuple[str, ast.expr]]:
+def _fields_of(path: Path, name: str) -> Iterator[tuple[str, ast.AnnAssign]]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for line in node.body:
                 if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
                     continue
                 if "ClassVar" not in ast.unparse(line.annotation):
-                    yield line.target.id, line.annotation
+                    yield line.target.id, line
 
 
-def first_wrong(
-    classes: tuple[tuple[str, str, str], ...], section: Mapping[str, Any]
-) -> tuple[str, str] | None:
+def first_wrong(classes: Classes, section: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first key of a section whose value its field does not take, and what to give; None: all do."""
     types = field_types(classes)
     for key, value in section.items():

@@ -653,3 +653,12 @@ def test_the_loss_decides_labels_prompt_lengths_and_the_cache(tmp_path: Path, to
         assert labels[begin] == ids[begin]
     counted = [int((corpus.labels([0])[0] != -100).sum()) for corpus in built]
     assert counted == [3, int(built[1].length[0]) - 1, 4]
+
+
+def test_the_first_rows_alone_are_a_corpus_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [*make_rows(20), {"prompt": "no answer", "completion": ""}]
+    path = write(tmp_path / "pool.jsonl", rows)
+    head = Corpus.build(path, tokenizer, max_length=64, cache_dir=tmp_path / "kept", first=8)
+    assert sorted(head.ids) == sorted(f"r{number}" for number in range(8))
+    with pytest.raises(CorpusError, match="line 21"):  # no cache of the first rows is taken for the whole
+        Corpus.build(path, tokenizer, max_length=64, cache_dir=tmp_path / "kept")

@@ -30,11 +30,9 @@ from coretune.training.sections import (
     PEFT_TYPES_REFUSED,
     SFT_KEYS,
     adapter_config,
-    load_tokenizer,
-    longest_row,
-    row_tokenizer,
     training_arguments,
 )
+from coretune.training.tokenizers import READ, load_tokenizer, longest_row, read_here, row_tokenizer
 
 TOP = ("output_dir", "seed", "resume_from_checkpoint")
 
@@ -512,3 +510,19 @@ def test_the_coreset_takes_the_trainers_seed_unless_it_has_its_own(
 def test_a_measurement_with_a_seed_of_its_own_keeps_it(tmp_path: Path) -> None:
     made = trainer(tmp_path, coreset("loss", budget="25%", k=4), measuring=MeasureSettings(seed=0), seed=3)
     assert (made.coreset_config.seed, made.sight.settings.seed) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [{}, {"max_length": 40, "model_init_kwargs": '{"revision": "main"}', "eos_token": "</s>"}],
+)
+def test_what_the_tokenizer_needs_of_training_is_read_without_the_stock_class(
+    training: dict[str, Any],
+) -> None:
+    stock, light = training_arguments(made(training)), read_here(training)
+    assert vars(light) == {name: getattr(stock, name) for name in READ}
+
+
+def test_model_arguments_that_are_no_mapping_are_refused_without_the_stock_class() -> None:
+    with pytest.raises(ConfigError, match="model_init_kwargs is a text that is no JSON object"):
+        read_here({"model_init_kwargs": "[1]"})

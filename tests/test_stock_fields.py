@@ -10,7 +10,7 @@ import pytest
 from peft import LoraConfig
 from trl import SFTConfig
 
-from coretune.stock_fields import LORA, SFT, field_types, first_wrong, wrong_value
+from coretune.stock_fields import LORA, SFT, defaults, field_types, first_wrong, wrong_value
 
 
 @pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
@@ -21,6 +21,14 @@ def test_every_field_is_known_and_takes_its_own_default(stock: Any, classes: Any
         value = field.default if field.default_factory is MISSING else field.default_factory()
         if value is not MISSING:
             assert wrong_value(types[field.name], value) is None, field.name
+
+
+@pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
+def test_defaults_that_are_written_out_are_those_of_the_class(stock: Any, classes: Any) -> None:
+    read = defaults(classes)
+    own = {field.name: field.default for field in fields(stock) if field.default is not MISSING}
+    assert {name: own[name] for name in read} == read
+    assert len(read) > 0.9 * len(own)
 
 
 @pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])

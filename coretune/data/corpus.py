@@ -81,6 +81,7 @@ class Corpus:
         completion_only_loss: bool | None = None,
         assistant_only_loss: bool = False,
         train_on: Literal["last", "all"] = "last",
+        first: int | None = None,
     ) -> Corpus:
         """Read, tokenise, check and freeze `source`.
 
@@ -93,6 +94,7 @@ class Corpus:
         num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
         completion_only_loss, assistant_only_loss  what the loss counts, as SFTConfig has them (`encode.Loss`)
         train_on       of a conversation the last answer, or all answers that no flag of their turn takes out
+        first          read so many rows at most, for a look at a large pool
 
         Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
         are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.
@@ -105,7 +107,7 @@ class Corpus:
         root = Path(home.name if home else str(cache_dir)).expanduser()
         loss = Loss.of(train_on, completion_only_loss, assistant_only_loss)
         with writing(root, None, "make room, or give another corpus_dir"):
-            kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss)
+            kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss, first)
         note = files_of(source).note
         return cls._load(kept, skip_bad_rows, [note] if note else [], home)
 

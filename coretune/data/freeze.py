@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def freeze(
     root: Path,
     num_proc: int | None,
     loss: Loss,
+    first: int | None = None,
 ) -> Path:
     """The folder under `root` with the frozen rows, made now unless the same content was frozen there before.
 
@@ -154,7 +156,8 @@ def freeze(
         files = files_of(source).read
         states = [file.stat() for file in files]
         chat = tokenizer.chat_template is not None
-        known = None if files else _write_raw(source, columns, chat, work / "rows.arrow")
+        whole = files and first is None
+        known = None if whole else _write_raw(source, columns, chat, work / "rows.arrow", first)
         contents = known.contents if known else _hash(files)
         kept = root / f"corpus-{_key(contents, columns, max_length, loss, tokenizer, work / 'tokenizer')}"
         if (damaged := _damaged_file(kept)) is not None:
@@ -215,14 +218,16 @@ def _refuse_changed(files: Sequence[Path], before: Sequence[os.stat_result]) -> 
             raise CorpusError(f"{file.name} was written to while it was read; start again when it is whole")
 
 
-def _write_raw(source: str | Path, columns: Mapping[str, str], chat: bool, target: Path) -> Known:
-    """Raw rows to `target`."""
+def _write_raw(
+    source: str | Path, columns: Mapping[str, str], chat: bool, target: Path, first: int | None = None
+) -> Known:
+    """Raw rows to `target`, the first so many or all."""
     filled: dict[str, Counter[frozenset[str]]] = {}
     found: dict[str, set[str]] = {}
     classes: set[str] = set()  # files of which a `label` is not KTO's
     contents = blake2b(digest_size=16)
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, RAW) as writer:
-        for block in _blocks(read_rows(source)):
+        for block in _blocks(islice(read_rows(source), first)):
             for row in block:
                 if row.record is not None:
                     filled.setdefault(row.file, Counter())[filled_columns(row.record, columns)] += 1

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from coretune.types import Array
 
@@ -62,7 +62,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     share = min(1.0, 2.0 * float((scores > centre).mean()))
     told = _told(own, pairs, share)
     missed = np.linspace(MISSED, 0.5, 100)
-    cuts = centre + spread * norm.ppf(missed)  # a smooth curve: of few pairs the quantiles themselves jump
+    cuts = centre + spread * ndtri(missed)  # a smooth curve: of few pairs the quantiles themselves jump
     flagged = 1.0 - np.searchsorted(np.sort(scores), cuts, side="left") / len(scores)
     right = flagged - share * (1.0 - missed)
     error = 2.0 * share / np.sqrt(len(pairs))  # two standard errors of the share, whose pairs are few
@@ -75,7 +75,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
 def _spread(pairs: Array) -> float:
     """Standard deviation of a normal distribution with the same lower half: the cut lies there."""
     low = np.quantile(pairs, [0.1, 0.5])
-    return max(float(low[1] - low[0]) / float(-norm.ppf(0.1)), 1e-6)
+    return max(float(low[1] - low[0]) / float(-ndtri(0.1)), 1e-6)
 
 
 def _told(own: Array, pairs: Array, share: float) -> float:

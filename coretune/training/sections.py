@@ -1,5 +1,4 @@
-"""The sections of a config that are the stock libraries' own: `training` and `peft`, and the tokenizer they
-shape.
+"""The sections of a config that are the stock libraries' own: `training` and `peft`.
 
 The rows are tokenised here, not by TRL (`data/`). So a key of SFTConfig that shapes rows is honoured here
 too, or named in an error: none is taken and left without effect.
@@ -7,18 +6,16 @@ too, or named in an error: none is taken and left without effect.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import AutoConfig, AutoTokenizer, TrainingArguments
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from coretune.config import ConfigError, RunConfig, nearest, refuse_unknown
@@ -52,9 +49,6 @@ ELSEWHERE: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 #: Left to the rows: TRL would judge them by a dataset that it did not prepare.
 ROWS_ONLY = ("assistant_only_loss", "completion_only_loss")
-#: What from_pretrained of a tokenizer and of a config take of `model_init_kwargs`.
-WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-TEMPLATES = (".jinja", ".j2")
 MAPPINGS = ("_kwargs", "liger_kernel_config")  # ends of the names of mappings
 NUMBERS = {bool, float, int}
 
@@ -199,111 +193,3 @@ def _nested(kind: type, key: str, value: Any) -> Any:
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-def load_tokenizer(name: str, args: SFTConfig | None = None) -> Any:
-    """The model's tokenizer with a padding token, and with what `training` says of it.
-
-    ConfigError when there is no such model, or no such token or template.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **_where(args))
-    except (OSError, ValueError) as error:
-        raise ConfigError(_no_model(name, error)) from None
-    if args is not None:
-        _set_tokens(tokenizer, args)
-        if args.chat_template_path is not None and _is_template(args.chat_template_path):
-            tokenizer.chat_template = _read_template(args.chat_template_path)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ConfigError(f"the tokenizer of {name} has neither a padding nor an EOS token; set one")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def row_tokenizer(tokenizer: Any, args: SFTConfig) -> Any:
-    """The tokenizer as TRL's trainer will leave it, for the rows, which are tokenised before.
-
-    A `chat_template_path` that is a tokenizer brings its tokens and its EOS along. TRL adds them to
-    tokenizer and
-    model at once, and what it finds added it does not train; so here they are added to a copy.
-    """
-    source = args.chat_template_path
-    if source is None or _is_template(source):
-        return tokenizer
-    try:
-        found = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False
-        )  # TRL runs no code of it either
-        template = found.get_chat_template()
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"training.chat_template_path is {source}, and it is neither a {' or '.join(TEMPLATES)} file "
-            "nor a "
-            f"tokenizer with a chat template: {reason}"
-        ) from None
-    told = copy.deepcopy(tokenizer)
-    told.chat_template = template
-    told.add_tokens([t for t in found.added_tokens_decoder.values() if t.content not in told.get_vocab()])
-    told.eos_token = found.eos_token
-    return told
-
-
-def longest_row(name: str, args: SFTConfig) -> int:
-    """Tokens that a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
-    kwargs = {**(args.model_init_kwargs or {}), **_where(args)}
-    try:
-        positions = AutoConfig.from_pretrained(name, **kwargs).get_text_config().max_position_embeddings
-    except AttributeError:  # state-space models have no positions to run out of
-        positions = None
-    except (OSError, ValueError) as error:
-        raise ConfigError(_no_model(name, error, "config")) from None
-    limits = [limit for limit in (args.max_length, positions) if limit is not None]
-    if not limits:
-        raise ConfigError("training.max_length is null and the model sets no limit; give a number of tokens")
-    return int(min(limits))
-
-
-def _where(args: SFTConfig | None) -> dict[str, Any]:
-    """Where and how a tokenizer is loaded: as the model is. Its own Python runs if the config says true."""
-    if args is None:
-        return {"trust_remote_code": False}
-    kwargs = args.model_init_kwargs or {}
-    found = {name: kwargs[name] for name in WHERE if name in kwargs}
-    return {**found, "trust_remote_code": kwargs.get("trust_remote_code", args.trust_remote_code) is True}
-
-
-def _set_tokens(tokenizer: Any, args: SFTConfig) -> None:
-    for name in ("eos_token", "pad_token"):
-        token = getattr(args, name)
-        if token is None:
-            continue
-        if token not in tokenizer.get_vocab():
-            raise ConfigError(
-                f"training.{name} is {token!r}, which the tokenizer does not have: give one that it has"
-            )
-        setattr(tokenizer, name, token)
-
-
-def _is_template(path: str) -> bool:
-    return path.endswith(TEMPLATES)
-
-
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"training.chat_template_path is {path}, which cannot be read: {error}") from None
-
-
-def _no_model(name: str, error: Exception, what: str = "tokenizer") -> str:
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
-    if "trust_remote_code" in str(error):
-        return (
-            f"model_name_or_path is {name}, which brings Python code of its own for its {what}, and nobody "
-            "allowed that to run: read it, then set training.trust_remote_code=true"
-        )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"model_name_or_path is {name}, and no {what} can be loaded from it: {reason}"
