@@ -33,7 +33,9 @@ READ = (
 
 def read_here(training: Mapping[str, Any]) -> SimpleNamespace:
     """Of a `training` section what the functions here read of an SFTConfig, without importing that class."""
-    values = {name: training.get(name, default) for name, default in defaults(SFT).items() if name in READ}
+    values: dict[str, Any] = {
+        name: training.get(name, default) for name, default in defaults(SFT).items() if name in READ
+    }
     if isinstance(values["model_init_kwargs"], str):  # the stock class reads such text too
         try:
             values["model_init_kwargs"] = json.loads(values["model_init_kwargs"])
