@@ -36,14 +36,21 @@ def read_here(training: Mapping[str, Any]) -> SimpleNamespace:
     values: dict[str, Any] = {
         name: training.get(name, default) for name, default in defaults(SFT).items() if name in READ
     }
-    if isinstance(values["model_init_kwargs"], str):  # the stock class reads such text too
-        try:
-            values["model_init_kwargs"] = json.loads(values["model_init_kwargs"])
-        except ValueError:
-            values["model_init_kwargs"] = None
-        if not isinstance(values["model_init_kwargs"], dict):
-            raise ConfigError("training.model_init_kwargs is a text that is no JSON object: give a mapping")
+    values["model_init_kwargs"] = _mapping(values["model_init_kwargs"])
     return SimpleNamespace(**values)
+
+
+def _mapping(given: Any) -> Any:
+    """Of a text the JSON object that it holds, which the stock class reads too."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError("training.model_init_kwargs is a text that is no JSON object: give a mapping")
+    return found
 
 
 def load_tokenizer(name: str, args: Any = None) -> Any:
