@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from coretune.files import write_text
-from coretune.types import EMPTY_PROMPT_LOSS, Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, TARGET_SIMILARITY, Array, Rows
 
 PHASES = ("warm-up", "measurement", "graph", "selection", "training", "evaluation", "other")
 TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
@@ -227,7 +227,7 @@ class ModelShape:
 
 
 #: Signals by what they make the model do; a pass is shared by all signals that need it.
-TRUNK_SIGNALS = frozenset({"response_embedding", "prompt_embedding"})
+TRUNK_SIGNALS = frozenset({"response_embedding", "prompt_embedding", "weighted_embedding", TARGET_SIMILARITY})
 LOSS_SIGNALS = frozenset({"loss", "head_gradient"})
 UNCONDITIONAL_SIGNALS = frozenset({"unconditional_loss", "kn_gradient"})
 EMPTY_PROMPT_SIGNALS = frozenset({EMPTY_PROMPT_LOSS})

@@ -3,6 +3,7 @@
 grace        what the evidence chose: GRACE's coverage with our filters (LOG.md)
 grace-paper  GRACE as it was published, and nothing else: every setting with what the paper says of it
 brief, gtp   as their papers have them (`select/brief.py`, `gtp.py`): one selection, after a warm-up run
+rds, loss_drop   as their papers have them: one selection, by the model as it is before training
 
 Every other method is bare: without filters, and with its own defaults.
 """
@@ -62,11 +63,22 @@ GRACE_PAPER: Mapping[str, tuple[Any, str]] = {
     "weighted": (False, "[unknown]; rows of a coreset count alike"),
 }
 
+#: One selection before training, from exact measurements of all rows.
+ONCE: Mapping[str, Any] = {
+    "warmup": 0.0,
+    "refresh_every": "never",
+    "anchors": "all",
+    "propagate": "none",
+    "repair": "none",
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "grace": {"method": "grace", "filters": OUR_FILTERS},
     "grace-paper": {"method": "grace", **{name: value for name, (value, _) in GRACE_PAPER.items()}},
     "brief": {"method": "brief", **Brief().defaults},
     "gtp": {"method": "gtp", **Gtp().defaults},
+    "rds": {"method": "rds", **ONCE},
+    "loss_drop": {"method": "loss_drop", **ONCE},
 }
 
 

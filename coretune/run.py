@@ -32,13 +32,13 @@ from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRI
 from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.rounds.state import State
+from coretune.rounds.targets import Target
 from coretune.scoring.evaluate import Row
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.corpora import corpus_of
-from coretune.training.look import Target
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
@@ -281,7 +281,7 @@ def _targets(config: RunConfig, tokenizer: Any, length: int) -> list[Target]:
     """A corpus for each file of target_data, with its share of the budget."""
     given = config.target_data or {}
     shares = {given: 1.0} if isinstance(given, str) else given
-    return [Target(corpus_of(file, config, tokenizer, length), share) for file, share in shares.items()]
+    return [Target(corpus_of(file, config, tokenizer, length), share, file) for file, share in shares.items()]
 
 
 def _corpus(trainer: CoresetSFTTrainer) -> Corpus:

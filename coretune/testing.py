@@ -17,6 +17,11 @@ from coretune.types import (
     EMPTY_PROMPT_LOSS,
     EQUAL_TO,
     RESPONSE_TOKENS,
+    SHARE,
+    TARGET_LOSS,
+    TARGET_OF,
+    TARGET_ROW,
+    TARGET_SIMILARITY,
     TRAINED_AT,
     TRAINED_TIMES,
     Array,
@@ -28,14 +33,17 @@ from coretune.types import (
     Selector,
 )
 
+EXAMPLES = 3  # of the target
+
 #: What the engine keeps of its own accord, whatever a selector needs.
-KEPT = ("previous_loss", TRAINED_AT, TRAINED_TIMES, EQUAL_TO, RESPONSE_TOKENS)
+KEPT = ("previous_loss", TRAINED_AT, TRAINED_TIMES, EQUAL_TO, RESPONSE_TOKENS, TARGET_ROW)
 
 
 def synthetic_pool(
     n: int, d: int, seed: int, copies: float = 0.0, unusable: float = 0.0, neighbors: int = 5
 ) -> Pool:
-    """A pool with every signal, clustered embeddings, an exact k-NN graph and losses to compare with.
+    """A pool with every signal, clustered embeddings, an exact k-NN graph, losses to compare with and one
+    target of EXAMPLES examples.
 
     It compares all pairs: n small.
 
@@ -55,6 +63,7 @@ def synthetic_pool(
         value[~usable] = np.nan
     cost = rng.integers(5, 60, size=n)[source]
     features[RESPONSE_TOKENS] = np.maximum(cost // 2, 1).astype(np.int32)
+    features[TARGET_ROW] = (np.arange(n) % 10 == 9).astype(np.int32)
     features[EQUAL_TO] = np.array([np.flatnonzero(source == each)[0] for each in source], np.int32)
     return Pool(
         features=features,
@@ -67,6 +76,8 @@ def synthetic_pool(
             "matched_loss": np.linspace(0, 2, 9, dtype=np.float32),
             "unprompted_loss": np.linspace(2, 6, 9, dtype=np.float32),
             "pair_tokens": np.full(9, 10),
+            TARGET_OF: np.zeros(EXAMPLES, np.int64),
+            SHARE: np.ones(1, np.float32),
         },
     )
 
@@ -250,6 +261,7 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
     """Every signal a measurement can return, and what a refresh keeps beside them."""
     loss = rng.gamma(2.0, 1.0, size=n).astype(np.float32)
     other = rng.spawn(1)[0]  # a stream of its own: more signals do not change the pools of older tests
+    trajectory, target = rng.spawn(2)
     return {
         "loss": loss,
         "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
@@ -259,14 +271,17 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "gradient_norm": rng.gamma(2.0, 1.0, size=n).astype(np.float32),
         "gradient": rng.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(rng, n, d),
         "head_gradient": rng.normal(size=(n, d)).astype(np.float32),
-        "trajectory": _clustered(rng.spawn(1)[0], n, 4 * d),  # leaves the draws of the others as they were
+        "trajectory": _clustered(trajectory, n, 4 * d),
         "alignment": rng.normal(size=n).astype(np.float32),
-        "target_cosine": rng.uniform(-1.0, 1.0, size=n).astype(np.float32),
+        "target_cosine": np.repeat(rng.uniform(-1.0, 1.0, size=(n, 1)).astype(np.float32), EXAMPLES, axis=1),
         "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
         "trained_times": other.integers(0, 3, size=n).astype(np.float32),
         "if_gradient": other.gamma(2.0, 0.5, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),
         EMPTY_PROMPT_LOSS: loss + other.normal(1.0, 0.6, size=n).astype(np.float32),
+        TARGET_SIMILARITY: target.uniform(0.0, 1.0, size=(n, EXAMPLES)).astype(np.float32),
+        "weighted_embedding": _clustered(target, n, d),
+        TARGET_LOSS: (loss * target.uniform(0.5, 1.1, size=n)).astype(np.float32)[:, None],
     }
 
 

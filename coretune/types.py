@@ -38,6 +38,23 @@ UNIT = "_embedding"
 #: A signal: the loss of a row's response after an empty prompt, what all prompts of the pool end with.
 EMPTY_PROMPT_LOSS = "empty_prompt_loss"
 
+#: A signal, (n, m): the cosine of a row's `weighted_embedding` with that of each of the m target examples.
+TARGET_SIMILARITY = "target_similarity"
+
+#: A signal, (n, S): a row's loss after a warm-up on the examples of each of the S targets alone.
+TARGET_LOSS = "target_loss"
+
+#: In `Pool.references`: the target that each of the m examples is of, (m,) int64; each target's part of the
+#: budget, (S,), which add up to 1.
+TARGET_OF, SHARE = "target_of", "share"
+
+#: In `Coreset.reasons`, where there is a target: the example of it that a row serves, by its number; of
+#: several targets the one that a row was chosen for, -1 = not chosen.
+SERVES, TARGET_NUMBER = "serves", "for_target"
+
+#: In `Pool.features`, where there is a target: (n,) 1 for a row that equals one of its examples, else 0.
+TARGET_ROW = "target_row"
+
 #: The only door to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
 #: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
 Measure = Callable[[Rows], Mapping[str, Array]]

@@ -20,7 +20,18 @@ from coretune.filters.noise import Noise
 from coretune.select import SELECTORS
 from coretune.select.importance import IMPORTANCES
 from coretune.testing import check_filter, check_selector, synthetic_pool
-from coretune.types import EQUAL_TO, RESPONSE_TOKENS, Array, Budget, Coreset, Filter, Pool, Selector, Verdict
+from coretune.types import (
+    EQUAL_TO,
+    RESPONSE_TOKENS,
+    TARGET_ROW,
+    Array,
+    Budget,
+    Coreset,
+    Filter,
+    Pool,
+    Selector,
+    Verdict,
+)
 
 #: settings beside the defaults
 VARIANTS = [
@@ -291,7 +302,7 @@ def test_synthetic_pool_holds_what_it_says() -> None:
     assert 180 * 0.6 < len(distinct) < 180 * 0.85
     assert np.linalg.norm(distinct, axis=1) == pytest.approx(np.ones(len(distinct)), abs=1e-5)
     for name, value in pool.features.items():
-        assert name in (EQUAL_TO, RESPONSE_TOKENS) or np.isnan(value[~pool.usable]).all()
+        assert name in (EQUAL_TO, RESPONSE_TOKENS, TARGET_ROW) or np.isnan(value[~pool.usable]).all()
     assert pool.graph is not None
     listed = pool.graph.neighbors
     assert (listed[~pool.usable] == -1).all()

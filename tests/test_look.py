@@ -19,8 +19,9 @@ from coretune.measure.meter import SignalMeter
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
+from coretune.rounds.targets import Target, targets_of
 from coretune.training import look as looking
-from coretune.training.look import FirstLook, Look, StoredLook, Target, targets_of
+from coretune.training.look import FirstLook, Look, StoredLook
 from coretune.types import Array, Rows
 
 EVERYONE = np.arange(48)
@@ -191,7 +192,7 @@ def test_a_response_is_compared_where_all_its_losses_are_finite(
             "empty_prompt_loss": np.float32([8, 8, 9, 8, np.nan]),
         },
     }
-    monkeypatch.setattr(Look, "_losses", lambda look, of, which, signals: losses[id(of)])
+    monkeypatch.setattr(Look, "_measured", lambda look, of, which, signals: losses[id(of)])
     look = a_look(model, ("loss", "empty_prompt_loss"))
     found = dataclasses.replace(look, rows=rows, decoys=decoys).references()
     assert found["mismatched_loss"].tolist() == [2, 3]
@@ -203,8 +204,9 @@ def test_a_response_is_compared_where_all_its_losses_are_finite(
 
 def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:
     two = [Target(corpus(), 0.5), Target(corpus(), 0.5)]
-    with pytest.raises(ValueError, match="target_cosine compares with one target, and 2 are given"):
-        a_look(model, ("target_cosine",), targets=two).check()
+    with pytest.raises(ValueError, match="alignment compares with one target, and 2 are given"):
+        a_look(model, ("alignment",), targets=two).check()
+    a_look(model, ("target_cosine",), targets=two).check()
     a_look(model, ("trajectory",), targets=two).check()
     with pytest.raises(ValueError, match="unknown signals"):
         a_look(model, ("los",)).check()

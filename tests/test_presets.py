@@ -16,7 +16,7 @@ from coretune.types import Taught
 
 #: Of the run, not of the method; and what another value of the same preset switches off.
 NOT_THE_METHODS = {"selector", "refresh", "budget", "quota", "seed", "audit_every", "record_others"}
-NOT_THE_METHODS |= {"memory_limit", "deadline", "engine", "ray_address"}
+NOT_THE_METHODS |= {"memory_limit", "deadline", "engine", "ray_address", "train_on_target"}
 SWITCHED_OFF = {"look_again": "anchors", "check_every": "refresh_every", "threshold": "refresh_every"}
 
 

@@ -107,10 +107,6 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
     assert (resolved["preconditioner"], resolved["weighted"], resolved["anchors"]) == ("linear", True, "all")
 
 
-def test_several_targets_need_a_method_that_takes_them(data: Path, tmp_path: Path) -> None:
-    targets = {str(data / "math.jsonl"): 0.5, str(data / "code.jsonl"): 0.5}
-    less = {"method": "less", "budget": "25%", "warmup": 0.1, "k": 4}
-    with pytest.raises(ValueError, match="target_cosine compares with one target, and 2 are given"):
-        run.train(config(data, tmp_path, less, target_data=targets))
+def test_the_shares_of_targets_sum_to_1(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the shares of target_data sum to 0\.5"):
         config(data, tmp_path, GTP, target_data={"a.jsonl": 0.5})

@@ -4,6 +4,7 @@ duplicates  of equal rows one
 noise       rows whose prompt does not make their response likelier
 neighbours  rows whose loss is far above that of rows that ask alike
 cooldown    rows that were trained on not long ago
+target_rows rows that equal an example of the target
 
 chain.py applies several, one after the other; filters are ours, not a published method's.
 """
@@ -14,12 +15,13 @@ from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
+from coretune.filters.target_rows import TargetRows
 
 #: Filters that tell noise, for which pairs of a prompt and another row's response are measured.
 TellsNoise = Noise | Neighbours
 
-FILTERS: dict[str, type[Duplicates | Noise | Neighbours | Cooldown]] = {
-    kind.name: kind for kind in (Duplicates, Noise, Neighbours, Cooldown)
+FILTERS: dict[str, type[Duplicates | Noise | Neighbours | Cooldown | TargetRows]] = {
+    kind.name: kind for kind in (Duplicates, Noise, Neighbours, Cooldown, TargetRows)
 }
 
 

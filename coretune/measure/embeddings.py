@@ -23,9 +23,18 @@ def prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
     return _unit_mean(hidden, batch.prompt_mask())
 
 
-def _unit_mean(hidden: Tensor, where: Tensor) -> Tensor:
-    """(B, d) float32 unit: mean of hidden (B, T, d) over the positions `where` (B, T) bool."""
-    weight = where.float()
+def weighted_embedding(hidden: Tensor, batch: Batch) -> Tensor:
+    """(B, d) float32 unit: mean of the last hidden states of prompt and response, of weights w_t ∝ t.
+
+    [RDS+, Ivison et al. 2025, arXiv:2503.01807] Later states have read more of the row.
+    """
+    position = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+    return _unit_mean(hidden, position * (position <= batch.length[:, None]))
+
+
+def _unit_mean(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(B, d) float32 unit: mean of hidden (B, T, d) with these weights (B, T), or over these positions."""
+    weight = weight.float()
     weight = weight / weight.sum(1, keepdim=True)
     # Not hidden * weight: a padded position that is not finite would spoil the row (0 · NaN).
     mean = torch.where(weight[..., None] > 0, hidden.float(), 0.0).mul_(weight[..., None]).sum(1)

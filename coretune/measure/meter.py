@@ -13,7 +13,13 @@ from torch.nn import functional
 
 from coretune.measure import passes
 from coretune.measure.batches import Batch, collate, filler, pack
-from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding, where_good
+from coretune.measure.embeddings import (
+    finite_rows,
+    prompt_embedding,
+    response_embedding,
+    weighted_embedding,
+    where_good,
+)
 from coretune.measure.head import HeadResult
 from coretune.measure.moments import Moments
 from coretune.measure.parameters import Choice, choose, full_shape
@@ -22,24 +28,32 @@ from coretune.measure.project import Along, MatrixProjection, Sketch, generator
 from coretune.measure.readers import Built, Inner, Projected, SquareNorm, Total
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.split import is_split, most
-from coretune.types import Array
+from coretune.types import TARGET_SIMILARITY, Array
 
 NEED_HEAD = frozenset({"loss", "head_gradient"})
 NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
 PROJECTED = frozenset({"gradient", "target_cosine"})
+WEIGHTED = frozenset({"weighted_embedding", TARGET_SIMILARITY})
 GradientReader = SquareNorm | Inner | Projected | Built
 
 
 @dataclass(frozen=True)
 class References:
-    """What gradients are compared with.
+    """What rows are compared with.
 
     gradient    parameter -> float32, mean gradient over the reference rows; for `alignment`
-    direction   (projection_dim,) float32, mean unit projected gradient of the target; for `target_cosine`
+    directions  (m, projection_dim) float32, unit projected gradients of the target's examples; for
+                `target_cosine`
+    embeddings  (m, d) float32, their unit `weighted_embedding`; for `target_similarity`
     """
 
     gradient: dict[str, Tensor] | None = None
-    direction: Tensor | None = None
+    directions: Tensor | None = None
+    embeddings: Tensor | None = None
+
+    def compared(self, name: str) -> Tensor | None:
+        """(m, …) what the rows' signal of that name is a cosine with; None for other signals."""
+        return {"target_cosine": self.directions, TARGET_SIMILARITY: self.embeddings}.get(name)
 
 
 class SignalMeter:
@@ -83,7 +97,7 @@ class SignalMeter:
         precondition   of the projected signals; None where the settings ask for none, and for the target
         """
         found: dict[str, Array] = {
-            name: np.full((len(tokens), *self._shape(name)), np.nan, dtype=np.float32)
+            name: np.full((len(tokens), *self._shape(name, references)), np.nan, dtype=np.float32)
             for name in sorted(names)
         }
         if not found:
@@ -179,6 +193,11 @@ class SignalMeter:
             value["response_embedding"] = response_embedding(hidden, batch)
         if "prompt_embedding" in names:
             value["prompt_embedding"] = prompt_embedding(hidden, batch)
+        if names & WEIGHTED:
+            value["weighted_embedding"] = weighted_embedding(hidden, batch)
+        if TARGET_SIMILARITY in names:
+            assert references.embeddings is not None
+            value[TARGET_SIMILARITY] = _cosines(value["weighted_embedding"], references.embeddings)
         return {
             name: where_good(finite_rows(signal), signal) for name, signal in value.items() if name in names
         }
@@ -239,9 +258,11 @@ class SignalMeter:
             self.device,
         )
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def _shape(self, name: str, references: References) -> tuple[int, ...]:
         """Of one row of that signal."""
-        if name in ("response_embedding", "prompt_embedding"):
+        if (others := references.compared(name)) is not None:
+            return (len(others),)
+        if name in ("response_embedding", "prompt_embedding", "weighted_embedding"):
             return (full_shape(self.model.get_output_embeddings(), "weight")[1],)
         return (self.settings.projection_dim,) if name in ("gradient", "head_gradient") else ()
 
@@ -250,8 +271,14 @@ def _gradient_signals(readers: dict[str, GradientReader], references: References
     value = {name: reader.value for name, reader in readers.items()}
     if "gradient_norm" in value:
         value["gradient_norm"] = value["gradient_norm"].clamp_min(0.0).sqrt()
-    if references.direction is not None and "gradient" in value:
-        # Not a matrix product: autocast would make it one of bf16.
-        unit = functional.normalize(value["gradient"], dim=1)
-        value["target_cosine"] = (unit * references.direction).sum(1)
+    if references.directions is not None and "gradient" in value:
+        value["target_cosine"] = _cosines(
+            functional.normalize(value["gradient"], dim=1), references.directions
+        )
     return value
+
+
+def _cosines(rows: Tensor, others: Tensor) -> Tensor:
+    """(B, m) float32 of unit rows (B, d) and (m, d)."""
+    with torch.autocast(rows.device.type, enabled=False):  # which would make it a product of bf16
+        return rows.float() @ others.float().T

@@ -34,7 +34,7 @@ from coretune.measure.meter import PROJECTED, References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
-from coretune.types import EMPTY_PROMPT_LOSS, Array, Measure, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, TARGET_SIMILARITY, Array, Measure, Rows
 
 SIGNALS = (
     "loss",
@@ -49,7 +49,11 @@ SIGNALS = (
     "if_gradient",
     "alignment",
     "target_cosine",
+    "weighted_embedding",
+    TARGET_SIMILARITY,
 )
+#: Signals that compare with each example of a target.
+COMPARED = ("target_cosine", TARGET_SIMILARITY)
 
 ENDINGS, LONGEST_ENDING = 64, 32  # prompts that are compared; tokens
 
@@ -75,8 +79,10 @@ def measurer(
 
     model         a transformers causal language model, or a PEFT model around one
     bos_token_id  what the response follows in `unconditional_loss`; the eos token where there is no bos
-    target        trusted examples: the reference of `alignment` and of `target_cosine`. Their own gradients
-                  are not preconditioned: LESS compares the step of an example with the target's gradient
+    target        m trusted examples: the reference of `alignment`, of `target_cosine` and of
+                  `target_similarity`, which are (n, m): the cosine of a row's gradient, or of its
+                  `weighted_embedding`, with each example's. The examples' own gradients are not
+                  preconditioned: LESS compares the step of an example with the target's gradient
     moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
     directions    the first coordinates of projected gradients are along these (see `SignalMeter`)
@@ -130,8 +136,8 @@ def _refuse(
     unknown = sorted(set(names) - set(SIGNALS))
     if unknown:
         raise ValueError(f"unknown signals {unknown}; known are {list(SIGNALS)}")
-    if "target_cosine" in names and target is None:
-        raise ValueError("target_cosine needs target examples and none are given; set target_data")
+    if target is None and (compared := [name for name in COMPARED if name in names]):
+        raise ValueError(f"{compared[0]} needs target examples and none are given; set target_data")
     if preconditioner != "none" and moments is None:
         raise ValueError(
             f"preconditioner {preconditioner} needs an optimizer's moments and none are given; "
@@ -176,7 +182,8 @@ def _references(
 ) -> References:
     return References(
         _reference_gradient(meter, rows, target) if "alignment" in names else None,
-        _target_direction(meter, target) if target is not None and "target_cosine" in names else None,
+        _of_target(meter, target, "gradient") if "target_cosine" in names else None,
+        _of_target(meter, target, "weighted_embedding") if TARGET_SIMILARITY in names else None,
     )
 
 
@@ -192,18 +199,20 @@ def _reference_gradient(meter: SignalMeter, rows: TokenRows, target: TokenRows |
     return meter.mean_gradient(rows.tokens(sample), rows.labels(sample))
 
 
-def _target_direction(meter: SignalMeter, target: TokenRows) -> Tensor:
-    """(projection_dim,) float32: mean unit projected gradient of the target's rows.
+def _of_target(meter: SignalMeter, target: TokenRows | None, name: str) -> Tensor:
+    """(m, …) float32 unit: that signal of each of the target's examples.
 
-    A mean of cosines is the inner product with the mean of the unit vectors.
+    ValueError names an example without a finite one.
     """
-    features = meter.signals(*_whole(target), frozenset({"gradient"}), References(), None)["gradient"]
-    features = features[np.isfinite(features).all(1)]
-    if not len(features):
+    assert target is not None
+    found = meter.signals(*_whole(target), frozenset({name}), References(), None)[name]
+    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    if len(bad):
         raise ValueError(
-            "no target example has a finite gradient; check the target data and the model's weights"
+            f"{len(bad)} of the {len(found)} target examples have no finite {name}, the first is number "
+            f"{bad[0] + 1}: check the target data and the model's weights"
         )
-    return functional.normalize(torch.from_numpy(features), dim=1).mean(0).to(meter.device)
+    return functional.normalize(torch.from_numpy(found), dim=1).to(meter.device)
 
 
 def _after_bos(

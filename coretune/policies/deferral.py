@@ -17,7 +17,7 @@ from coretune.policies.reuse import noise_is_off, noise_sought
 from coretune.rounds.measurement import Measurement
 from coretune.rounds.schedule import CoresetConfig
 from coretune.select.ranking import coreset, take_in_order
-from coretune.types import TRAINED_TIMES, Array, Coreset, Pool, Rows
+from coretune.types import TARGET_ROW, TRAINED_TIMES, Array, Coreset, Pool, Rows
 
 
 def warmup_rows(config: CoresetConfig, pool: Pool, measurement: Measurement | None, most: int) -> Rows:
@@ -26,7 +26,14 @@ def warmup_rows(config: CoresetConfig, pool: Pool, measurement: Measurement | No
         order, _ = _order(config, pool, np.zeros(pool.n), measurement, 0)
     else:
         order = np.random.default_rng([config.seed, 0, 2]).permutation(pool.n)
-    return order[pool.usable[order]][:most].astype(np.int64)
+    return order[trainable(config, pool)[order]][:most].astype(np.int64)
+
+
+def trainable(config: CoresetConfig, pool: Pool) -> Array:
+    """(n,) bool: usable rows that may be trained on before any filter is applied: no examples of a target."""
+    if config.train_on_target or TARGET_ROW not in pool.features:
+        return pool.usable
+    return pool.usable & (pool.feature(TARGET_ROW) == 0)
 
 
 def draw(config: CoresetConfig, pool: Pool, measurement: Measurement, number: int) -> Coreset:
@@ -38,7 +45,7 @@ def draw(config: CoresetConfig, pool: Pool, measurement: Measurement, number: in
     budget = config.budget.resolve(pool)
     if config.quota is not None:
         budget = config.with_quota(pool, budget)
-    rows = take_in_order(order[pool.usable[order]], pool.cost, budget)
+    rows = take_in_order(order[trainable(config, pool)[order]], pool.cost, budget)
     assert config.noise is not None  # without it nothing is deferred
     nobody = {} if noise_is_off(config, pool) else {"suspects": 0}
     figures = {"drawn": 1, **nobody, **config.noise.figures(pool)}

@@ -16,6 +16,19 @@ DIGEST = 16  # bytes
 Read = Callable[[Rows], Sequence[Array]]
 
 
+def digests(n: int, tokens: Read, labels: Read) -> Array:
+    """(n,) bytes of each row's tokens and labels: 128 bits, so no two rows are mixed up."""
+    found = np.empty(n, f"S{DIGEST + 1}")
+    for begin in range(0, n, BLOCK):
+        block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
+        found[block] = [
+            # numpy takes zeros off the end of a text
+            blake2b(np.stack([ids, wanted]).astype("<i8").tobytes(), digest_size=DIGEST).digest() + b"."
+            for ids, wanted in zip(tokens(block), labels(block), strict=True)
+        ]
+    return found
+
+
 @dataclass(frozen=True)
 class ExactDuplicates:
     """Which rows of a pool are equal.
@@ -27,20 +40,12 @@ class ExactDuplicates:
 
     @classmethod
     def of(cls, n: int, tokens: Read, labels: Read) -> ExactDuplicates:
-        """By a digest of each row's tokens and labels: 128 bits, so no two rows are mixed up.
+        """By a digest of each row's tokens and labels.
 
         n               rows in the pool
         tokens, labels  of some rows, as in `PoolRows`
         """
-        digests = np.empty(n, f"S{DIGEST + 1}")
-        for begin in range(0, n, BLOCK):
-            block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
-            digests[block] = [
-                # numpy takes zeros off the end of a text
-                blake2b(np.stack([ids, wanted]).astype("<i8").tobytes(), digest_size=DIGEST).digest() + b"."
-                for ids, wanted in zip(tokens(block), labels(block), strict=True)
-            ]
-        _, lowest, of = np.unique(digests, return_index=True, return_inverse=True)
+        _, lowest, of = np.unique(digests(n, tokens, labels), return_index=True, return_inverse=True)
         return cls(lowest[of.reshape(-1)].astype(np.int64))
 
     def within(self, block: int) -> ExactDuplicates:

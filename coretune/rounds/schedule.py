@@ -15,9 +15,11 @@ from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
 from coretune.rounds.refresh_settings import AnchorRefresh
+from coretune.select.by_target import with_served
 from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
 from coretune.types import (
+    TARGET_LOSS,
     TRAINERS_SEED,
     Budget,
     Coreset,
@@ -54,6 +56,8 @@ class CoresetConfig:
                    None = never. Costs a full measurement each time.
     record_others  of a pool of more than 20,000 rows so many that were not chosen, drawn once from the seed,
                    are recorded beside those that were; smaller pools are recorded whole (`audit.py`)
+    train_on_target  rows of the pool that equal an example of the target may be trained on; else they are
+                   left out, counted in one line
     weighted       multiply each example's loss by its coreset weight
     quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
     memory_limit   what greedy selections may hold above the features, as 4GiB or 512MiB
@@ -76,6 +80,7 @@ class CoresetConfig:
     wait: bool = True
     audit_every: int | None = None
     record_others: int = 10_000
+    train_on_target: bool = False
     weighted: bool = False
     quota: QuotaRequest | None = None
     memory_limit: str = "4GiB"
@@ -120,7 +125,7 @@ class CoresetConfig:
         if self.quota is not None:
             budget = self.with_quota(pool, budget)
         left = chain.apply(self.filters, pool, budget)
-        return left.noted(self._chosen(left.pool, left.budget, rng))
+        return left.noted(with_served(left.pool, self._chosen(left.pool, left.budget, rng)))
 
     def _chosen(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         """By the engine asked for."""
@@ -170,6 +175,11 @@ class CoresetConfig:
             raise ValueError(
                 f"anchors is {self.refresh.anchors}, and trajectories of later looks are shorter than those "
                 "of the first, so that all rows are measured again: set anchors to all"
+            )
+        if TARGET_LOSS in self.selector.needs and (self.refresh_every != "never" or self.warmup):
+            raise ValueError(
+                f"{TARGET_LOSS} is compared with the loss before training: set refresh_every to never and "
+                "warmup to 0"
             )
         if self.teaching and self.warmup == 0:
             raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")

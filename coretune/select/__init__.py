@@ -14,7 +14,9 @@ from coretune.select.ifd import Ifd
 from coretune.select.kcenter import KCenter
 from coretune.select.less import Less
 from coretune.select.loss import Loss
+from coretune.select.loss_drop import LossDrop
 from coretune.select.random import Random
+from coretune.select.rds import Rds
 
 SELECTORS: dict[str, type] = {
     selector.name: selector
@@ -31,6 +33,8 @@ SELECTORS: dict[str, type] = {
         KCenter,
         Less,
         Loss,
+        LossDrop,
         Random,
+        Rds,
     )
 }

@@ -14,9 +14,9 @@ from coretune.select.deflation import Filled, announce, fill, require_budget
 from coretune.select.nnls import Dense, MakeAlgebra
 from coretune.select.pursuit import Pursuit, TokenLimit, pursue
 from coretune.select.ranking import coreset, usable_feature
-from coretune.types import Array, Budget, Coreset, Pool
+from coretune.types import SHARE, TARGET_NUMBER, Array, Budget, Coreset, Pool
 
-TRAJECTORY, SHARE = "trajectory", "share"
+TRAJECTORY = "trajectory"
 
 
 class Passes(Protocol):
@@ -58,7 +58,8 @@ class Gtp:
                  distinct is left
 
     reasons  correlation (cosine with b, the largest over the targets), pursuit_weight, iteration (in which a
-             row came in, 0 = not chosen), deflation (the pursuit that chose it, from 1)
+             row came in, 0 = not chosen), deflation (the pursuit that chose it, from 1), for_target (the
+             number of the target that it was chosen for, where there are several; -1 = not chosen)
     """
 
     teacher: str = "warmup"
@@ -169,6 +170,9 @@ def _coreset(
         "iteration": np.concatenate([one.entered for one in filled]),
         "deflation": np.concatenate([one.round for one in filled]),
     }
+    if len(targets) > 1:
+        reasons[TARGET_NUMBER] = np.full(pool.n, -1.0)
+        reasons[TARGET_NUMBER][rows] = np.repeat(np.arange(len(filled)), [len(one.rows) for one in filled])
     for name, value in columns.items():
         reasons[name] = np.zeros(pool.n)
         reasons[name][rows] = value

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.ranking import ranked, usable_feature
+from coretune.select.by_target import chosen_for_targets, examples_of, of_targets
+from coretune.select.ranking import usable_feature
 from coretune.types import Budget, Coreset, Pool
 
 
@@ -23,7 +24,9 @@ class Less:
     with Γ the Adam update and θ_t the checkpoints of the warm-up. Ours reads the signal `target_cosine`,
     which is measured at the model as it stands [choice]: one look. With `preconditioner: adam` the pool's
     side goes through Γ, as in the paper; by default it is the projected gradient itself, for which no
-    optimiser state is needed [choice].
+    optimiser state is needed [choice]. Several targets take turns by their shares of the budget [choice].
+
+    reasons  target_cosine, the mean over a target's examples, the largest over the targets; for_target
     """
 
     name: ClassVar[str] = "less"
@@ -34,5 +37,7 @@ class Less:
         return ("target_cosine",)
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-        cosine = usable_feature(pool, "target_cosine").astype(np.float64)
-        return ranked(pool, cosine, budget, {"target_cosine": cosine})
+        cosine = usable_feature(pool, "target_cosine").astype(np.float64)  # (n, m)
+        of, share = examples_of(pool, cosine.shape[1])
+        mean = of_targets(cosine, of, len(share))
+        return chosen_for_targets(pool, mean, share, budget, {"target_cosine": mean.max(axis=1)})

@@ -20,8 +20,9 @@ from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool
+from coretune.select.by_target import unserved
 from coretune.training.saving import side_product
-from coretune.types import Pool
+from coretune.types import TARGET_ROW, Array, Pool
 
 log = logging.getLogger("coretune")
 
@@ -39,7 +40,7 @@ def next_round(trainer: Any, global_step: int) -> State:
         return before
     with loops_shown(not trainer.args.disable_tqdm):
         if before is None:
-            pool = first_pool(config, trainer.pool_rows, trainer.sight.twins)
+            pool = first_pool(config, trainer.pool_rows, trainer.sight.twins, trainer.target_rows)
             now = refresh.start(config, pool, clock, measurement, ledger)
         else:
             now = refresh.advance(config, before, clock, measurement, ledger)
@@ -52,14 +53,22 @@ def next_round(trainer: Any, global_step: int) -> State:
     return now
 
 
-def first_pool(config: CoresetConfig, rows: PoolRows, twins: ExactDuplicates | None = None) -> Pool:
-    """The pool of which nothing is known but what a row costs, which rows are equal and, under a quota, which
-    group a row is of.
+def first_pool(
+    config: CoresetConfig,
+    rows: PoolRows,
+    twins: ExactDuplicates | None = None,
+    of_target: Array | None = None,
+) -> Pool:
+    """The pool of which nothing is known but what a row costs, which rows are equal, which equal an example
+    of the target and, under a quota, which group a row is of.
 
+    of_target  (n,) bool; None = there is no target
     ValueError where the rows cannot fill the budget within the quota.
     """
     first = None if twins is None else twins.first
     pool = empty_pool(rows.length, first, rows.response_length)
+    if of_target is not None:
+        pool = replace(pool, features={**pool.features, TARGET_ROW: of_target.astype(np.int32)})
     if config.quota is None:
         return pool
     grouped = {**pool.features, FEATURE: groups(rows.source, pool.n)}
@@ -71,6 +80,9 @@ def first_pool(config: CoresetConfig, rows: PoolRows, twins: ExactDuplicates | N
 def _record(trainer: Any, now: State) -> None:
     """Files, ledger and log of a selection that was just made."""
     folder, config, ledger = Path(trainer.args.output_dir), trainer.coreset_config, trainer.ledger
+    if now.selections == 1:
+        for line in unserved(now.coreset.figures, [target.name for target in trainer.sight.targets]):
+            log.warning("%s", line)
 
     def decode(tokens: list[list[int]]) -> list[str]:
         if trainer.processing_class is None:  # of a plain Trainer whose method looks at nothing

@@ -23,8 +23,10 @@ from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
 from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
+from coretune.measure.tuned import tuned_measurer
 from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
+from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
 from coretune.storing.fingerprint import fingerprint_of_folder, store_folder
 from coretune.storing.manifest import MANIFEST, Manifest, array_path
 from coretune.storing.store import BLOCK, Store, fill
@@ -33,6 +35,10 @@ from coretune.types import (
     MATCHED,
     MISMATCHED,
     PAIR_TOKENS,
+    SHARE,
+    TARGET_LOSS,
+    TARGET_OF,
+    TARGET_SIMILARITY,
     UNPROMPTED,
     Array,
     Measure,
@@ -40,23 +46,7 @@ from coretune.types import (
 )
 
 log = logging.getLogger("coretune")
-#: Signals that compare with a single target.
-ONE_TARGET = ("alignment", "target_cosine")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Trusted rows, and the part of the budget that is chosen for them: shares of all targets sum to 1."""
-
-    rows: PoolRows
-    share: float = 1.0
-
-
-def targets_of(given: PoolRows | Sequence[Target] | None) -> tuple[Target, ...]:
-    """None, one target's rows, or several targets: the targets."""
-    if given is None:
-        return ()
-    return tuple(given) if isinstance(given, Sequence) else (Target(given),)
+ONE_TARGET = ("alignment",)  # signals that compare with a single target
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,8 @@ class Look:
     """Measures `signals` of `rows` under the snapshots of that moment.
 
     snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
-    targets    trusted rows, with shares of the budget; several of them for trajectories only
+    targets    trusted rows, with shares of the budget
+    tuned      a snapshot for each target: the model after a warm-up on it alone, for `target_loss`
     once       when references are measured (see `signals.measurer`)
     decoys     pairs of a prompt and another row's response: their loss is among the references, and that of
                the same responses after their own prompts
@@ -82,6 +73,11 @@ class Look:
     bar: bool = True
     once: Once = anew
     decoys: Mismatched | None = None
+    tuned: Callable[[], Sequence[Snapshot]] = tuple
+
+    @property
+    def examples(self) -> TargetRows | None:
+        return TargetRows(tuple(self.targets)) if self.targets else None
 
     def check(self) -> None:
         """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
@@ -91,6 +87,8 @@ class Look:
                 f"{compared[0]} compares with one target, and {len(self.targets)} are given: give one, or "
                 "take a method that looks along trajectories"
             )
+        if TARGET_LOSS in self.signals and not self.targets:
+            raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")
         bare = replace(self, settings=replace(self.settings, preconditioner="none"))
         bare.measurer([Snapshot("none", {}, 1.0)], None)
 
@@ -101,8 +99,16 @@ class Look:
             return self.measurer(snapshots, bar.update)(rows)
 
     def references(self) -> Mapping[str, Array]:
-        """For `Pool.references`: what losses are compared with, and trajectories where there are targets."""
+        """For `Pool.references`: what losses are compared with; where there are targets, trajectories, which
+        target each example is of, the shares of the budget, and how similar the examples are to each other.
+        """
         found = {} if self.decoys is None else self._compared(self.decoys)
+        if self.examples is not None and TARGET_SIGNALS & set(self.signals):
+            found |= {TARGET_OF: self.examples.of, SHARE: self.examples.share.astype(np.float32)}
+        if self.examples is not None and TARGET_SIMILARITY in self.signals:
+            everyone = np.arange(len(self.examples.length))
+            unit = self._measured(self.examples, everyone, ["weighted_embedding"])["weighted_embedding"]
+            found[TARGET_SIMILARITY] = unit @ unit.T
         if TRAJECTORY not in self.signals or not self.targets:
             return found
         targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
@@ -121,17 +127,17 @@ class Look:
     def _compared(self, decoys: Mismatched) -> dict[str, Array]:
         """(m,) each: responses after other prompts, after their own and, where it is a signal, after an empty
         one, where all are finite; and their tokens."""
-        other = self._losses(decoys, np.arange(len(decoys)), ["loss"])["loss"]
+        other = self._measured(decoys, np.arange(len(decoys)), ["loss"])["loss"]
         names = {"loss": MATCHED, EMPTY_PROMPT_LOSS: UNPROMPTED}
         asked = [name for name in names if name == "loss" or name in self.signals]
-        own = self._losses(self.rows, decoys.responses, asked)
+        own = self._measured(self.rows, decoys.responses, asked)
         found = {MISMATCHED: other, **{names[name]: own[name] for name in asked}}
         tokens = self.rows.response_length[decoys.responses]
         good = np.isfinite(list(found.values())).all(axis=0)
         return {name: value[good] for name, value in {**found, PAIR_TOKENS: tokens}.items()}
 
-    def _losses(self, rows: TokenRows, which: Rows, signals: Sequence[str]) -> Mapping[str, Array]:
-        """Signal -> (m,) float32 under the weights of that moment."""
+    def _measured(self, rows: TokenRows, which: Rows, signals: Sequence[str]) -> Mapping[str, Array]:
+        """Signal -> (m, …) float32 under the weights of that moment."""
         measure = measurer(
             self.model,
             rows,
@@ -143,18 +149,25 @@ class Look:
         return measure(which)
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
-        return taught_measurer(
+        special = {
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "bos_token_id": first_token(self.tokenizer),
+        }
+        plain = taught_measurer(
             self.model,
             self.rows,
-            self.signals,
+            [name for name in self.signals if name != TARGET_LOSS],
             self.settings,
             snapshots,
-            target=self.targets[0].rows if self.targets else None,
+            target=self.examples,
             progress=progress,
             once=self.once,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=first_token(self.tokenizer),
+            **special,
         )
+        if TARGET_LOSS not in self.signals:
+            return plain
+        tuned = tuned_measurer(self.model, self.rows, self.settings, self.tuned, **special)
+        return lambda rows: {**plain(rows), **tuned(rows)}
 
     def shown(self, total: int) -> Any:
         return progress(total, "measuring", shown=self.bar)

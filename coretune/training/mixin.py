@@ -40,12 +40,12 @@ from coretune.rounds.sampler import (
 )
 from coretune.rounds.schedule import CoresetConfig, seeded
 from coretune.rounds.state import State
+from coretune.rounds.targets import Target, targets_of, without_examples
 from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
 from coretune.training.decision import next_round
 from coretune.training.finite import refuse_broken_loss, refuse_broken_weights, tell_broken_evaluation
-from coretune.training.look import Target, targets_of
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
@@ -112,8 +112,10 @@ class CoresetMixin(SavingTrainer):
         super().__init__(model, args, **stock)
         if args is None:
             self._refuse(self.args, coreset, stock)
-        self.coreset_config = coreset = seeded(coreset, self.args)
         self.pool_rows: PoolRows = rows if rows is not None else self._prepared_rows(stock["train_dataset"])
+        tell = log.warning if self.is_world_process_zero() else log.debug
+        coreset, self.target_rows = without_examples(coreset, self.pool_rows, targets_of(target), tell)
+        self.coreset_config = coreset = seeded(coreset, self.args)
         self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
         self.ledger = Ledger()
         self.coreset_state: State | None = None
@@ -241,7 +243,8 @@ class CoresetMixin(SavingTrainer):
         """Before a run's first step."""
         refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
         self.sight.prepare()
-        if self.coreset_config.taught:  # what is drawn from here on is the same with a teacher made or found
+        if self.coreset_config.taught or self.sight.target_lessons is not None:
+            # What is drawn from here on is the same with a teacher made or found.
             set_seed(self.args.seed)
 
     def begin_round(self, global_step: int) -> State:

@@ -19,7 +19,7 @@ from coretune.measure.parameters import choose, decoder_blocks, full_shape
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds.sampler import PoolRows
-from coretune.types import EMPTY_PROMPT_LOSS, Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, TARGET_LOSS, TARGET_SIMILARITY, Array, Rows
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 
@@ -38,6 +38,7 @@ class ModelCost:
     trajectory          whether trajectories are measured: a gradient pass of its own over every snapshot
     empty_prompt        tokens that all prompts end with (`signals.common_ending`)
     pursued             FLOPs of the targets that trajectories are pursued for, at one snapshot
+    tuned               how often `target_loss` passes over the rows: once a target
     """
 
     shape: ModelShape
@@ -52,6 +53,7 @@ class ModelCost:
     pursued: float = 0.0
     counted: bool = True
     empty_prompt: int = 1
+    tuned: int = 0
 
     @classmethod
     def of(
@@ -63,8 +65,12 @@ class ModelCost:
         target: PoolRows | None,
         checkpointing: bool,
         pursued: Sequence[PoolRows] = (),
+        targets: int = 0,
     ) -> ModelCost:
-        """ValueError for a model or a signal that cannot be counted, as `choose` and `measurement_flops`."""
+        """target: the examples of all `targets`, which are so many.
+
+        ValueError for a model or a signal that cannot be counted, as `choose` and `measurement_flops`.
+        """
         counted = has_formulas(model)
         shape = model_shape(model) if counted else estimated_shape(model)
         size = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -78,19 +84,24 @@ class ModelCost:
             rows=rows,
             adapter_parameters=None if trainable == sum(size.values()) else trainable,
             checkpointing=checkpointing,
-            signals=frozenset(signals) - {TRAJECTORY},
+            signals=frozenset(signals) - {TRAJECTORY, TARGET_LOSS},
             blocks=min(settings.last_blocks or shape.layers, shape.layers),
             chosen_parameters=chosen,
             trajectory=TRAJECTORY in signals,
             counted=counted,
+            tuned=targets if TARGET_LOSS in signals else 0,
         )
         return cost._with_references(settings, target, pursued if TRAJECTORY in signals else ())
 
     def training(self, rows: Rows) -> float:
         """One training pass over `rows`."""
+        return self.training_of(self.rows.length[rows])
+
+    def training_of(self, lengths: Array) -> float:
+        """One training pass over rows of so many tokens each, of whatever pool."""
         return training_flops(
             self.shape,
-            self.rows.length[rows],
+            lengths,
             adapter_parameters=self.adapter_parameters,
             checkpointing=self.checkpointing,
         )
@@ -101,7 +112,7 @@ class ModelCost:
         flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
         if self.trajectory:
             flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
-        return flops
+        return flops + self.tuned * self._look(self.rows.length[rows], responses, {"loss"})
 
     def pairs(self, count: int) -> float:
         """The losses of so many average responses after two prompts and, if it is a signal, an empty one."""
@@ -129,12 +140,17 @@ class ModelCost:
     def _with_references(
         self, settings: MeasureSettings, target: PoolRows | None, pursued: Sequence[PoolRows]
     ) -> ModelCost:
-        """A reference is one gradient pass over the target, or over average rows of the pool."""
+        """A reference is one gradient pass over the target, or over average rows of the pool; of similarities
+        two passes without the head: what rows are compared with, and the target's examples with each other.
+        """
         passes = len(self.signals & {"alignment", "target_cosine"})
         share = min(1.0, settings.reference_rows / len(self.rows.length)) if target is None else 1.0
+        references = passes * share * self._gradients(self.rows if target is None else target)
+        if TARGET_SIMILARITY in self.signals and target is not None:
+            references += 2 * self._look(target.length, target.response_length, {TARGET_SIMILARITY})
         return replace(
             self,
-            references=passes * share * self._gradients(self.rows if target is None else target),
+            references=references,
             pursued=sum(map(self._gradients, pursued)),
         )
 

@@ -20,6 +20,7 @@ from coretune.rounds import state, transitions
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import Clock
 from coretune.rounds.state import State
+from coretune.rounds.targets import Target
 from coretune.training.checkpoints import (
     STOCK_LAST,
     Note,
@@ -41,7 +42,6 @@ from coretune.training.identity import (
     weights_fingerprint,
 )
 from coretune.training.learnt import compared
-from coretune.training.look import Target
 from coretune.training.processes import Processes
 from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew, remove_checkpoint
 

@@ -28,15 +28,25 @@ from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
 from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.rounds.schedule import default_measuring
+from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
 from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
-from coretune.training.look import FirstLook, Look, StoredLook, Target, first_token
+from coretune.training.look import FirstLook, Look, StoredLook, first_token
 from coretune.training.model_cost import ModelCost
 from coretune.training.optimizer_check import refuse_optimizer
 from coretune.training.refusals import refuse_first_fsdp, refuse_virtual_tokens
 from coretune.training.run_harvest import RunHarvest
+from coretune.training.target_lessons import TargetLessons
 from coretune.training.teacher import Lesson, School, refuse_school, teach
-from coretune.types import EMPTY_PROMPT_LOSS, Measure, Rows, Taught, TrainersSeed
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    TARGET_LOSS,
+    TARGET_SIMILARITY,
+    Measure,
+    Rows,
+    Taught,
+    TrainersSeed,
+)
 
 log = logging.getLogger("coretune")
 
@@ -73,9 +83,10 @@ class Sight:
         self.collator, self.dataset = trainer.data_collator, trainer.train_dataset  # before ours are put on
         self.harvest: RunHarvest | None = None
         self.lesson = self._lesson()
+        self.target_lessons = self._target_lessons()
         self.decoys = self._mismatched()
         self.twins = self._twins()
-        self.cost = self._cost()
+        self.cost = self._cost(self.config.needs)
         self.measurement = self._measurement(
             Path(signals_dir or Path(trainer.args.output_dir) / SIGNALS).expanduser()
         )
@@ -91,6 +102,26 @@ class Sight:
             )
         elif isinstance(selector, Taught):
             self.folders = find_snapshots(selector.teacher, selector.checkpoints)
+        if self.target_lessons is not None:
+            trainer = self.trainer
+            folder = Path(trainer.args.output_dir) / TEACHER
+            self.target_lessons.teach(self._school(), folder, trainer.ledger, self.cost, trainer.processes)
+
+    def _target_lessons(self) -> TargetLessons | None:
+        """The warm-ups on each target alone, where `target_loss` is measured."""
+        if TARGET_LOSS not in self.config.needs or not self.targets:
+            return None
+        refuse_school(self.trainer, teaching=True)
+        args = self.trainer.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return TargetLessons.of(self.config.selector, self.targets, batch)
+
+    @property
+    def _first_signals(self) -> tuple[str, ...]:
+        """Those of the first look: where rows are chosen for a target, also how near they are to each of its
+        examples, which the record tells."""
+        more = (TARGET_SIMILARITY,) if self.targets and TARGET_SIGNALS & set(self.config.needs) else ()
+        return tuple(dict.fromkeys((*self.config.needs, *more)))
 
     def _reads_own_moments(self) -> bool:
         """Whether an optimiser of this run is read, its own or its teacher's, and not a folder's alone."""
@@ -100,7 +131,7 @@ class Sight:
         selector, trainer = self.config.selector, self.trainer
         if not isinstance(selector, Taught):
             return None
-        refuse_school(trainer)
+        refuse_school(trainer, self.config.teaching)
         if not self.config.teaching:
             find_snapshots(selector.teacher, selector.checkpoints)  # to be missed now, not after a while
             return None
@@ -125,18 +156,20 @@ class Sight:
             settings,
         )
 
-    def _cost(self) -> ModelCost:
+    def _cost(self, signals: Sequence[str]) -> ModelCost:
         trainer, targets = self.trainer, [target.rows for target in self.targets]
+        examples = TargetRows(tuple(self.targets)) if targets else None
         cost = ModelCost.of(
             trainer.model,
             trainer.pool_rows,
-            self.config.needs,
+            signals,
             self.settings,
-            targets[0] if targets else None,
+            examples,
             bool(trainer.args.gradient_checkpointing),
             targets,
+            len(targets),
         )
-        if EMPTY_PROMPT_LOSS not in self.config.needs:
+        if EMPTY_PROMPT_LOSS not in signals:
             return cost
         ending = common_ending(trainer.pool_rows, first_token(trainer.processing_class))
         return replace(cost, empty_prompt=len(ending))
@@ -150,7 +183,8 @@ class Sight:
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
         kept = Kept(lambda: int(self.trainer.state.global_step))
-        later, first = self._look(self._now, kept), FirstLook(self._look(self._first, anew))
+        later = self._look(self._now, kept)
+        first = FirstLook(replace(self._look(self._first, anew), signals=self._first_signals))
         later.check()
         twins = self.twins
         assert twins is not None
@@ -162,11 +196,11 @@ class Sight:
             signals_dir,
             self._parts,
         )
-        cost, selector = self.cost, self.config.selector
+        cost, first_cost, selector = self.cost, self._cost(self._first_signals), self.config.selector
         snapshots = selector.checkpoints if isinstance(selector, Taught) else 1
         begin = Measurement(
             stored,
-            lambda rows: cost.measurement(rows, snapshots),
+            lambda rows: first_cost.measurement(rows, snapshots),
             self._everywhere("first references", first.look.references),
             duplicates=in_block,
             reference_flops=self._decoy_flops(),
@@ -248,7 +282,11 @@ class Sight:
             bar,
             once,
             self.decoys,
+            self._tuned,
         )
+
+    def _tuned(self) -> Sequence[Snapshot]:
+        return () if self.target_lessons is None else self.target_lessons.snapshots(self.trainer.model)
 
     def _first(self) -> Sequence[Snapshot]:
         if not self.config.taught:
@@ -272,5 +310,5 @@ class Sight:
             **versions(),
             "rows": rows_fingerprint(trainer.pool_rows),
             "targets": " ".join(rows_fingerprint(target.rows) for target in self.targets) or "none",
-            "snapshots": " ".join(map(snapshot_fingerprint, snapshots)),
+            "snapshots": " ".join(map(snapshot_fingerprint, [*snapshots, *self._tuned()])),
         }

@@ -47,7 +47,7 @@ log = logging.getLogger("coretune")
 class Lesson:
     """What the teacher is trained on.
 
-    rows   random pool rows in the order drawn
+    rows   random pool rows in the order drawn, or a target's examples as often as they are trained on
     marks  optimiser steps after which it is kept, rising, evenly spaced; the last is the end of its one epoch
     """
 
@@ -66,6 +66,12 @@ class Lesson:
             )
         marks = tuple(steps * (k + 1) // checkpoints for k in range(checkpoints))
         return cls(drawn.astype(np.int64), marks)
+
+    @classmethod
+    def of_target(cls, examples: int, batch: int, epochs: int) -> Lesson:
+        """So many passes over all examples of a target, kept at their end."""
+        rows = np.tile(np.arange(examples, dtype=np.int64), epochs)
+        return cls(rows, (math.ceil(len(rows) / batch),))
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,14 @@ class School:
     settings: Mapping[str, Any]
 
 
-def refuse_school(trainer: Any) -> None:
-    """ValueError for a trainer whose model cannot take a teacher's weights, or train one."""
+def refuse_school(trainer: Any, teaching: bool) -> None:
+    """ValueError for a trainer whose model cannot take a teacher's weights, or train one if it is to."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
             "a method that looks through a teacher puts its weights into the whole model, and FSDP and "
             "DeepSpeed split it: select without them (coretune select), and train on coreset.jsonl"
         )
-    if trainer.coreset_config.teaching and trainer.optimizer is not None:
+    if teaching and trainer.optimizer is not None:
         raise ValueError(
             "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
             "of optimizers, or a folder of checkpoints as coreset.teacher"
@@ -109,7 +115,8 @@ def teach(
     are those spent here. ValueError when the folder holds a teacher of something else, naming what differs.
     """
     args = _arguments(school.args, folder, lesson)
-    tokens, flops = int(school.rows.length[lesson.rows].sum()), cost.training(lesson.rows)
+    lengths = school.rows.length[lesson.rows]
+    tokens, flops = int(lengths.sum()), cost.training_of(lengths)
     with ledger.phase("warm-up", rows=len(lesson.rows), tokens=tokens, flops=flops):
         finished, newest = processes.decide(lambda: _begin(school, args, lesson, folder), lambda begun: begun)
         if not finished:
