@@ -1,6 +1,7 @@
 """The command. Heavy packages are imported inside the functions, so that --help is quick.
 
-train, select, demo are here; `reading_command.py` reads runs, `cache_command.py` stores.
+train, select, demo are here; `reading_command.py` reads runs, `cache_command.py` stores, `commands/` has what
+comes before a run and after it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coretune.commands import chat_command, env_command, merge_command, preview_command
 from coretune.comparing import compare_command
 from coretune.console import (
     NOISE,
@@ -28,7 +30,6 @@ from coretune.probing import plan_command
 from coretune.reading import cache_command, reading_command
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on a small, changing coreset, and see what it cost.",
@@ -46,6 +47,15 @@ def train(
     config: Config,
     overrides: Overrides = None,
     skip_bad_rows: SkipBadRows = False,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Processes to start, one a device.")] = None,
+    accelerate_config: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate-config",
+            "--accelerate_config",
+            help="accelerate's file, or one of TRL's: multi_gpu, zero2, fsdp2, …",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     traceback: Traceback = False,
@@ -54,6 +64,15 @@ def train(
 
     def work() -> None:
         settings = _load(config, overrides, skip_bad_rows)
+        if accelerate_config is not None or (nproc or 1) > 1:
+            from coretune.commands.launch import launch
+
+            flags = {"--skip-bad-rows": skip_bad_rows, "--quiet": quiet, "--json": as_json}
+            given = [flag for flag, on in {**flags, "--traceback": traceback}.items() if on]
+            on_cpu = settings.training.get("use_cpu") is True
+            raise typer.Exit(
+                launch(["train", config, *(overrides or ()), *given], nproc, accelerate_config, on_cpu)
+            )
         from coretune import run  # seconds: after what is wrong with the config was said
 
         if quiet or as_json or not first_process():
@@ -164,6 +183,10 @@ for command in (reading_command.report, reading_command.explain, reading_command
     app.command()(command)
 
 
+app.command()(preview_command.preview)
+app.command()(chat_command.chat)
+app.command()(merge_command.merge)
+app.command()(env_command.env)
 app.command()(plan_command.plan)
 app.command()(compare_command.compare)
 

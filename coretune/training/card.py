@@ -23,20 +23,20 @@ def section(config: CoresetConfig, state: State | None, ledger: Ledger) -> str:
             f"The last of {state.selections} coresets has {len(chosen):,} of {state.pool.n:,} examples and "
             f"{int(cost[chosen].sum()):,} of {int(cost.sum()):,} tokens.",
         ]
-    lines += ["", "| setting | value |", "|---|---|", f"| budget | {_budget(config)} |"]
-    lines += [f"| {name} | {_public(name, value)} |" for name, value in _settings(config).items()]
+    lines += ["", "| setting | value |", "|---|---|", f"| budget | {budget_of(config)} |"]
+    lines += [f"| {name} | {value} |" for name, value in public_settings(config).items()]
     lines += ["", "What it cost, the selection included:", ""]
     rows = [TABLE_HEADER, ("---",) * len(TABLE_HEADER), *ledger.table()]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, END, ""])
 
 
-def _settings(config: CoresetConfig) -> dict[str, str]:
-    """Without what names the user's data: a card is for everybody."""
+def public_settings(config: CoresetConfig) -> dict[str, str]:
+    """Without what names the user's data or machine: a card is for everybody."""
     found = {name: value for name, value in settings_of(config).items() if not name.startswith("budget.")}
     if config.quota is not None:
         found["quota.named"] = f"{len(config.quota.named)} values with shares of their own"
-    return found
+    return {name: _public(name, value) for name, value in found.items()}
 
 
 def _public(name: str, value: str) -> str:
@@ -45,7 +45,7 @@ def _public(name: str, value: str) -> str:
     return " ".join(value.replace("|", "\\|").split())
 
 
-def _budget(config: CoresetConfig) -> str:
+def budget_of(config: CoresetConfig) -> str:
     amount, unit = config.budget.amount, config.budget.unit
     return f"{float(100 * amount):.4g} %" if unit == "share" else f"{int(amount):,} {unit}"
 

@@ -66,6 +66,7 @@ from coretune.training.row_checks import (
 )
 from coretune.training.saving import SavingTrainer, side_product
 from coretune.training.sight import Sight
+from coretune.training.trackers import tell_trackers
 
 log = logging.getLogger("coretune")
 
@@ -198,6 +199,7 @@ class CoresetMixin(SavingTrainer):
                 self._prepare()
             else:
                 self._go_on(found)
+            tell_trackers(self.callback_handler.callbacks, self.coreset_config)
             with self.ledger.phase("training") as visit, self.own_rotation(), self.processes.exchanging():
                 visit.flops = 0.0  # every step is booked by itself
                 result = super().train(found.folder if found is not None else None, *args, **kwargs)

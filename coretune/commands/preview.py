@@ -1,0 +1,197 @@
+"""What a run would be given to train on, without the run: rows as tokens, columns, cuts, rows left out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+
+from coretune.commands.layout import Turn, format_of, turns_of
+from coretune.commands.pieces import pieces
+from coretune.config import RunConfig
+from coretune.data.corpus import Corpus
+from coretune.data.encode import IGNORED
+from coretune.data.formats import FORMATS, is_verdict
+from coretune.data.raw import CorpusError
+from coretune.data.recognise import unused
+from coretune.training.corpora import build_corpus
+from coretune.training.tokenizers import load_tokenizer, longest_row, read_here, row_tokenizer
+from coretune.types import Array
+
+BINS = 10  # of the histogram
+LOOKED_AT = 200  # rows whose columns are listed
+#: Our name of a column -> what becomes of it.
+BECOMES: Mapping[str, str] = {
+    "messages": "turns of the conversation",
+    "conversations": "turns of the conversation",
+    "prompt": "the prompt",
+    "completion": "the response",
+    "instruction": "the prompt",
+    "input": "the prompt, after the instruction",
+    "output": "the response",
+    "text": "the whole text",
+    "system": "a system turn before the others",
+    "history": "turns before the prompt",
+    "tools": "handed to the chat template",
+    "chat_template_kwargs": "handed to the chat template",
+    "label": "rows with false are left out (KTO)",
+    "id": "the row's name",
+    "source": "the row's source, in quotas and reports",
+    "category": "the row's source, in quotas and reports",
+}
+NOT_USED = "not used"
+
+
+@dataclass(frozen=True)
+class Row:
+    """pieces: (text, whether it is trained on) of each token; turns: [] where their borders are not known."""
+
+    id: str
+    source: str | None
+    pieces: list[tuple[str, bool]]
+    turns: list[Turn]
+
+    def to_dict(self) -> dict[str, Any]:
+        turns = [turn.to_dict() for turn in self.turns]
+        return {"id": self.id, "source": self.source, "tokens": self.pieces, "turns": turns}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """read: rows that were read, all of them if `complete`; columns: (format, column, what it became);
+    dropped: (rows, the first one's place, its reason) for each kind of reason; left_out: reason -> rows that
+    say themselves that they are not to be trained on; lengths, trained: (n,) tokens of each usable row, and
+    how many of them are trained on."""
+
+    source: str
+    model: str
+    chat: bool
+    max_length: int
+    read: int
+    complete: bool
+    columns: list[tuple[str, str, str]]
+    dropped: list[tuple[int, str, str]]
+    left_out: dict[str, int]
+    truncated: int
+    notes: list[str]
+    lengths: Array
+    trained: Array
+    rows: list[Row]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "train_data": self.source,
+            "model_name_or_path": self.model,
+            "chat_template": self.chat,
+            "max_length": self.max_length,
+            "rows_read": self.read,
+            "all_rows_read": self.complete,
+            "rows": len(self.lengths),
+            "columns": [
+                dict(zip(("format", "column", "becomes"), line, strict=True)) for line in self.columns
+            ],
+            "bad_rows": [dict(zip(("rows", "first", "reason"), line, strict=True)) for line in self.dropped],
+            "left_out": self.left_out,
+            "prompts_cut": self.truncated,
+            "notes": self.notes,
+            "tokens": int(self.lengths.sum()),
+            "tokens_trained": int(self.trained.sum()),
+            "histogram": [
+                {"from": low, "to": high, "rows": count} for low, high, count in histogram(self.lengths)
+            ],
+            "examples": [row.to_dict() for row in self.rows],
+        }
+
+
+def preview(config: RunConfig, rows: int, first: int | None) -> Preview:
+    """Of `rows` rows among the first so many of train_data; None: of all. Raises ConfigError, CorpusError."""
+    datasets.disable_progress_bars()
+    args = read_here(config.training)
+    tokenizer = row_tokenizer(load_tokenizer(config.model_name_or_path, args), args)
+    length = longest_row(config.model_name_or_path, args)
+    lenient = config.model_copy(update={"skip_bad_rows": True})
+    corpus = build_corpus(config.train_data, lenient, tokenizer, length, first)
+    columns = config.columns or {}
+    read = len(corpus) + len(corpus.dropped) + sum(corpus.left_out.values())
+    return Preview(
+        source=config.train_data,
+        model=config.model_name_or_path,
+        chat=tokenizer.chat_template is not None,
+        max_length=length,
+        read=read,
+        complete=first is None or read < first,
+        columns=_columns(corpus, columns, tokenizer.chat_template is not None),
+        dropped=by_reason(corpus.dropped),
+        left_out=corpus.left_out,
+        truncated=corpus.truncated,
+        notes=corpus.notes,
+        lengths=corpus.length,
+        trained=corpus.response_length,
+        rows=[_row(corpus, i, tokenizer, config) for i in range(min(rows, len(corpus)))],
+    )
+
+
+def _row(corpus: Corpus, i: int, tokenizer: Any, config: RunConfig) -> Row:
+    (ids,), (labels,) = corpus.tokens([i]), corpus.labels([i])
+    texts = pieces(tokenizer, ids.tolist())
+    trained = (labels != IGNORED).tolist()
+    turns = turns_of(corpus.record(i), labels, tokenizer, config.columns or {}, config.train_on)
+    source = None if corpus.source is None else corpus.source[i]
+    return Row(corpus.ids[i], source, list(zip(texts, trained, strict=True)), turns)
+
+
+def _columns(corpus: Corpus, columns: Mapping[str, str], chat: bool) -> list[tuple[str, str, str]]:
+    """(format, column, what it became), of the first rows."""
+    found: dict[str, dict[str, Any]] = {}  # format -> column -> a value
+    for i in range(min(LOOKED_AT, len(corpus))):
+        record = corpus.record(i)
+        try:
+            known = found.setdefault(format_of(record, columns), {})
+        except CorpusError:  # a table's filled-in nulls
+            continue
+        known.update(
+            {name: value for name, value in record.items() if value is not None or name not in known}
+        )
+    ours = {column: name for name, column in columns.items()}
+    lines = []
+    for format, known in sorted(found.items()):
+        idle = unused(format, known, columns, chat, is_verdict(known.get("label")))
+        for column in known:
+            name = ours.get(column, column)
+            becomes = NOT_USED if column in idle else BECOMES.get(name, "used")
+            lines.append((format, column, becomes))
+    return sorted(lines, key=lambda line: (line[0], line[2] == NOT_USED, _place(line, ours)))
+
+
+def _place(line: tuple[str, str, str], ours: Mapping[str, str]) -> int:
+    """Columns in the order in which a row is made of them."""
+    order = ["system", "history", *FORMATS[line[0]][:1], "input", *FORMATS[line[0]][1:]]
+    name = ours.get(line[1], line[1])
+    return order.index(name) if name in order else len(order)
+
+
+def by_reason(dropped: Iterable[tuple[str, str]]) -> list[tuple[int, str, str]]:
+    """(rows, place of the first, its reason), the most frequent first; reasons that differ in what they quote
+    and in numbers alone are one."""
+    firsts: dict[str, tuple[str, str]] = {}
+    counts: Counter[str] = Counter()
+    for place, reason in dropped:
+        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*", "…", reason)
+        firsts.setdefault(kind, (place, reason))
+        counts[kind] += 1
+    return [(count, *firsts[kind]) for kind, count in counts.most_common()]
+
+
+def histogram(lengths: Array) -> list[tuple[int, int, int]]:
+    """(from, to, rows) of bins of equal width in whole tokens, both ends included."""
+    if not len(lengths):
+        return []
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // BINS))
+    counts: Sequence[int] = np.bincount((lengths - low) // width).tolist()
+    return [(low + n * width, low + (n + 1) * width - 1, count) for n, count in enumerate(counts)]

@@ -1,0 +1,81 @@
+"""The model that a run, or a checkpoint of one, has written: whole weights, or an adapter on its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from coretune.recording.run_files import RunFiles, checkpoints_of
+from coretune.training.tokenizers import WHERE, load_tokenizer, read_here
+from coretune.yaml_text import ConfigError
+
+ADAPTER = "adapter_config.json"
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer; of an adapter a PeftModel. ConfigError where the folder has none."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    args = read_here(_training(folder))
+    args.eos_token = args.pad_token = args.chat_template_path = None  # they are in the folder's tokenizer
+    where = _where(args)
+    if not holds_adapter(folder):
+        refuse_without_model(folder)
+        return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
+    base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+    if not Path(base).is_dir() and base.count("/") != 1:
+        raise ConfigError(
+            f"{folder} is an adapter of {base}, and there is no such folder: start the command where "
+            f"training was started, or correct base_model_name_or_path in {folder / ADAPTER}"
+        )
+    has_tokenizer = any(folder.glob("tokenizer*"))
+    tokenizer = load_tokenizer(str(folder) if has_tokenizer else base, args)
+    model = _base(base, where)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a template's tokens were added
+        model.resize_token_embeddings(len(tokenizer))
+    return PeftModel.from_pretrained(model, str(folder)), tokenizer
+
+
+def holds_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER).is_file()
+
+
+def refuse_without_model(folder: Path) -> None:
+    """ConfigError where the folder has neither an adapter nor weights."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; give the output_dir of a run, or a checkpoint")
+    if any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        return
+    last = [str(path) for path in checkpoints_of(folder)[-1:]]
+    remedy = (
+        f"; its last checkpoint is {last[0]}" if last else ": give the output_dir of a run that has ended"
+    )
+    raise ConfigError(f"{folder} holds no weights{remedy}")
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The section of the run's config; {} where the folder is of no run."""
+    for place in (folder, folder.parent):
+        if found := RunFiles(place).config:
+            return dict(found.get("training") or {})
+    return {}
+
+
+def _where(args: Any) -> dict[str, Any]:
+    kwargs = args.model_init_kwargs or {}
+    trusted = kwargs.get("trust_remote_code", args.trust_remote_code) is True
+    return {**{name: kwargs[name] for name in WHERE if name in kwargs}, "trust_remote_code": trusted}
+
+
+def _base(name: str, where: dict[str, Any]) -> Any:
+    given = {key: value for key, value in where.items() if value is not None}
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="auto", **given).eval()
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"no model can be loaded from {name}: {reason}") from None
