@@ -36,9 +36,13 @@ def show(found: Preview, console: Console) -> None:
     for line in found.notes:
         _say(console, line)
     _table(console, ("format", "column", "becomes"), [*map(list, found.columns)])
+    marked = console.color_system is None
+    legend = "between ⟦ and ⟧" if marked else "each second token is underlined, green"
+    _say(console, f"{legend}: trained on")
     for row in found.rows:
-        console.print(Rule(cell(row.id + (f" · {row.source}" if row.source else "")), align="left"))
-        console.print(text_of(row, marked=console.color_system is None), soft_wrap=True)
+        name = cell(row.id + (f" · {row.source}" if row.source else ""))
+        console.print(Rule(name, align="left", style=CONTEXT))
+        console.print(text_of(row, marked), soft_wrap=not console.is_terminal)
         for line in turn_lines(row):
             _say(console, line)
     console.print(Rule(style=CONTEXT))
@@ -113,4 +117,4 @@ def _table(console: Console, header: tuple[str, ...], lines: list[list[str]]) ->
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(cell(line), soft_wrap=True)
+    console.print(cell(line), soft_wrap=not console.is_terminal)
