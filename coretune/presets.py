@@ -73,7 +73,7 @@ ONCE: Mapping[str, Any] = {
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "grace": {"method": "grace", "filters": OUR_FILTERS},
+    "grace": {"method": "grace", "filters": OUR_FILTERS, "warmup": 0.0},
     "grace-paper": {"method": "grace", **{name: value for name, (value, _) in GRACE_PAPER.items()}},
     "brief": {"method": "brief", **Brief().defaults},
     "gtp": {"method": "gtp", **Gtp().defaults},

@@ -222,9 +222,20 @@ def calm_run(**settings: Any) -> Run:
 
 def test_candidates_are_not_looked_at_where_nobody_is_found_and_training_tells() -> None:
     """But some at random, when the run is twice as old: here all that training has not shown."""
-    run = calm_run().go(8)
-    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
+    run = calm_run(warmup=0.1).go(8)
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 0, 4, 0, 0, 0, 4]
     assert run.state.coreset.figures["found_noisy"] == round(1 / (N + 2), 4)
+
+
+def test_a_measurement_of_before_any_training_stands_where_noise_was_told_and_training_tells_the_rest() -> (
+    None
+):
+    run = calm_run(look_again=1.0).go(4)
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 0, 0, 0, 0]
+    assert run.measurement is not None
+    assert run.ledger.by_phase()["measurement"].flops == 10.0 * N
+    plain = Run(config(Grace(), filters=(Noise(pairs=8),)), FakeModel(N, drift=0.0)).go(2)
+    assert plain.ledger.rounds[-1].rows_measured > 0  # training shows nothing: measured again
 
 
 def test_candidates_are_looked_at_again_once_training_shows_noisy_rows() -> None:

@@ -28,6 +28,8 @@ TURNS = 4  # of choosing and measuring in one refresh
 #: Of a selection: the share of rows measured, and not flagged as noisy before, that are flagged now; so low
 #: that measuring more finds hardly any [choice].
 FOUND, FEW = "found_noisy", 0.03
+#: Of a selection: 1 where all rows were measured before any training, and noise was told there.
+AT_ONCE = "measured_at_once"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Reuse:
     nor where hardly any was found noisy and training itself shows where the model errs: then only some rows
     drawn at random are measured, and some of those flagged as noisy, each time the run is `look_again` times
     as old, to see whether it is so still. The first measurement is deferred as `deferral.py` says.
+
+    A measurement of before any training, where noise was told, stands: a model that has learnt before what
+    belongs together does not learn it here, and rows found noisy are never trained on.
 
     state   before this refresh
     online  whether training steps show signals
@@ -56,12 +61,19 @@ class Reuse:
 
     @cached_property
     def rests(self) -> bool:
-        """Whether nothing is asked or measured: there was no reason to at the last refresh, and the run has
-        not become `look_again` times as old since."""
+        """Whether nothing is asked or measured: what was measured stands, or there was no reason to measure
+        at the last refresh and the run has not become `look_again` times as old since."""
+        if self.stands:
+            return True
         asked = self._may_defer and MATCHED in self.state.pool.references
         return (asked or self.spares) and not due(
             self.config.refresh.look_again, self.state.round, self.state.selected_in
         )
+
+    @property
+    def stands(self) -> bool:
+        """Whether the measurement of before any training stands, and training shows what has changed."""
+        return measures_to_find(self.config) and self.online and AT_ONCE in self.state.coreset.figures
 
     @cached_property
     def spares(self) -> bool:
@@ -170,19 +182,24 @@ def due(look_again: float, now: int, last: int) -> bool:
     return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
 
 
-def with_found(noise: TellsNoise | None, before: Coreset, rows: Rows, chosen: Coreset) -> Coreset:
-    """The coreset with FOUND among its figures; that of the one before where no new row was measured.
+def with_found(noise: TellsNoise | None, state: State, rows: Rows, chosen: Coreset) -> Coreset:
+    """The coreset with FOUND among its figures, that of the one before where no new row was measured; and
+    with AT_ONCE.
+
+    state  before this refresh
 
     rows  those whose signals became known in this refresh
     [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
     """
     if noise is None or not chosen.figures.get("noise_on"):
         return chosen
+    before = state.coreset
     flagged, known = chosen.filtered_by(noise.name), before.filtered_by(noise.name)
     assert flagged is not None
     share = before.figures.get(FOUND, 1.0)
+    at_once = {AT_ONCE: 1} if state.round == 0 or AT_ONCE in before.figures else {}
     if known is not None:
         rows = rows[~known[rows]]
     if len(rows):
         share = (flagged[rows].sum() + 1) / (len(rows) + 2)
-    return replace(chosen, figures={**chosen.figures, FOUND: round(float(share), 4)})
+    return replace(chosen, figures={**chosen.figures, FOUND: round(float(share), 4), **at_once})
