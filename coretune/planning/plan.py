@@ -52,7 +52,7 @@ class Workload:
     first, look  a look at the whole pool: the first selection's, and a later one's
     held_out     one evaluation
     budget_rows  rows in the coreset
-    references   FLOPs of what is measured before every selection, however many rows are looked at
+    references   FLOPs of what rows are compared with, at all selections together
     counted      False where FLOPs are an estimate, from which seconds are predicted and nothing else
     """
 
@@ -151,7 +151,7 @@ def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) 
         seen = Work(
             work.first.rows + later * looked.rows,
             work.first.tokens + later * looked.tokens,
-            work.first.flops + later * looked.flops + work.selections * work.references,
+            work.first.flops + later * looked.flops + work.references,
         )
         looks = 1 + later * rehearsal.later.looks
         seconds = seen.flops * rates.measure_flop + looks * rates.look + rates.first_look

@@ -11,6 +11,7 @@ from coretune.config import RunConfig, build_coreset
 from coretune.ledger import Cost
 from coretune.planning.plan import Rates, Work, Workload, audits_of, predict, selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal
+from coretune.policies.reuse import may_stand
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
@@ -41,6 +42,7 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
     selections = selections_of(clock, args.max_steps)
     held_out = _held_out(trainer)
     rounds = math.ceil(args.max_steps / clock.steps)
+    compared = min(1, selections) if _measures_once(trainer) else selections
     return Workload(
         pool_rows=n,
         steps=args.max_steps,
@@ -57,9 +59,15 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
         held_out=held_out,
         budget_rows=coreset_rows(settings, empty_pool(length)),
         epochs=_full_epochs(config, args, rows_a_step / n),
-        references=0.0 if trainer.measurement is None else trainer.measurement.reference_flops,
+        references=0.0 if trainer.measurement is None else compared * trainer.measurement.reference_flops,
         counted=cost.counted,
     )
+
+
+def _measures_once(trainer: Any) -> bool:
+    """As a pretrained model lets it: noise is told before any training."""
+    measurement = trainer.measurement
+    return measurement is not None and may_stand(trainer.coreset_config, measurement.online is not None)
 
 
 def _full_epochs(config: RunConfig, args: Any, epochs_a_step: float) -> float:
@@ -108,7 +116,8 @@ def _evaluations(args: Any, rounds: int) -> int:
 def counted(trainer: Any, config: RunConfig) -> dict[str, Any]:
     """A prediction by formulas alone: rows, tokens and FLOPs by phase; seconds are None."""
     work, coreset = workload(trainer, config), trainer.coreset_config
-    later = Choosing(0.0, 0.0, looked_at(coreset.refresh, work.pool_rows, work.budget_rows), 1.0)
+    again = looked_at(coreset.refresh, work.pool_rows, work.budget_rows)
+    later = Choosing(0.0, 0.0, 0.0 if _measures_once(trainer) else again, 1.0)
     phases = predict(
         work,
         Rates(),

@@ -152,6 +152,11 @@ class Reuse:
         return np.sort(self.rng.choice(old, min(len(old), most), replace=False))
 
 
+def may_stand(config: CoresetConfig, online: bool) -> bool:
+    """Whether all is measured once, if noise is told before any training (`Reuse.stands`)."""
+    return measures_to_find(config) and config.noise is not None and online and config.warmup == 0
+
+
 def measures_to_find(config: CoresetConfig) -> bool:
     """Whether candidates are measured for what is found; the adaptive test reads what has changed."""
     return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
