@@ -28,6 +28,7 @@ from coretune.policies import policy_of
 from coretune.policies.adaptive import still_good
 from coretune.policies.deferral import draw, warmup_rows
 from coretune.policies.figures import beside_full_measurement, graph_figures
+from coretune.policies.narrowing import narrowed
 from coretune.policies.reuse import with_found
 from coretune.policies.update import update
 from coretune.rounds.measurement import NOBODY, Known, Measurement
@@ -86,6 +87,9 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
     pool, known = remeasured(config.refresh, before, known, state.round, policy, source, ledger)
     if config.refresh_every == "adaptive" and still_good(config, state, pool, known.rows):
         return replace(state, pool=pool)
+
+    if source.rest is not None:
+        pool = narrowed(config, pool, state.round, source.rest, ledger)
 
     # Filter and select.
     figures = {} if measurement.online is None else {"rows_harvested": float(known.online)}

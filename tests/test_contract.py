@@ -16,6 +16,7 @@ import coretune.select
 from coretune.filters import FILTERS
 from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
+from coretune.filters.narrow import Narrow
 from coretune.filters.noise import Noise
 from coretune.select import SELECTORS
 from coretune.select.importance import IMPORTANCES
@@ -65,6 +66,7 @@ FILTER_VARIANTS: list[Filter] = [
     Cooldown(by="loss"),
     Cooldown(coresets=1),
     Noise(least_told=0),
+    Narrow(times=1.5, by="spread"),
 ]
 
 

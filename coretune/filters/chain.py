@@ -55,6 +55,12 @@ def apply(filters: Sequence[Filter], pool: Pool, budget: Budget) -> Filtered:
 
     Where too few rows are left for the budget it shrinks, and the log says so. ValueError where none is left.
     """
+    left, taken, verdicts = judged(filters, pool, budget)
+    return Filtered(left, _fitting(left, budget, verdicts, taken), taken, verdicts)
+
+
+def judged(filters: Sequence[Filter], pool: Pool, budget: Budget) -> tuple[Pool, Array, dict[str, Verdict]]:
+    """The pool whose usable rows are left, (n,) which filter took a row out, and what each said."""
     left, taken, verdicts = pool, np.zeros(pool.n, np.int8), dict[str, Verdict]()
     for at, each in enumerate(filters, 1):
         verdict = each.judge(left, budget)
@@ -64,7 +70,7 @@ def apply(filters: Sequence[Filter], pool: Pool, budget: Budget) -> Filtered:
         verdicts[each.name] = verdict
         if not left.usable.any():
             break  # `_fitting` says so
-    return Filtered(left, _fitting(left, budget, verdicts, taken), taken, verdicts)
+    return left, taken, verdicts
 
 
 def _fitting(left: Pool, budget: Budget, verdicts: Mapping[str, Verdict], taken: Array) -> Budget:

@@ -36,6 +36,10 @@ def workload(trainer: Any, config: RunConfig) -> Workload:
         lesson = trainer.sight.lesson.rows
         warmup = Work(len(lesson), int(length[lesson].sum()), cost.training(lesson))
         warmup_steps = 0
+    elif trainer.sight.target_lessons is not None:
+        lengths = trainer.sight.target_lessons.lengths
+        warmup = Work(len(lengths), int(lengths.sum()), cost.training_of(lengths))
+        warmup_steps = 0
     else:
         warmup_steps = clock.warmup_rounds * clock.steps
         warmup = pool.scaled(warmup_steps * rows_a_step / n)
@@ -93,8 +97,15 @@ def look(trainer: Any, rows: Rows, first: bool) -> Work:
     if measurement is None:
         return Work(0, 0, 0.0)
     measurement = measurement.first or measurement if first else measurement
-    rows = measurement.distinct(rows)
-    return Work(len(rows), int(trainer.pool_rows.length[rows].sum()), measurement.flops(rows))
+    rows, length = measurement.distinct(rows), trainer.pool_rows.length
+    work = Work(len(rows), int(length[rows].sum()), measurement.flops(rows))
+    if measurement.rest is None:
+        return work
+    # Average rows, as many as the filter narrow leaves.
+    config, n = trainer.coreset_config, len(length)
+    left = min(1.0, config.narrow.times * coreset_rows(config, empty_pool(length)) / n)
+    more = Work(n, int(length.sum()), measurement.rest.flops(np.arange(n))).scaled(left)
+    return Work(work.rows + more.rows, work.tokens + more.tokens, work.flops + more.flops)
 
 
 def _held_out(trainer: Any) -> Work:

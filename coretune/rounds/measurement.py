@@ -47,6 +47,8 @@ class Measurement:
     first       the measurement of the first selection where it is another: through a teacher's checkpoints,
                 kept on disk
     reference_flops  FLOPs of `references` at every refresh, however many rows are measured
+    rest        with the filter `narrow`: of the signals that only rows which it leaves need; `measure` is
+                of those that it and the filters before it read
     """
 
     measure: Measure
@@ -56,6 +58,7 @@ class Measurement:
     duplicates: ExactDuplicates | None = None
     first: Measurement | None = None
     reference_flops: float = 0.0
+    rest: Measurement | None = None
 
     def now(self, pool: Pool) -> Measurement:
         """The one to measure this pool with: the first one has its own where there is one."""

@@ -11,6 +11,7 @@ import numpy as np
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import WITHIN_LIMITS, select_within
 from coretune.filters import TellsNoise, chain
+from coretune.filters.narrow import Narrow
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
@@ -181,6 +182,12 @@ class CoresetConfig:
                 f"{TARGET_LOSS} is compared with the loss before training: set refresh_every to never and "
                 "warmup to 0"
             )
+        if self.narrows_at and (self.refresh.follows_graph or self.refresh_every == "adaptive"):
+            raise ValueError(
+                "filters has narrow, after which few rows have all signals, so that nothing can be spread to "
+                "the others: set anchors to all, propagate and repair to none, refresh_every to never, pass "
+                "or a number"
+            )
         if self.teaching and self.warmup == 0:
             raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")
 
@@ -202,6 +209,23 @@ class CoresetConfig:
             return ()
         tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
         return tuple(dict.fromkeys((*asked, *self.refresh.needs, *tested)))
+
+    @property
+    def narrows_at(self) -> int:
+        """So many of the first filters are applied before the other signals are measured; 0 = no cascade."""
+        return next((at for at, each in enumerate(self.filters, 1) if isinstance(each, Narrow)), 0)
+
+    @property
+    def narrow(self) -> Narrow | None:
+        return next((each for each in self.filters if isinstance(each, Narrow)), None)
+
+    @property
+    def cheap_needs(self) -> tuple[str, ...]:
+        """Signals to measure of all rows: all, or those of the filters up to `narrow`."""
+        if not self.narrows_at:
+            return self.needs
+        first = self.filters[: self.narrows_at]
+        return tuple(dict.fromkeys(name for each in first for name in each.needs))
 
     @property
     def noise(self) -> TellsNoise | None:

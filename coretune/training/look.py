@@ -27,7 +27,7 @@ from coretune.measure.tuned import tuned_measurer
 from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
-from coretune.storing.fingerprint import fingerprint_of_folder, store_folder
+from coretune.storing.fingerprint import checksum, fingerprint_of_folder, store_folder
 from coretune.storing.manifest import MANIFEST, Manifest, array_path
 from coretune.storing.store import BLOCK, Store, fill
 from coretune.types import (
@@ -204,7 +204,8 @@ class FirstLook:
 
 @dataclass(frozen=True)
 class StoredLook:
-    """A look at all rows, kept in a store below `folder`; its arrays are private memory maps of it.
+    """A look at all rows, or at all that a filter left, kept in a store below `folder`, of which its arrays
+    are private memory maps: line i of them is of the i-th row asked for.
 
     first    the look
     measure  the same look with its rows dealt out to all processes
@@ -223,24 +224,27 @@ class StoredLook:
     parts: Callable[[Sequence[Snapshot]], Mapping[str, str]]
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
-        n = len(self.first.look.rows.length)
-        if not np.array_equal(rows, np.arange(n)):
-            raise ValueError(f"{len(rows)} of {n} rows: a stored look is at all rows in their order")
         self.first.open()
-        parts = {**self.parts(self.first.snapshots), **_settings_parts(self.first.look)}
+        parts = {**self.parts(self.first.snapshots), **_settings_parts(self.first.look), **self._some(rows)}
         folder = store_folder(self.folder, parts)
-        with self.first.look.shown(n) as bar:
+        with self.first.look.shown(len(rows)) as bar:
 
-            def measure(rows: Rows) -> Mapping[str, Array]:
-                found = self.measure(rows)
-                bar.update(len(rows))
+            def measure(places: Rows) -> Mapping[str, Array]:
+                found = self.measure(rows[places])
+                bar.update(len(places))
                 return found
 
             try:
-                self._fill(folder, parts, measure, n, bar)
+                self._fill(folder, parts, measure, len(rows), bar)
             finally:
                 self.close()
         return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
+
+    def _some(self, rows: Rows) -> dict[str, str]:
+        """Which of the rows are looked at, where it is not all of them."""
+        if np.array_equal(rows, np.arange(len(self.first.look.rows.length))):
+            return {}
+        return {"looked at": checksum(np.asarray(rows, "<i8").tobytes())}
 
     def _fill(self, folder: Path, parts: Mapping[str, str], measure: Measure, n: int, bar: Any) -> None:
         layout, begun = _layout(folder, measure, n)

@@ -182,39 +182,60 @@ class Sight:
             refuse_first_fsdp(self.trainer.accelerator.state.fsdp_plugin.fsdp_version)
         if self.config.refresh.follows_graph:
             check_k(self.config.refresh.k, len(self.trainer.pool_rows.length))
+        cheap = set(self.config.cheap_needs)
+        if not self.config.narrows_at:
+            return self._stage("look", self._first_signals, self.config.needs, signals_dir)
+        whole = self._stage("look", self.config.cheap_needs, self.config.cheap_needs, signals_dir)
+        others = [
+            tuple(name for name in signals if name not in cheap)
+            for signals in (self._first_signals, self.config.needs)
+        ]
+        if not any(others):
+            return whole
+        rest = self._stage("look at some", others[0], others[1], signals_dir, some=True)
+        assert whole.first is not None
+        return replace(whole, rest=rest, first=replace(whole.first, rest=rest.first))
+
+    def _stage(
+        self,
+        name: str,
+        of_first: Sequence[str],
+        signals: Sequence[str],
+        signals_dir: Path,
+        some: bool = False,
+    ) -> Measurement:
+        """What measures these signals, at the first look those `of_first`; some: not of all rows. References
+        are those of all signals."""
         kept = Kept(lambda: int(self.trainer.state.global_step))
-        later = self._look(self._now, kept)
-        first = FirstLook(replace(self._look(self._first, anew), signals=self._first_signals))
+        later = replace(self._look(self._now, kept), signals=signals)
+        first = FirstLook(replace(self._look(self._first, anew), signals=of_first))
         later.check()
         twins = self.twins
         assert twins is not None
         in_block = twins.within(BLOCK)  # the first look goes, and is kept, block by block
-        stored = StoredLook(
-            first,
-            in_block.sharing(self._door("first look", first)),
-            self._everywhere("first look is over", first.close),
-            signals_dir,
-            self._parts,
-        )
-        cost, first_cost, selector = self.cost, self._cost(self._first_signals), self.config.selector
+        first_door, door = self._door(f"first {name}", first), self._door(name, later)
+        if not some:
+            first_door, door = in_block.sharing(first_door), twins.sharing(door)
+        close = self._everywhere(f"first {name} is over", first.close)
+        stored = StoredLook(first, first_door, close, signals_dir, self._parts)
+        cost, first_cost, selector = self._cost(signals), self._cost(of_first), self.config.selector
         snapshots = selector.checkpoints if isinstance(selector, Taught) else 1
+        compared = replace(self._look(self._first, anew), signals=self._first_signals)
         begin = Measurement(
             stored,
             lambda rows: first_cost.measurement(rows, snapshots),
-            self._everywhere("first references", first.look.references),
-            duplicates=in_block,
+            self._everywhere(f"first references, {name}", compared.references),
+            duplicates=None if some else in_block,
             reference_flops=self._decoy_flops(),
         )
-        references = self._everywhere("references", later.references)
+        references = self._everywhere(f"references, {name}", self._look(self._now, kept).references)
 
         def later_flops(rows: Rows) -> float:
             """Of a look, without those of references that an earlier one of this refresh has measured."""
             return cost.measurement(rows) - (cost.references if kept.at_hand else 0.0)
 
-        look = twins.sharing(self._door("look", later))
-        return Measurement(
-            look, later_flops, references, self._harvested(), twins, begin, self._decoy_flops()
-        )
+        online, duplicates = (None, None) if some else (self._harvested(), twins)
+        return Measurement(door, later_flops, references, online, duplicates, begin, self._decoy_flops())
 
     def _mismatched(self) -> Mismatched | None:
         noise, trainer, rows = self.config.noise, self.trainer, self.trainer.pool_rows

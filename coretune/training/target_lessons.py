@@ -20,6 +20,7 @@ from coretune.rounds.targets import Target
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
 from coretune.training.teacher import Lesson, School, teach
+from coretune.types import Array
 
 
 @dataclass
@@ -44,6 +45,12 @@ class TargetLessons:
         for number, (target, lesson) in enumerate(zip(self.targets, self.lessons, strict=True)):
             own = replace(school, dataset=_dataset(target.rows), rows=target.rows)
             self.folders += teach(own, lesson, folder / f"target-{number}", ledger, cost, processes)
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of every row that is trained on, as often as it is."""
+        pairs = zip(self.targets, self.lessons, strict=True)
+        return np.concatenate([target.rows.length[lesson.rows] for target, lesson in pairs])
 
     def snapshots(self, model: Any) -> list[Snapshot]:
         """One a target, in their order."""
