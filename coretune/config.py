@@ -26,7 +26,8 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from coretune.data.raw import EXTENSIONS
+from coretune.data.raw import CorpusError
+from coretune.data.sources import absent, described, is_path, sources_of
 from coretune.filters import FILTERS
 from coretune.measure.settings import MeasureSettings
 from coretune.presets import PRESETS, expanded
@@ -69,10 +70,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_name_or_path: str
-    train_data: str
+    train_data: str | dict[str, Any] | list[str | dict[str, Any]]
     output_dir: str
     coreset: dict[str, Any]
-    eval_data: str | None = None
+    eval_data: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     target_data: str | dict[str, float] | None = None
     corpus_dir: str | None = None
     signals_dir: str | None = None

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from coretune.data.encode import IGNORED, Loss, Tokenizer
-from coretune.data.folders import files_of
 from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import candidates
+from coretune.data.sources import sources_of
 from coretune.files import writing
 from coretune.types import Array, Rows
 
@@ -39,7 +39,7 @@ class Corpus:
     dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
     left_out       reason -> how many rows say themselves that they are not to be trained on
     truncated      how many prompts were cut from the left
-    notes          lines that name what of the data is not used: files of a folder, columns
+    notes          lines that name what of the data is not used: files of a folder, rows of a slice, columns
     absent         keys of `columns` whose column no row has
     fingerprint    hex, of tokens, prompt lengths and ids in this order, max_length, vocabulary, chat template
     dataset        columns input_ids, labels (-100 where the loss does not count), example_id (the position):
@@ -70,7 +70,7 @@ class Corpus:
     @classmethod
     def build(
         cls,
-        source: str | Path,
+        source: Any,
         tokenizer: Tokenizer,
         *,
         columns: Mapping[str, str] | None = None,
@@ -85,7 +85,8 @@ class Corpus:
     ) -> Corpus:
         """Read, tokenise, check and freeze `source`.
 
-        source         a json, jsonl, csv, parquet or arrow file, a folder of them, or a hub id
+        source         a file, a folder, a pattern or a hub id, an entry as {path: ..., split: ...}, or a list of
+                       these (`sources.py`)
         columns        {our name: the file's column} where they differ, as {"prompt": "q", "completion": "a"}
         max_length     tokens; longer prompts are cut from the left, responses never
         skip_bad_rows  leave bad rows out and list them in `dropped`, instead of refusing
@@ -102,18 +103,18 @@ class Corpus:
         if max_length < 2:
             raise CorpusError(f"max_length is {max_length}; a row needs 2 tokens or more, so raise it")
         mapping = dict(columns or {})
-        candidates(mapping)  # a wrong mapping is refused before anything is read
+        for one in (mapping, *(each.columns or {} for each in sources_of(source).every)):
+            candidates(one)  # a wrong mapping is refused before anything is read
         home = None if cache_dir else tempfile.TemporaryDirectory(prefix="coretune-corpus-")
         root = Path(home.name if home else str(cache_dir)).expanduser()
         loss = Loss.of(train_on, completion_only_loss, assistant_only_loss)
         with writing(root, None, "make room, or give another corpus_dir"):
             kept = freeze(source, tokenizer, mapping, max_length, skip_bad_rows, root, num_proc, loss, first)
-        note = files_of(source).note
-        return cls._load(kept, skip_bad_rows, [note] if note else [], home)
+        return cls._load(kept, skip_bad_rows, home)
 
     @classmethod
     def _load(
-        cls, kept: Path, skip_bad_rows: bool, notes: list[str], home: tempfile.TemporaryDirectory[str] | None
+        cls, kept: Path, skip_bad_rows: bool, home: tempfile.TemporaryDirectory[str] | None
     ) -> Corpus:
         account = Account.read(kept)
         if not skip_bad_rows:
@@ -131,7 +132,7 @@ class Corpus:
             dropped=account.dropped,
             left_out=account.left_out,
             truncated=account.truncated,
-            notes=[*notes, *account.notes],
+            notes=account.notes,
             absent=account.absent,
             fingerprint=account.fingerprint,
             dataset=dataset.select_columns(["input_ids", "labels", "example_id"]),

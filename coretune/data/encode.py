@@ -118,14 +118,15 @@ def encode_batch(
     batch: Mapping[str, Sequence[Any]],
     tokenizer: Tokenizer,
     formats: Mapping[str, str],
-    columns: Mapping[str, str],
+    columns: Mapping[str, Mapping[str, str]],
     max_length: int,
     loss: Loss | None = None,
 ) -> dict[str, list[Any]]:
     """For `datasets.map(batched=True)`: raw rows to tokenised rows, one for one.
 
     batch    columns record (JSON text), meant (the same without filled-in nulls, or null; may be left out),
-             problem (or null), file, number; formats: file -> its format
+             problem (or null), file, number
+    formats, columns  file -> its format, its mapping of columns; a file that is not in `columns` has none
     Returns  the columns of EMPTY; digest is blake2b of the tokenised content; where problem is not null the
              others hold nothing of meaning.
     """
@@ -138,11 +139,12 @@ def encode_batch(
         if row["problem"] is None:
             try:
                 record = json.loads(meant[index] or batch["record"][index])
-                row["id"] = identity(record, columns, f"{batch['file'][index]}:{batch['number'][index]}")
-                row["source"] = source_of(record, columns)
-                format = formats[batch["file"][index]]
+                file = batch["file"][index]
+                format, mapping = formats[file], columns.get(file, {})
+                row["id"] = identity(record, mapping, f"{file}:{batch['number'][index]}")
+                row["source"] = source_of(record, mapping)
                 chat = tokenizer.chat_template is not None
-                example = interpret(record, format, columns, chat, loss.every_turn)
+                example = interpret(record, format, mapping, chat, loss.every_turn)
                 rendered[index] = render(example, tokenizer, loss)
             except BadRow as bad:
                 row |= {"problem": str(bad), "left_out": isinstance(bad, LeftOut)}

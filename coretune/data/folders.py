@@ -1,8 +1,10 @@
-"""Which files of a folder are read: those of its `train` split by the hub's rules, and what is left is named.
+"""Which files of a folder are read: those of one split by the hub's rules, and what is left is named.
 
 pool.jsonl                          the file
-train-0.parquet test-0.parquet      the first: a name's words tell its split (train, test, validation, …)
+train-0.parquet test-0.parquet      a name's words tell its split (train, test, validation, …)
+data/train_sft-00000-of-00003.…     in a folder `data` all before the numbers is the split
 state.json data-0.arrow             what `datasets.Dataset.save_to_disk` says is the data
+dataset_dict.json train/ test/      a DatasetDict: a folder for each split
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from typing import Any
 
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 
-from coretune.data.raw import EXTENSIONS, CorpusError
+from coretune.data.raw import COMPRESSIONS, EXTENSIONS, CorpusError, is_data
+from coretune.data.sources import TRAIN
 
-COMPRESSED = re.compile(r"\.(json|jsonl|csv|parquet|arrow)\.(gz|zst|bz2|xz|zip)")
-TRAIN = "train"
+COMPRESSED = re.compile(rf"({'|'.join(map(re.escape, EXTENSIONS))})\.(gz|zst|bz2|xz|zip|7z|lz4)")
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5,}\b.*")  # of a split with a name of its own
+DATA = "data"  # the folder of a hub data set's repository that holds its files
 SHOWN = 8  # names in a message
 
 
@@ -32,27 +36,29 @@ class Files:
     note: str | None = None
 
 
-def files_of(source: str | Path) -> Files:
+def files_of(source: str | Path, split: str = TRAIN) -> Files:
     """CorpusError for a folder without data, and where it cannot be told which of its files is meant."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return _files_of(path)
+        return _files_of(path, split)
     if path.is_symlink() and not path.exists():
         raise CorpusError(f"{path} is a link to nothing; restore its target, or name another file")
+    if path.is_file() and split not in (TRAIN, split_of(path.name)):
+        raise CorpusError(f"{path} is one file, and not of a split {split!r}; leave split out, or name another")
     return Files([path]) if path.is_file() else Files()
 
 
-def _files_of(folder: Path) -> Files:
+def _files_of(folder: Path, split: str) -> Files:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    _refuse_unreadable(folder, entries)
     if isinstance(splits := _object(folder / "dataset_dict.json").get("splits"), list):
-        raise CorpusError(
-            f"{folder} is a DatasetDict of {_listed([str(split) for split in splits])}; name the folder of "
-            "the one that is meant"
-        )
+        return _of_dict(folder, [str(name) for name in splits], split)
+    _refuse_unreadable(folder, entries)
     about, saved = _saved(folder, entries)
-    data = [e for e in entries if e.is_file() and e.suffix.lower() in EXTENSIONS and e.name not in about]
-    files = _of_split(folder, data) if saved is None else saved
+    data = [e for e in entries if e.is_file() and is_data(e.name) and e.name not in about]
+    if not data and saved is None and (folder / DATA).is_dir():
+        inner = _files_of(folder / DATA, split)
+        return Files(inner.read, _note(folder, [e.name for e in entries if e.name != DATA], inner.note))
+    files = _of_split(folder, data, split) if saved is None else saved
     if not files:
         found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
         raise CorpusError(
@@ -60,15 +66,32 @@ def _files_of(folder: Path) -> Files:
             " directly into it, or name the folder inside it that has them"
         )
     left = [f"{e.name}/" if e.is_dir() else e.name for e in entries if e not in files and e.name not in about]
-    return Files(files, f"{folder}: not read: {_listed(left)}" if left else None)
+    return Files(files, _note(folder, left))
+
+
+def _of_dict(folder: Path, splits: list[str], split: str) -> Files:
+    if split not in splits:
+        raise CorpusError(
+            f"{folder} is a DatasetDict of {listed(splits)}, without {split!r}; name one with split: {splits[0]}"
+        )
+    inner = _files_of(folder / split, TRAIN)
+    return Files(inner.read, _note(folder, [f"{name}/" for name in splits if name != split], inner.note))
+
+
+def _note(folder: Path, left: Sequence[str], more: str | None = None) -> str | None:
+    lines = [f"{folder}: not read: {listed(left)}"] if left else []
+    return "; ".join([*lines, *([more] if more else [])]) or None
 
 
 def _refuse_unreadable(folder: Path, entries: Sequence[Path]) -> None:
     """CorpusError for what would be passed over although it may hold rows."""
     for entry in entries:
-        if COMPRESSED.fullmatch("".join(entry.suffixes[-2:]).lower()):
-            raise CorpusError(f"{entry.name} in {folder} is compressed; unpack it or move it away")
-        if entry.suffix.lower() not in EXTENSIONS:
+        if COMPRESSED.fullmatch("".join(entry.suffixes[-2:]).lower()) and not is_data(entry.name):
+            raise CorpusError(
+                f"{entry.name} in {folder} is compressed in a way that is not read; unpack it, compress text as "
+                f"{' or '.join(COMPRESSIONS)}, or move it away"
+            )
+        if not is_data(entry.name):
             continue
         if entry.is_symlink() and not entry.exists():
             raise CorpusError(
@@ -109,25 +132,30 @@ def _object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _of_split(folder: Path, data: list[Path]) -> list[Path]:
-    """The files of the train split; all, where no name tells a split or all tell the same."""
+def _of_split(folder: Path, data: list[Path], split: str) -> list[Path]:
+    """The files of the split; of train all, where no name tells a split or all tell the same."""
     splits: dict[str | None, list[Path]] = {}
     for file in data:
-        splits.setdefault(split_of(file.name), []).append(file)
-    if len(splits) < 2:
+        splits.setdefault(split_of(file.name, folder.name == DATA), []).append(file)
+    if split in splits:
+        return splits[split]
+    if len(splits) < 2 and split == TRAIN:
         return data
-    if TRAIN in splits:
-        return splits[TRAIN]
-    told = ", ".join(f"{files[0].name} ({split or 'no split'})" for split, files in splits.items())
+    told = ", ".join(f"{files[0].name} ({name or 'no split'})" for name, files in splits.items())
+    several = "several splits and " if len(splits) > 1 else ""
     raise CorpusError(
-        f"folder {folder} holds files of several splits and none of train: {told}; name the file that is "
-        "meant, or "
-        "put its files into a folder of their own"
+        f"folder {folder} holds files of {several}none of {split}: {told}; name the file that is meant, set "
+        "split, or put its files into a folder of their own"
     )
 
 
-def split_of(name: str) -> str | None:
-    """The split that a file's name tells, as `datasets` reads it, capitals too; None: none."""
+def split_of(name: str, shards: bool = False) -> str | None:
+    """The split that a file's name tells, as `datasets` reads it, capitals too; None: none.
+
+    shards  all before `-00000-of-00003` is the split
+    """
+    if shards and (shard := SHARD.fullmatch(name)):
+        return shard[1]
     for split, words in SPLIT_KEYWORDS.items():
         told = rf"(^|[{NON_WORDS_CHARS}])({'|'.join(words)})[{NON_WORDS_CHARS}]"
         if re.search(told, name, re.IGNORECASE):
@@ -135,6 +163,6 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return ", ".join([*names[:SHOWN], *more])

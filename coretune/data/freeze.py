@@ -1,6 +1,6 @@
 """Raw rows -> the frozen, ordered rows of a corpus, on disk.
 
-read_rows ─► rows.arrow ─► encode_batch (datasets.map) ─► bad rows out ─► canonical order ─► corpus.arrow
+write_raw ─► rows.arrow ─► encode_batch (datasets.map) ─► bad rows out ─► canonical order ─► corpus.arrow
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +26,20 @@ import numpy as np
 import pyarrow as pa
 
 from coretune.data.encode import EMPTY, Loss, Tokenizer, encode_batch
-from coretune.data.folders import files_of
-from coretune.data.formats import is_verdict, listed
+from coretune.data.finding import found
+from coretune.data.gather import BLOCK, Known, columns_of, write_raw
 from coretune.data.raw import CorpusError, Row
-from coretune.data.recognise import filled_columns, recognise, unused
-from coretune.data.records import read_rows
-from coretune.escaping import shown
 from coretune.files import write_json
 
 BUILDING = "building-"  # folders in cache_dir that a corpus is made in
 DAY = 86_400  # seconds
 SHOWN = 10  # bad rows named in a message
-BLOCK = 1000  # rows held in memory at a time
 MANY = 20_000  # rows from which on all cores tokenise: below, starting processes costs more
 ROWS, ACCOUNT = "corpus.arrow", "account.json"  # the files of a frozen corpus
 #: Whose versions decide what is read, rendered and tokenised.
 PACKAGES = ("datasets", "jinja2", "pyarrow", "tokenizers", "transformers")
 log = logging.getLogger("coretune")
 
-RAW = pa.schema(
-    [
-        ("record", pa.string()),
-        ("meant", pa.string()),
-        ("problem", pa.string()),
-        ("file", pa.string()),
-        ("unit", pa.string()),
-        ("number", pa.int64()),
-    ]
-)
 ENCODED = datasets.Features(
     {
         "input_ids": datasets.List(datasets.Value("int32")),
@@ -116,23 +101,8 @@ class Account:
         write_json(folder / ACCOUNT, {**known, "digest": _digest(json.dumps(known))})
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of the rows as they were read.
-
-    formats   file -> its format
-    contents  of what was read, a digest
-    notes, absent  as in `Account`
-    """
-
-    formats: dict[str, str]
-    contents: str
-    notes: list[str]
-    absent: list[str]
-
-
 def freeze(
-    source: str | Path,
+    given: Any,
     tokenizer: Tokenizer,
     columns: Mapping[str, str],
     max_length: int,
@@ -153,24 +123,27 @@ def freeze(
     _sweep(root)
     with tempfile.TemporaryDirectory(prefix=BUILDING, dir=root) as folder:
         work = Path(folder)
-        files = files_of(source).read
-        states = [file.stat() for file in files]
+        every = found(given)
+        files = [(label, file) for each in every for label, file in zip(each.labels, each.files, strict=False)]
+        states = [file.stat() for _, file in files]
         chat = tokenizer.chat_template is not None
-        whole = files and first is None
-        known = None if whole else _write_raw(source, columns, chat, work / "rows.arrow", first)
-        contents = known.contents if known else _hash(files)
+        whole = all(each.files for each in every) and first is None
+        # the rows of a hub id are known only once they are read
+        known = None if whole else write_raw(every, columns, chat, work / "rows.arrow", first)
+        asked = [(each.labels, each.source) for each in every]
+        contents = _digest(known.contents if known else _hash(files), asked)
         kept = root / f"corpus-{_key(contents, columns, max_length, loss, tokenizer, work / 'tokenizer')}"
         if (damaged := _damaged_file(kept)) is not None:
             log.warning("%s is damaged and made again: its content is not what was written", damaged)
             os.rename(kept, work / "damaged")  # a process that reads it keeps what it has
         if not kept.exists():
             if known is None:
-                known = _write_raw(source, columns, chat, work / "rows.arrow")
-                _refuse_changed(files, states)
+                known = write_raw(every, columns, chat, work / "rows.arrow")
+                _refuse_changed([file for _, file in files], states)
             settings = {
                 "tokenizer": tokenizer,
                 "formats": known.formats,
-                "columns": columns,
+                "columns": columns_of(every, columns),
                 "max_length": max_length,
                 "loss": loss,
             }
@@ -196,14 +169,14 @@ def _damaged_file(kept: Path) -> Path | None:
     except (OSError, ValueError, TypeError, KeyError):
         return kept / ACCOUNT
     rows = kept / ROWS
-    return None if rows.is_file() and _hash([rows]) == account.rows else rows
+    return None if rows.is_file() and _hash([(ROWS, rows)]) == account.rows else rows
 
 
-def _hash(files: Sequence[Path]) -> str:
-    """Of the files' names and bytes."""
+def _hash(files: Sequence[tuple[str, Path]]) -> str:
+    """Of the files' names, as they are given, and of their bytes."""
     contents = blake2b(digest_size=16)
-    for file in files:
-        contents.update(repr((file.name, file.stat().st_size)).encode())
+    for name, file in files:
+        contents.update(repr((name, file.stat().st_size)).encode())
         with file.open("rb") as opened:
             while piece := opened.read(1 << 20):
                 contents.update(piece)
@@ -216,59 +189,6 @@ def _refuse_changed(files: Sequence[Path], before: Sequence[os.stat_result]) -> 
         now = file.stat()
         if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
             raise CorpusError(f"{file.name} was written to while it was read; start again when it is whole")
-
-
-def _write_raw(
-    source: str | Path, columns: Mapping[str, str], chat: bool, target: Path, first: int | None = None
-) -> Known:
-    """Raw rows to `target`, the first so many or all."""
-    filled: dict[str, Counter[frozenset[str]]] = {}
-    found: dict[str, set[str]] = {}
-    classes: set[str] = set()  # files of which a `label` is not KTO's
-    contents = blake2b(digest_size=16)
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, RAW) as writer:
-        for block in _blocks(islice(read_rows(source), first)):
-            for row in block:
-                if row.record is not None:
-                    filled.setdefault(row.file, Counter())[filled_columns(row.record, columns)] += 1
-                    found.setdefault(row.file, set()).update(row.record)
-                    if row.record.get("label") is not None and not is_verdict(row.record["label"]):
-                        classes.add(row.file)
-                contents.update(repr((row.place, row.text, row.meant, row.problem)).encode())
-            parts = [(row.text, row.meant, row.problem, row.file, row.unit, row.number) for row in block]
-            writer.write_batch(pa.record_batch(list(map(list, zip(*parts, strict=True))), schema=RAW))
-    formats = {file: recognise(file, filled[file], found[file], columns) for file in filled}
-    every = set().union(*found.values())
-    absent = [name for name, column in columns.items() if column not in every]
-    idle = {
-        file: unused(format, found[file], columns, chat, file not in classes)
-        for file, format in formats.items()
-    }
-    return Known(formats, contents.hexdigest(), _unused(idle), absent)
-
-
-def _unused(idle: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for the columns that files do not use; files of the same are named together."""
-    files: dict[tuple[str, ...], list[str]] = {}
-    for file, names in idle.items():
-        files.setdefault(tuple(names), []).append(file)
-    return [
-        f"{named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''}: columns that are not used: "
-        f"{listed(shown(name) or '(one without a name)' for name in names)}"
-        for names, named in files.items()
-        if names
-    ]
-
-
-def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    block = []
-    for row in rows:
-        block.append(row)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def _key(
@@ -284,7 +204,7 @@ def _key(
     tokenizer.save_pretrained(str(folder))
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     versions = [version(name) for name in PACKAGES]
-    code = _hash(sorted(Path(__file__).parent.glob("*.py")))
+    code = _hash(sorted((path.name, path) for path in Path(__file__).parent.glob("*.py")))
     parts = (code, contents, sorted(columns.items()), max_length, loss, versions, sorted(files.items()))
     return _digest(*parts)
 
@@ -337,7 +257,7 @@ def _freeze(
         dict(left_out),
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
-        rows=_hash([work / "frozen" / ROWS]),
+        rows=_hash([(ROWS, work / "frozen" / ROWS)]),
         notes=known.notes,
         absent=known.absent,
     )

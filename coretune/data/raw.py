@@ -7,10 +7,14 @@ import math
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".arrow")  # of the files that are read
+EXTENSIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")  # of the files that are read
+TEXTS = EXTENSIONS[:5]  # which may be compressed
+COMPRESSIONS = (".gz", ".zst", ".bz2")  # that are read; the name tells
+ENDINGS = (*EXTENSIONS, *(text + packed for text in TEXTS for packed in COMPRESSIONS))
 
 
 class CorpusError(ValueError):
@@ -120,6 +124,17 @@ class _Finite:
 
 def not_an_object(value: object) -> str:
     return f"not a JSON object but {kind(value)}; a row is {{column: value, ...}}"
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name is one that is read."""
+    return name.lower().endswith(ENDINGS)
+
+
+def extension(name: str) -> str:
+    """`.jsonl` of pool.jsonl and of pool.jsonl.gz."""
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def is_unicode(text: str) -> bool:

@@ -1,8 +1,7 @@
-"""Files of examples -> raw rows, each with the place it came from and the text it can be restored from.
+"""A file of examples -> raw rows, each with the place it came from and the text it can be restored from.
 
-    pool.jsonl ─┐
-    folder/  ───┼─► read_rows ─► Row(file, line, the record, its JSON text | what is wrong with it)
-    owner/name ─┘
+    pool.jsonl.gz ─┬─► Row(file, line, the record, its JSON text | what is wrong with it)
+    owner/name ────┘
 
 Reading judges only what stands between bytes and a record: encoding, JSON, CSV fields. What a record means is
 judged in `formats.py`. A fault of one row travels with that row, so that all of them can be named in one go;
@@ -12,6 +11,7 @@ a fault of a whole file is raised.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import sys
@@ -22,59 +22,68 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.data.folders import files_of
-from coretune.data.raw import EXTENSIONS, CorpusError, Row, is_unicode, not_an_object, row_of_value
+from coretune.data.raw import (
+    COMPRESSIONS,
+    EXTENSIONS,
+    CorpusError,
+    Row,
+    extension,
+    is_data,
+    is_unicode,
+    not_an_object,
+    row_of_value,
+)
+from coretune.data.sources import Source
 from coretune.data.tables import meant, plain, refuse_doubled
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MARKS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 ROWS = 1000  # of a table held at a time
 
 
-def read_rows(source: str | Path) -> Iterator[Row]:
-    """All rows of a file, of a folder's files (`folders.py`), or of a hub id's `train` split.
-
-    A folder's own folders are not entered [choice: they are usually other splits]. Raises CorpusError for
-    what
-    concerns a file as a whole.
-    """
-    files = files_of(source).read
-    for file in files:
-        yield from _read_file(file)
-    if files:
-        return
-    if Path(source).suffix.lower() in EXTENSIONS or not HUB_ID.fullmatch(str(source)):
-        raise CorpusError(f"no such file or folder: {source}; check train_data and the working directory")
-    yield from _read_hub(str(source))
-
-
-def _read_file(path: Path) -> Iterator[Row]:
+def read_file(path: Path) -> Iterator[Row]:
+    """The rows of a file, by the ending of its name. Raises CorpusError for what concerns it as a whole."""
     readers = {
         ".json": _read_json,
         ".jsonl": _read_lines,
+        ".ndjson": _read_lines,
         ".csv": _read_csv,
+        ".tsv": _read_csv,
         ".parquet": _read_parquet,
         ".arrow": _read_arrow,
     }
-    if path.suffix.lower() not in readers:
+    if not is_data(path.name):
         raise CorpusError(
             f"{path.name} has the unknown extension {path.suffix or '(none)'!r}; convert it to one of"
-            f" {', '.join(EXTENSIONS)}"
+            f" {', '.join(EXTENSIONS)}; text may be compressed ({', '.join(COMPRESSIONS)})"
         )
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise CorpusError(f"{path.name} is encoded in UTF-16; save it as UTF-8")
-    empty = True
-    for row in readers[path.suffix.lower()](path):
-        empty = False
-        yield row
+    try:
+        with _opened(path) as file:
+            start = file.read(2)
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            raise CorpusError(f"{path.name} is encoded in UTF-16; save it as UTF-8")
+        empty = True
+        for row in readers[extension(path.name)](path):
+            empty = False
+            yield row
+    except OSError as error:
+        if path.suffix.lower() not in COMPRESSIONS or error.errno is not None:
+            raise
+        raise CorpusError(f"{path.name} cannot be unpacked ({_first_line(error)}); write it anew") from None
     if empty:
         raise CorpusError(f"{path.name} is empty: it holds no rows; remove it or name another file")
 
 
+def _opened(path: Path) -> io.BufferedReader:
+    """The file's bytes, unpacked where its name says that they are packed."""
+    if path.suffix.lower() in COMPRESSIONS:
+        return io.BufferedReader(pa.input_stream(str(path)))
+    return path.open("rb")
+
+
 def _read_lines(path: Path) -> Iterator[Row]:
     """JSON Lines; blank lines are no rows. Read as bytes: a wrong byte spoils one row, not the file."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -104,14 +113,16 @@ def _row_of_line(file: str, number: int, raw: bytes) -> Row:
 
 def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects, or, since many `.json` files are that, JSON Lines."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         lines = not file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if lines:
         _refuse_one_object(path)
         yield from _read_lines(path)
         return
     try:
-        yield from _elements(path.name, path.read_text(encoding="utf-8-sig"))
+        with _opened(path) as file:
+            text = file.read().decode("utf-8-sig")
+        yield from _elements(path.name, text)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise CorpusError(f"{path.name} line {line} is not UTF-8; save the file as UTF-8") from None
@@ -171,10 +182,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_one_object(path: Path) -> None:
     """One object spread over lines would otherwise be reported as many broken rows."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         first = next((line for line in file if line.strip()), b"")
+        rest = file.read() if first.strip() == b"{" else b""
     try:
-        if first.strip() == b"{" and isinstance(value := json.loads(path.read_bytes()), dict):
+        if rest and isinstance(value := json.loads(first + rest), dict):
             raise CorpusError(
                 f"{path.name} is one JSON object with {', '.join(list(value)[:5])}; write its rows as a list"
                 " [{...}, ...] or one object a line"
@@ -184,13 +196,17 @@ def _refuse_one_object(path: Path) -> None:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    """Comma-separated with a header line; blank lines are no rows; every value is text."""
+    """Separated by commas, or in .tsv by tabs, with a header line; blank lines are no rows; every value is
+    text."""
+    mark = "\t" if extension(path.name) == ".tsv" else ","
     limit = csv.field_size_limit(sys.maxsize >> 32)  # the standard 128 KiB is shorter than a long document
     try:
         # surrogateescape lets a wrong byte through to be named in its own row
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file, strict=True)
-            header = _header(path.name, reader)
+        with io.TextIOWrapper(
+            _opened(path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file:
+            reader = csv.reader(file, strict=True, delimiter=mark)
+            header = _header(path.name, reader, mark)
             while True:
                 number = reader.line_num + 1
                 try:
@@ -220,16 +236,17 @@ def _refuse_run_together(file: str, first: int, last: int, reason: str) -> None:
         )
 
 
-def _header(file: str, reader: Iterator[list[str]]) -> list[str]:
+def _header(file: str, reader: Iterator[list[str]], separator: str) -> list[str]:
     try:
         header = next(reader, [])
     except csv.Error as error:
         raise CorpusError(f"{file} line 1: not a valid CSV header ({error}); correct it") from None
     if not all(map(is_unicode, header)):
         raise CorpusError(f"{file} line 1 is not UTF-8; save the file as UTF-8")
-    for mark, name in (("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
-        if len(header) == 1 and mark in header[0]:
-            raise CorpusError(f"{file} separates its fields by {name}; write it with commas")
+    for mark, name in MARKS.items():
+        if len(header) == 1 and mark in header[0] and mark != separator:
+            other = " or name it .tsv" if name == "tabs" else ""
+            raise CorpusError(f"{file} separates its fields by {name}; write it with {MARKS[separator]}{other}")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise CorpusError(
@@ -292,20 +309,24 @@ def _rows_of_batches(file: str, batches: Iterator[pa.RecordBatch]) -> Iterator[R
                 yield row_of_value(file, number, plain(values, batch.schema), meant(values, batch.schema))
 
 
-def _read_hub(name: str) -> Iterator[Row]:
-    """The `train` split of a hub data set; downloads stay in the hub's own cache, shared between runs."""
+def hub_rows(source: Source) -> Iterator[Row]:
+    """A hub data set; downloads stay in the hub's own cache, shared between runs."""
     import datasets
 
+    more = {key: value for key in ("name", "data_dir") if (value := getattr(source, key)) is not None}
+    if source.data_files:
+        more["data_files"] = list(source.data_files)
     try:
-        rows = datasets.load_dataset(name, split="train")
+        rows = datasets.load_dataset(source.path, split=source.split, **more)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(
-            f"{name!r} is no file or folder here, and the hub gave no `train` split of that name"
-            f" ({_first_line(error)}); check the name, or save the rows as parquet and name that file"
+            f"{source.path!r} is no file or folder here, and the hub gave no split {source.split!r} of that "
+            f"name ({_first_line(error)}); check the name, say which as {{path: {source.path}, name: its config, "
+            "split: its split}, or save the rows as parquet and name that file"
         ) from None
     if not len(rows):
-        raise CorpusError(f"{name!r} has no rows in its `train` split; name another data set")
-    yield from _rows_of_batches(name, iter(rows.with_format("arrow").iter(ROWS)))
+        raise CorpusError(f"{source.label!r} has no rows in its split {source.split!r}; name another")
+    yield from _rows_of_batches(source.label, iter(rows.with_format("arrow").iter(ROWS)))
 
 
 def _first_line(error: Exception) -> str:
