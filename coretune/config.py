@@ -1,6 +1,7 @@
 """The run's config: the one place where strings become objects.
 
 model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_rows
+eval_fraction: share of train_data that is held out as evaluation data
 train_on:     of a conversation the last answer, or all answers
 target_data:  a file, or {file: share of the budget}
 corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
@@ -27,7 +28,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coretune.data.raw import CorpusError
-from coretune.data.sources import absent, described, is_path, sources_of
+from coretune.data.sources import absent, is_path, sources_of
 from coretune.filters import FILTERS
 from coretune.measure.settings import MeasureSettings
 from coretune.presets import PRESETS, expanded
@@ -58,6 +59,15 @@ _RENAMED = {
     "cutoff": "filters: [noise]",
     "cutoff_by": "filters: [noise]",
 }
+#: Keys of TRL's configs that have another name here.
+_ELSEWHERE = {
+    "datasets": "write train_data: [{path: …}, …], whose entries have the same keys",
+    "dataset_name": "write train_data: NAME",
+    "dataset_config": "write train_data: {path: NAME, name: CONFIG}",
+    "dataset_train_split": "write train_data: {path: NAME, split: SPLIT}",
+    "dataset_test_split": "write eval_data: {path: NAME, split: SPLIT}",
+    "test_split_size": "write eval_fraction: SHARE",
+}
 _OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
 _FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
 #: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
@@ -74,6 +84,7 @@ class RunConfig(BaseModel):
     output_dir: str
     coreset: dict[str, Any]
     eval_data: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
+    eval_fraction: float | None = Field(None, gt=0, lt=1)
     target_data: str | dict[str, float] | None = None
     corpus_dir: str | None = None
     signals_dir: str | None = None
@@ -87,6 +98,11 @@ class RunConfig(BaseModel):
     evaluate: EvaluateSection | None = None
     report: Literal["refresh", "end", "never"] = "refresh"
     provenance: dict[str, Any] | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is evaluation data."""
+        return self.eval_data is not None or self.eval_fraction is not None
 
     @property
     def coreset_seed(self) -> int:
@@ -137,6 +153,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
+    for key, remedy in _ELSEWHERE.items():
+        if key in raw:
+            raise ConfigError(f"{key} is not a key here: {remedy} (docs/data.md)")
     refuse_unknown("", raw, RunConfig.model_fields)
     raw = {key: value if key in _NO_PATHS else _at_home(value) for key, value in raw.items()}
     if isinstance(raw.get("training"), Mapping):
@@ -146,6 +165,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(_first(error)) from None
     _check_texts(config)
+    _check_data(config)
     build_coreset(config.coreset, config.coreset_seed)
     _check_shares(config.target_data)
     _check_stock(config)
@@ -157,23 +177,19 @@ def refuse_absent(config: RunConfig) -> None:
     """ConfigError for a model or data that is plainly a path and not there; hub ids are asked for later."""
     model = config.model_name_or_path
     targets: Any = config.target_data or []
-    if _is_path(model) and not Path(model).is_dir():
+    if is_path(model) and not Path(model).is_dir():
         raise ConfigError(
             f"model_name_or_path is {model}, and there is no such folder; give a model folder or a hub id"
         )
     sources = [("target_data", name) for name in ([targets] if isinstance(targets, str) else targets)]
-    sources += [("train_data", config.train_data), ("eval_data", config.eval_data or "")]
-    sources += [("evaluate.file", (config.evaluate.file if config.evaluate else None) or "")]
+    sources += [("train_data", config.train_data), ("eval_data", config.eval_data)]
+    sources += [("evaluate.file", config.evaluate.file if config.evaluate else None)]
     for key, source in sources:
-        if (_is_path(source) or Path(source).suffix.lower() in EXTENSIONS) and not Path(source).exists():
+        if source is not None and (missing := absent(source)) is not None:
             raise ConfigError(
-                f"{key} is {source}, and there is no such file or folder; check its name, and the "
+                f"{key} is {missing}, and there is no such file or folder; check its name, and the "
                 "working directory"
             )
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _said(key: str, value: Any) -> Any:
@@ -277,6 +293,18 @@ def _check_stock(config: RunConfig) -> None:
         if wrong := first_wrong(classes, section):
             key, remedy = wrong
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")
+
+
+def _check_data(config: RunConfig) -> None:
+    """ConfigError for entries of train_data and eval_data that say nothing, and for two evaluation data."""
+    if config.eval_data is not None and config.eval_fraction is not None:
+        raise ConfigError("eval_data and eval_fraction both say what is evaluated: give one of them")
+    for key in ("train_data", "eval_data"):
+        try:
+            if getattr(config, key) is not None:
+                sources_of(getattr(config, key))
+        except CorpusError as error:
+            raise ConfigError(f"{key}: {error}") from None
 
 
 def _check_texts(config: RunConfig) -> None:

@@ -26,7 +26,7 @@ VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "f
 #: Of what a fingerprint is, and what restores it; other inputs are named by their setting.
 REMEDIES = {
     "data": "train_data, its tokenizer or max_length",
-    "held_out": "eval_data",
+    "held_out": "eval_data or eval_fraction",
     "target": "target_data",
     "file": "evaluate.file",
     "sources": "the sources of train_data, which the quota goes by",

@@ -22,6 +22,7 @@ from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, w
 from coretune.console import first_process
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
+from coretune.data.sources import described
 from coretune.files import whole, write_text, writing
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
@@ -38,7 +39,7 @@ from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.adapter_names import refuse_unmatched
-from coretune.training.corpora import corpus_of
+from coretune.training.corpora import corpus_of, pool_of
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
@@ -80,7 +81,7 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
         trainer.create_model_card()
     with side_product(folder / HISTORY):
         trainer.save_state()
-    metrics = trainer.evaluate() if config.eval_data else {}
+    metrics = trainer.evaluate() if config.evaluated else {}
     if config.evaluate is not None:
         metrics |= _quality(config.evaluate, trainer, scored)
     if metrics:
@@ -140,8 +141,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     tokenizer = load_tokenizer(config.model_name_or_path, args)
     length = longest_row(config.model_name_or_path, args)
     rows = row_tokenizer(tokenizer, args)
-    pool = _pool(config, rows, length)
-    held_out = corpus_of(config.eval_data, config, rows, length) if config.eval_data else None
+    pool, held_out = pool_of(config, rows, length)
     targets = _targets(config, rows, length)
     if config.provenance is not None:
         refuse_other_data(config.provenance, pool)
@@ -183,17 +183,20 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
     if config.evaluate is None:
         return []
     source = config.evaluate.file or config.eval_data
-    if source is None:
+    held_out = config.eval_fraction is not None and source is None
+    if source is None and not held_out:
         raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
+    source = source or config.train_data
     length = longest_row(config.model_name_or_path, trainer.args)
     answers = config.model_copy(
         update={"training": {}, "train_on": "last"}
     )  # what the loss counts has no say in what is generated
     corpus = corpus_of(source, answers, trainer.processing_class, length)
-    refuse_strange_rows(trainer.model, corpus, source)
-    tokens = corpus.tokens(np.arange(len(corpus)))
-    ends = corpus.prompt_length.tolist()
-    return [(ids.tolist(), end) for ids, end in zip(tokens, ends, strict=True)]
+    refuse_strange_rows(trainer.model, corpus, described(source))
+    kept = set(trainer.kept_alive[0].ids) if held_out else set(corpus.ids)
+    rows = np.array([row for row, name in enumerate(corpus.ids) if name in kept], dtype=np.int64)
+    ends = corpus.prompt_length[rows].tolist()
+    return [(ids.tolist(), end) for ids, end in zip(corpus.tokens(rows), ends, strict=True)]
 
 
 def _quality(section: EvaluateSection, trainer: CoresetSFTTrainer, rows: list[Row]) -> dict[str, float]:
@@ -258,18 +261,6 @@ def against_plan(trainer: CoresetSFTTrainer) -> str:
         if value
     ]
     return f"predicted: {', '.join(parts)}"
-
-
-def _pool(config: RunConfig, tokenizer: Any, length: int) -> Corpus:
-    """The rows of train_data; ConfigError for a column that `columns` names and no row has."""
-    pool = corpus_of(config.train_data, config, tokenizer, length)
-    if pool.absent:
-        name = pool.absent[0]
-        raise ConfigError(
-            f"columns.{name} is {(config.columns or {})[name]!r}, and no row of {config.train_data} has that "
-            "column: correct it, or leave it out"
-        )
-    return pool
 
 
 def _refuse_frozen(model: Any) -> None:

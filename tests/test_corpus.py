@@ -19,8 +19,8 @@ from test_records import write
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
 from coretune.data.corpus import Corpus
+from coretune.data.finding import read_found
 from coretune.data.raw import CorpusError, json_line
-from coretune.data.records import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -411,12 +411,12 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(
 ) -> None:
     file = write(tmp_path / "p.jsonl", make_rows(5))
 
-    def reading(source: Any) -> Any:
-        yield from read_rows(source)
+    def reading(every: Any, tell: Any) -> Any:
+        yield from read_found(every, tell)
         with file.open("a") as opened:
             opened.write("{}")
 
-    monkeypatch.setattr("coretune.data.freeze.read_rows", reading)
+    monkeypatch.setattr("coretune.data.gather.read_found", reading)
     with pytest.raises(CorpusError, match="was written to while it was read"):
         Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -11,9 +11,9 @@ import pytest
 from datasets.data_files import DataFilesList, get_data_patterns
 from test_records import ROWS, write
 
+from coretune.data.finding import read_rows
 from coretune.data.folders import files_of, split_of
 from coretune.data.raw import CorpusError
-from coretune.data.records import read_rows
 
 LINE = '{"text": "a"}\n'
 
@@ -79,12 +79,45 @@ def test_capitals_tell_splits_too(tmp_path: Path, names: tuple[str, ...]) -> Non
     assert read(folder_of(tmp_path, *names)) == [names[0]]
 
 
-def test_a_dict_of_saved_splits_is_told_by_them(tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_list([{"text": "a"}])
-    datasets.DatasetDict(train=rows, test=rows).save_to_disk(tmp_path / "all")
-    with pytest.raises(CorpusError, match="all is a DatasetDict of train, test; name the folder of the one"):
-        files_of(tmp_path / "all")
-    assert len(files_of(tmp_path / "all" / "train").read) == 1
+def test_of_a_dict_of_saved_splits_the_one_asked_for_is_read(tmp_path: Path) -> None:
+    splits = {name: datasets.Dataset.from_list([{"text": name}]) for name in ("train", "test", "extra")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "all")
+    for split in splits:
+        (row,) = read_rows({"path": str(tmp_path / "all"), "split": split})
+        assert row.record == {"text": split}
+    assert files_of(tmp_path / "all").note == f"{tmp_path / 'all'}: not read: test/, extra/"
+    with pytest.raises(
+        CorpusError, match=r"DatasetDict of train, test, extra, without 'dev'; .* split: train"
+    ):
+        files_of(tmp_path / "all", "dev")
+
+
+def test_a_clone_of_a_hub_data_set_is_read_as_the_hub_reads_it(tmp_path: Path) -> None:
+    """Its files are in `data`, where all before the numbers is the split."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("about")
+    names = [f"{split}-00000-of-00001.jsonl" for split in ("train_sft", "train_gen", "test_sft")]
+    folder_of(tmp_path / "data", *names)
+    found = files_of(tmp_path, "train_sft")
+    assert [file.name for file in found.read] == names[:1]
+    assert found.note == (
+        f"{tmp_path}: not read: README.md; {tmp_path / 'data'}: not read: {names[2]}, {names[1]}"
+    )
+    with pytest.raises(CorpusError, match=r"several splits and none of train: .*\(train_sft\).* set split"):
+        files_of(tmp_path)
+    theirs = get_data_patterns(str(tmp_path))
+    assert {str(split) for split in theirs} == {"train_sft", "train_gen", "test_sft"}
+
+
+def test_a_split_that_the_files_are_not_of_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a.jsonl")
+    with pytest.raises(CorpusError, match=r"holds files of none of test: a.jsonl \(no split\)"):
+        files_of(folder, "test")
+    with pytest.raises(CorpusError, match=r"a.jsonl is one file, and not of a split 'test'"):
+        files_of(folder / "a.jsonl", "test")
+    folder_of(tmp_path, "x-test.jsonl")
+    assert [file.name for file in files_of(folder, "test").read] == ["x-test.jsonl"]
+    assert len(files_of(folder / "x-test.jsonl", "test").read) == 1
 
 
 def test_what_save_to_disk_says_is_read_and_no_cache_beside_it(tmp_path: Path) -> None:

@@ -396,14 +396,14 @@ def test_tools_and_arguments_of_a_table_are_read_as_json_and_empty_cells_are_non
 
 def test_columns_that_are_not_used_are_named() -> None:
     found = {"prompt", "completion", "id", "category", "score", "label", "tools", "history", "coretune"}
-    assert unused("prompt/completion", found, {}, chat=True) == ["score"]
-    assert unused("prompt/completion", found, {}, chat=False) == ["score", "tools"]
-    assert unused("prompt/completion", found, {"source": "score"}, chat=True) == ["category"]
-    assert unused("text", {"text", "system", "label", "source", "category"}, {}, chat=True) == [
+    assert unused("prompt/completion", found, {}, "tools") == ["score"]
+    assert unused("prompt/completion", found, {}, None) == ["score", "tools"]
+    assert unused("prompt/completion", found, {"source": "score"}, "tools") == ["category"]
+    assert unused("text", {"text", "system", "label", "source", "category"}, {}, "tools") == [
         "category",
         "label",
         "system",
     ]
-    assert unused("alpaca", {"q", "output", "input", "instruction"}, {"instruction": "q"}, chat=True) == [
+    assert unused("alpaca", {"q", "output", "input", "instruction"}, {"instruction": "q"}, "tools") == [
         "instruction"
     ]

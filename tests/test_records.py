@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from coretune.data.finding import read_rows
 from coretune.data.raw import CorpusError, Row
-from coretune.data.records import read_rows
 
 ROWS = [
     {"id": "a", "prompt": "Say “hé”,\nthen stop", "completion": "hé 🙂", "score": 0.5, "tags": ["x", None]},
@@ -268,9 +268,13 @@ def test_folder_without_data(tmp_path: Path) -> None:
 
 def test_compressed_file_in_a_folder_is_not_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", ROWS)
-    (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(CorpusError, match=r"b.jsonl.gz in .* is compressed; unpack it"):
-        list(read_rows(tmp_path))
+    for name in ("b.jsonl.xz", "b.csv.zip", "b.parquet.gz"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b")
+        with pytest.raises(
+            CorpusError, match=rf"{name} in .* is compressed in a way that is not read; unpack"
+        ):
+            list(read_rows(tmp_path))
+        (tmp_path / name).unlink()
 
 
 def test_a_key_written_twice_in_a_json_list_spoils_its_row_alone(tmp_path: Path) -> None:
@@ -321,5 +325,5 @@ def test_durations_decimals_and_maps_are_kept(tmp_path: Path) -> None:
 def test_an_empty_split_of_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = datasets.Dataset.from_dict({"text": []})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: empty)
-    with pytest.raises(CorpusError, match="'owner/name' has no rows in its `train` split"):
+    with pytest.raises(CorpusError, match="'owner/name' has no rows in split 'train'"):
         list(read_rows("owner/name"))

@@ -72,8 +72,8 @@ def jobs_of(config: RunConfig, arms: Sequence[str], seeds: Sequence[int], out: P
     steps = config.training.get("max_steps", -1)
     if steps <= 0:
         raise ConfigError("compare needs training.max_steps, so that all arms train equally long")
-    if config.eval_data is None:
-        raise ConfigError("compare needs eval_data, to judge the arms by")
+    if not config.evaluated:
+        raise ConfigError("compare needs eval_data or eval_fraction, to judge the arms by")
     if len(set(arms)) < len(arms):
         raise ConfigError(f"an arm is given twice: {', '.join(arms)}")
     return [job_of(config, arm, seed, steps, out) for seed in seeds for arm in arms]

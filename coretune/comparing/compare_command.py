@@ -82,6 +82,7 @@ def _compared(
     bars: bool,
 ) -> dict[str, Any]:
     from coretune.comparing import compare
+    from coretune.data.sources import described
     from coretune.recording.run_files import REPORT
     from coretune.report import write_report
     from coretune.training.saving import side_product
@@ -89,7 +90,8 @@ def _compared(
     numbers = range(config.seed, config.seed + seeds)
     jobs = compare.jobs_of(config, arms, numbers, out)
     baseline = compare.BASELINE if compare.BASELINE in arms else arms[0]
-    title = f"{Path(config.train_data).name}, {Path(config.model_name_or_path).name}, {jobs[0].steps} steps"
+    data, model = Path(described(config.train_data)).name, Path(config.model_name_or_path).name
+    title = f"{data}, {model}, {jobs[0].steps} steps"
     said = partial(compare.summary, title, baseline=baseline)
 
     def note(steps: list[Result], more: list[Result]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import IGNORED, Loss, Tokenizer
+from coretune.data.encode import IGNORED
 from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import candidates
+from coretune.data.render import Loss, Tokenizer
 from coretune.data.sources import sources_of
 from coretune.files import writing
 from coretune.types import Array, Rows
@@ -85,8 +87,8 @@ class Corpus:
     ) -> Corpus:
         """Read, tokenise, check and freeze `source`.
 
-        source         a file, a folder, a pattern or a hub id, an entry as {path: ..., split: ...}, or a list of
-                       these (`sources.py`)
+        source         a file, a folder, a pattern or a hub id, an entry as {path: ..., split: ...}, or a list
+                       of these (`sources.py`)
         columns        {our name: the file's column} where they differ, as {"prompt": "q", "completion": "a"}
         max_length     tokens; longer prompts are cut from the left, responses never
         skip_bad_rows  leave bad rows out and list them in `dropped`, instead of refusing
@@ -113,9 +115,7 @@ class Corpus:
         return cls._load(kept, skip_bad_rows, home)
 
     @classmethod
-    def _load(
-        cls, kept: Path, skip_bad_rows: bool, home: tempfile.TemporaryDirectory[str] | None
-    ) -> Corpus:
+    def _load(cls, kept: Path, skip_bad_rows: bool, home: tempfile.TemporaryDirectory[str] | None) -> Corpus:
         account = Account.read(kept)
         if not skip_bad_rows:
             refuse(account.dropped)
@@ -145,6 +145,37 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def split(self, share: float) -> tuple[Corpus, Corpus]:
+        """The corpus without a share of its rows, and these: as good as drawn, for the order is by a hash of
+        the content. Rows of equal content stay together, so a row held out is never trained on.
+
+        Raises CorpusError where no row would be left.
+        """
+        at = len(self) - max(1, round(share * len(self)))
+        while 0 < at < len(self) and self._alike(at - 1, at):
+            at -= 1
+        if at < 1:
+            raise CorpusError(f"of {len(self)} rows none is left to train on when {share:g} are held out")
+        return self._part(0, at), replace(self._part(at, len(self)), dropped=[], left_out={}, notes=[])
+
+    def _alike(self, i: int, j: int) -> bool:
+        tokens, labels = self.tokens([i, j]), self.labels([i, j])
+        return np.array_equal(tokens[0], tokens[1]) and np.array_equal(labels[0], labels[1])
+
+    def _part(self, begin: int, end: int) -> Corpus:
+        rows = slice(begin, end)
+        return replace(
+            self,
+            ids=self.ids[rows],
+            prompt_length=self.prompt_length[rows],
+            response_length=self.response_length[rows],
+            length=self.length[rows],
+            source=None if self.source is None else self.source[rows],
+            fingerprint=blake2b(f"{self.fingerprint} {begin} {end}".encode(), digest_size=16).hexdigest(),
+            dataset=self.dataset.select(range(begin, end)),
+            _records=self._records.slice(begin, end - begin),
+        )
 
     def record(self, i: int) -> dict[str, Any]:
         """Row i as the user wrote it, with all its columns in their order."""

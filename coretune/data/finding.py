@@ -1,6 +1,6 @@
-"""The files behind the entries of `train_data`, under names that tell them apart, and the rows that are taken.
+"""The files behind the entries of `train_data`, under names that tell them apart, and the rows taken of them.
 
-    Sources ─► found ─► Found(files, labels) ─► read_found ─► rows of the splits, slices and shares asked for
+Sources ─► found ─► Found(files, labels) ─► read_found ─► rows of the splits, slices and shares asked for
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Found:
         """All rows, before any slice."""
         if not self.files:
             yield from hub_rows(self.source)
+            return
         for file, label in zip(self.files, self.labels, strict=True):
             for row in read_file(file):
                 yield row if row.file == label else replace(row, file=label)
@@ -102,10 +103,14 @@ def _takes(every: Sequence[Found]) -> list[tuple[int, int, int | None]]:
     fractions = [each.source.fraction or 0.0 for each in every]
     shares = [fraction / sum(fractions) for fraction in fractions]
     size = min((end - begin) / share for (begin, end, _), share in zip(takes, shares, strict=True))
-    rows = [min(end - begin, round(share * size)) for (begin, end, _), share in zip(takes, shares, strict=True)]
+    rows = [
+        min(end - begin, round(share * size)) for (begin, end, _), share in zip(takes, shares, strict=True)
+    ]
     for each, count in zip(every, rows, strict=True):
         if not count:
-            raise CorpusError(f"the fraction of {each.source.path} is less than one row; raise it or leave it out")
+            raise CorpusError(
+                f"the fraction of {each.source.path} is less than one row; raise it or leave it out"
+            )
     return [(begin, begin + count, total) for (begin, _, total), count in zip(takes, rows, strict=True)]
 
 
@@ -118,7 +123,7 @@ def _span(source: Source, total: int) -> tuple[int, int]:
         (part,) = datasets.ReadInstruction.from_spec(source.split).to_absolute({split: total})
     except (ValueError, AssertionError) as error:
         raise CorpusError(
-            f"split of {source.path} is {source.split!r} ({error}); write it as train[:10%] or train[100:200], "
+            f"split of {source.path} is {source.split!r} ({error}); write it as train[:10%] or train[9:99], "
             "and several slices as several entries"
         ) from None
     return part.from_, part.to
@@ -146,7 +151,9 @@ def _files(source: Source) -> tuple[list[Path], str | None]:
         _refuse_idle(source, "a file")
         return read.read, read.note
     if is_data(source.path) or is_path(source.path) or not HUB_ID.fullmatch(source.path):
-        raise CorpusError(f"no such file or folder: {source.path}; check train_data and the working directory")
+        raise CorpusError(
+            f"no such file or folder: {source.path}; check train_data and the working directory"
+        )
     return [], None
 
 
@@ -176,11 +183,12 @@ def _refuse_idle(source: Source, what: str) -> None:
 
 
 def _refuse_twice(sources: Sources, files: Sequence[Sequence[Path]]) -> None:
-    whole: dict[Path, str] = {}
+    """CorpusError for a file that two entries take, other than two slices of it."""
+    before: dict[Path, Source] = {}
     for source, paths in zip(sources.every, files, strict=True):
         for path in {path.resolve() for path in paths}:
-            first = whole.setdefault(path, source.split)
-            if first is not source.split and (_slice(source) is None or "[" not in first):
+            first = before.setdefault(path, source)
+            if first is not source and (_slice(source) is None or _slice(first) is None):
                 raise CorpusError(f"{path.name} is meant twice in the data ({sources.given}); name it once")
 
 

@@ -44,7 +44,9 @@ def files_of(source: str | Path, split: str = TRAIN) -> Files:
     if path.is_symlink() and not path.exists():
         raise CorpusError(f"{path} is a link to nothing; restore its target, or name another file")
     if path.is_file() and split not in (TRAIN, split_of(path.name)):
-        raise CorpusError(f"{path} is one file, and not of a split {split!r}; leave split out, or name another")
+        raise CorpusError(
+            f"{path} is one file, and not of a split {split!r}; leave split out, or name another"
+        )
     return Files([path]) if path.is_file() else Files()
 
 
@@ -72,7 +74,8 @@ def _files_of(folder: Path, split: str) -> Files:
 def _of_dict(folder: Path, splits: list[str], split: str) -> Files:
     if split not in splits:
         raise CorpusError(
-            f"{folder} is a DatasetDict of {listed(splits)}, without {split!r}; name one with split: {splits[0]}"
+            f"{folder} is a DatasetDict of {listed(splits)}, without {split!r}; name one with "
+            f"split: {splits[0]}"
         )
     inner = _files_of(folder / split, TRAIN)
     return Files(inner.read, _note(folder, [f"{name}/" for name in splits if name != split], inner.note))
@@ -88,8 +91,8 @@ def _refuse_unreadable(folder: Path, entries: Sequence[Path]) -> None:
     for entry in entries:
         if COMPRESSED.fullmatch("".join(entry.suffixes[-2:]).lower()) and not is_data(entry.name):
             raise CorpusError(
-                f"{entry.name} in {folder} is compressed in a way that is not read; unpack it, compress text as "
-                f"{' or '.join(COMPRESSIONS)}, or move it away"
+                f"{entry.name} in {folder} is compressed in a way that is not read; unpack it, compress "
+                f"text as {' or '.join(COMPRESSIONS)}, or move it away"
             )
         if not is_data(entry.name):
             continue

@@ -1,5 +1,6 @@
 """A raw record -> what the model is given and what it should answer.
 
+    tokens              input_ids, and labels or masks             where labels or masks say (`tokenised.py`)
     messages            messages: [{role, content}, ...]           the last turn is the response
     prompt/completion   prompt, completion: texts, or two lists of messages
     text                text                                       all of it is the response
@@ -27,17 +28,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coretune.data.raw import BadRow, CorpusError, LeftOut, is_unicode, kind
+from coretune.data.tokenised import MASKS, Tokenised, tokenised
 from coretune.data.turns import Message, refuse_empty, refuse_untrained, trained_turns, turns_of
 
 #: Format -> the columns it cannot do without, in the order of preference when a file fits several
 #: (published alpaca files carry a ready-made `text` too; chat files often repeat the first turn as `prompt`).
 FORMATS: Mapping[str, tuple[str, ...]] = {
+    "tokens": ("input_ids",),
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "prompt/completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+TOKEN_COLUMNS = ("labels", *MASKS, "attention_mask")
 EXTRA: Mapping[str, tuple[str, ...]] = {"alpaca": ("input",)}
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 #: Format -> the columns that it uses where a row has them.
@@ -47,8 +51,9 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "prompt/completion": ("system", "history", "label", *TEMPLATE_COLUMNS),
     "alpaca": ("system", "history", *TEMPLATE_COLUMNS),
     "text": (),
+    "tokens": TOKEN_COLUMNS,
 }
-OPTIONAL_COLUMNS = ("input", "id", "source", "system", "history", *TEMPLATE_COLUMNS)
+OPTIONAL_COLUMNS = ("input", "id", "source", "system", "history", *TEMPLATE_COLUMNS, *TOKEN_COLUMNS)
 KNOWN_COLUMNS = (*(name for required in FORMATS.values() for name in required), *OPTIONAL_COLUMNS)
 
 ALPACA_PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -85,7 +90,7 @@ def listed(names: Iterable[str]) -> str:
 
 def interpret(
     record: Mapping[str, Any], format: str, columns: Mapping[str, str], chat: bool, every: bool = False
-) -> Conversation | PlainText:
+) -> Conversation | PlainText | Tokenised:
     """The example a record stands for.
 
     chat   the tokenizer has a chat template
@@ -93,6 +98,8 @@ def interpret(
 
     Raises BadRow; CorpusError for a conversation without a chat template, which no other row would mend.
     """
+    if format == "tokens":
+        return tokenised(record, columns)
     example = _read(record, format, columns, chat)
     if isinstance(example, PlainText):
         return example
@@ -159,7 +166,14 @@ def _value(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> 
 def _text(record: Mapping[str, Any], columns: Mapping[str, str], name: str) -> str:
     value = _value(record, columns, name)
     if not isinstance(value, str):
-        raise BadRow(f"`{columns.get(name, name)}` is {kind(value)}, not text")
+        column = columns.get(name, name)
+        turns = isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
+        hint = (
+            f" (whole conversations: columns: {{messages: {column}}})"
+            if turns and name == "completion"
+            else ""
+        )
+        raise BadRow(f"`{column}` is {kind(value)}, not text{hint}")
     return value
 
 

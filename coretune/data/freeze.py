@@ -25,10 +25,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import EMPTY, Loss, Tokenizer, encode_batch
+from coretune.data.encode import EMPTY, encode_batch
 from coretune.data.finding import found
 from coretune.data.gather import BLOCK, Known, columns_of, write_raw
 from coretune.data.raw import CorpusError, Row
+from coretune.data.render import Loss, Tokenizer
 from coretune.files import write_json
 
 BUILDING = "building-"  # folders in cache_dir that a corpus is made in
@@ -124,12 +125,14 @@ def freeze(
     with tempfile.TemporaryDirectory(prefix=BUILDING, dir=root) as folder:
         work = Path(folder)
         every = found(given)
-        files = [(label, file) for each in every for label, file in zip(each.labels, each.files, strict=False)]
+        files = [
+            (label, file) for each in every for label, file in zip(each.labels, each.files, strict=False)
+        ]
         states = [file.stat() for _, file in files]
-        chat = tokenizer.chat_template is not None
+        template = None if tokenizer.chat_template is None else str(tokenizer.chat_template)
         whole = all(each.files for each in every) and first is None
         # the rows of a hub id are known only once they are read
-        known = None if whole else write_raw(every, columns, chat, work / "rows.arrow", first)
+        known = None if whole else write_raw(every, columns, template, work / "rows.arrow", first)
         asked = [(each.labels, each.source) for each in every]
         contents = _digest(known.contents if known else _hash(files), asked)
         kept = root / f"corpus-{_key(contents, columns, max_length, loss, tokenizer, work / 'tokenizer')}"
@@ -138,7 +141,7 @@ def freeze(
             os.rename(kept, work / "damaged")  # a process that reads it keeps what it has
         if not kept.exists():
             if known is None:
-                known = write_raw(every, columns, chat, work / "rows.arrow")
+                known = write_raw(every, columns, template, work / "rows.arrow")
                 _refuse_changed([file for _, file in files], states)
             settings = {
                 "tokenizer": tokenizer,

@@ -52,9 +52,13 @@ def columns_of(every: Sequence[Found], columns: Mapping[str, str]) -> dict[str, 
 
 
 def write_raw(
-    every: Sequence[Found], columns: Mapping[str, str], chat: bool, target: Path, first: int | None = None
+    every: Sequence[Found],
+    columns: Mapping[str, str],
+    template: str | None,
+    target: Path,
+    first: int | None = None,
 ) -> Known:
-    """Raw rows to `target`, the first so many or all."""
+    """Raw rows to `target`, the first so many or all; template: the tokenizer's for chats."""
     filled: dict[str, Counter[frozenset[str]]] = {}
     found: dict[str, set[str]] = {}
     classes: set[str] = set()  # files of which a `label` is not KTO's
@@ -75,7 +79,7 @@ def write_raw(
             writer.write_batch(pa.record_batch(list(map(list, zip(*parts, strict=True))), schema=RAW))
     formats = {file: recognise(file, filled[file], found[file], mapping[file]) for file in filled}
     idle = {
-        file: unused(format, found[file], mapping[file], chat, file not in classes)
+        file: unused(format, found[file], mapping[file], template, file not in classes)
         for file, format in formats.items()
     }
     notes = [each.note for each in every if each.note is not None]
@@ -114,5 +118,3 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
             block = []
     if block:
         yield block
-
-

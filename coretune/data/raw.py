@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-EXTENSIONS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")  # of the files that are read
+EXTENSIONS = (
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+)  # of the files that are read
 TEXTS = EXTENSIONS[:5]  # which may be compressed
 COMPRESSIONS = (".gz", ".zst", ".bz2")  # that are read; the name tells
 ENDINGS = (*EXTENSIONS, *(text + packed for text in TEXTS for packed in COMPRESSIONS))

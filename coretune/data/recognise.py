@@ -76,14 +76,20 @@ def recognise(
 
 
 def unused(
-    format: str, found: Iterable[str], columns: Mapping[str, str], chat: bool, verdicts: bool = True
+    format: str, found: Iterable[str], columns: Mapping[str, str], template: str | None, verdicts: bool = True
 ) -> list[str]:
-    """The file's columns that a row of this format does not use, sorted; verdicts: its `label` is KTO's."""
+    """The file's columns that a row of this format does not use, sorted.
+
+    template  the chat template, which may leave tools alone; None: the tokenizer has none
+    verdicts  the file's `label` is KTO's
+    """
     ours = {*FORMATS[format], *EXTRA.get(format, ()), *OPTIONAL[format], "id", "source"}
     if not verdicts:
         ours -= {"label"}
-    if not chat:
+    if template is None:
         ours -= {"tools", "chat_template_kwargs"}
+    elif "tools" not in template:
+        ours -= {"tools"}
     used = {columns.get(name, name) for name in ours} | {OURS}
     if "source" not in columns and "source" not in found:
         used.add("category")

@@ -246,7 +246,9 @@ def _header(file: str, reader: Iterator[list[str]], separator: str) -> list[str]
     for mark, name in MARKS.items():
         if len(header) == 1 and mark in header[0] and mark != separator:
             other = " or name it .tsv" if name == "tabs" else ""
-            raise CorpusError(f"{file} separates its fields by {name}; write it with {MARKS[separator]}{other}")
+            raise CorpusError(
+                f"{file} separates its fields by {name}; write it with {MARKS[separator]}{other}"
+            )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise CorpusError(
@@ -321,11 +323,11 @@ def hub_rows(source: Source) -> Iterator[Row]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(
             f"{source.path!r} is no file or folder here, and the hub gave no split {source.split!r} of that "
-            f"name ({_first_line(error)}); check the name, say which as {{path: {source.path}, name: its config, "
-            "split: its split}, or save the rows as parquet and name that file"
+            f"name ({_first_line(error)}); check the name, say which as {{path: {source.path}, name: …, "
+            f"split: …}}, or save the rows as parquet and name that file"
         ) from None
     if not len(rows):
-        raise CorpusError(f"{source.label!r} has no rows in its split {source.split!r}; name another")
+        raise CorpusError(f"{source.label!r} has no rows in split {source.split!r}; name another")
     yield from _rows_of_batches(source.label, iter(rows.with_format("arrow").iter(ROWS)))
 
 

@@ -67,7 +67,9 @@ def sources_of(given: Any) -> Sources:
     _refuse_shares(every)
     for number, source in enumerate(every):
         if source in every[:number]:
-            raise CorpusError(f"{source.path} is named twice; its rows would be trained on twice: name it once")
+            raise CorpusError(
+                f"{source.path} is named twice; its rows would be trained on twice: name it once"
+            )
     return Sources(every, described(given))
 
 
@@ -137,8 +139,8 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
     columns = given.get("columns", {})
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns.values()):
         raise CorpusError(
-            f"columns is {columns!r:.80}; give {{prompt: its column, ...}}. Columns that are not used need no "
-            "list: they are left alone"
+            f"columns is {columns!r:.80}; give {{prompt: its column, ...}}. Columns that are not used need "
+            "no list: they are left alone"
         )
     share = given.get("fraction")
     if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or share <= 0):
@@ -153,6 +155,6 @@ def _refuse_shares(every: Sequence[Source]) -> None:
         raise CorpusError(f"{other.path} has no fraction and {with_share[0].path} has; give all one, or none")
     if with_share and len(every) == 1:
         raise CorpusError(
-            f"fraction is {every[0].path}'s share of a mixture, and it is alone; for a part of it write split: "
-            '"train[:10%]"'
+            f"fraction is {every[0].path}'s share of a mixture, and it is alone; for a part of it write "
+            'split: "train[:10%]"'
         )

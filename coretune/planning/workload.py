@@ -85,7 +85,7 @@ def _full_epochs(config: RunConfig, args: Any, epochs_a_step: float) -> float:
 def about_run(config: RunConfig) -> dict[str, Any]:
     """What a plan and a run must share for the one to be held against the other: settings, and the content of
     all that they name. It is written down: no token or password is in it."""
-    data = ("train_data", "eval_data", "target_data", "train_on", "columns")
+    data = ("train_data", "eval_data", "eval_fraction", "target_data", "train_on", "columns")
     kept = ("model_name_or_path", *data, "seed", "training", "peft")
     coreset = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
     known = {**{name: getattr(config, name) for name in kept}, "coreset": coreset}

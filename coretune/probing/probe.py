@@ -305,9 +305,9 @@ def _disk(config: RunConfig, work: Workload, sizes: dict[str, float], signals: f
 def _notes(trainer: CoresetSFTTrainer) -> tuple[str, ...]:
     rows = trainer.pool_rows
     assert isinstance(rows, Corpus)
-    dropped, cut = len(rows.dropped), rows.truncated
+    dropped, cut = len(rows.dropped) + sum(rows.left_out.values()), rows.truncated
     pool = f"pool    {len(rows.ids):,} rows, {int(rows.length.sum()):,} tokens after truncation"
-    return (f"{pool}; {dropped:,} bad rows left out, {cut:,} prompts cut",)
+    return (f"{pool}; {dropped:,} rows left out, {cut:,} prompts cut",)
 
 
 def _nothing() -> Rehearsal:

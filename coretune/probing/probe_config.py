@@ -13,6 +13,8 @@ from coretune.data.raw import json_line
 from coretune.files import whole
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
+from coretune.training.sections import ROWS_ONLY
+from coretune.types import Rows
 
 ROWS = 256  # of the probe's pool, or as many as 8 steps take
 WARMUP, EVERY, AFTER = 2, 4, 4  # steps before the first selection, to the next, and after that
@@ -40,10 +42,6 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     batch *= trainer.clock.density
     few = min(n, max(ROWS, 8 * batch))
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
-    path = folder / "rows.jsonl"
-    lines = (json_line(trainer.pool_rows.record(row))[0] + "\n" for row in rows)
-    with whole(path) as file:
-        file.writelines(line.encode() for line in lines)
     lesson = trainer.sight.lesson
     warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
     section = dict(config.coreset)
@@ -58,5 +56,32 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     section.pop("audit_every", None)
     section["wait"] = False  # so that there is a look to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
-    small = {"train_data": str(path), "coreset": section, "training": training}
+    training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
+    small = {**_data(trainer, rows, folder), "coreset": section, "training": training}
     return elsewhere(config, folder, "small").model_copy(update=small)
+
+
+def _data(trainer: Any, rows: Rows, folder: Path) -> dict[str, Any]:
+    """The keys of a config that say what is read, for the trainer's own rows as token ids: whatever files,
+    columns and templates they came from."""
+    held_out, targets = trainer.kept_alive
+    found: dict[str, Any] = {"train_data": _written(trainer.pool_rows, rows, folder / "rows.jsonl")}
+    if held_out is not None:
+        found["eval_data"] = _written(held_out, np.arange(len(held_out)), folder / "held-out.jsonl")
+    if targets:
+        files = [folder / f"target-{number}.jsonl" for number in range(len(targets))]
+        found["target_data"] = {
+            _written(target.rows, np.arange(len(target.rows.ids)), file): target.share
+            for target, file in zip(targets, files, strict=True)
+        }
+    return {**found, "eval_fraction": None, "columns": None, "train_on": "last"}
+
+
+def _written(corpus: Corpus, rows: Rows, path: Path) -> str:
+    tokens, labels = corpus.tokens(rows), corpus.labels(rows)
+    with whole(path) as file:
+        for row, ids, wanted in zip(rows, tokens, labels, strict=True):
+            source = {} if corpus.source is None else {"source": corpus.source[row]}
+            record = {"id": corpus.ids[row], **source, "input_ids": ids.tolist(), "labels": wanted.tolist()}
+            file.write(json_line(record)[0].encode() + b"\n")
+    return str(path)

@@ -74,11 +74,17 @@ def _about(run: RunFiles) -> list[list[str]]:
         ("budget", section.get("budget")),
         ("refresh every", section.get("refresh_every")),
         ("model", config.get("model_name_or_path")),
-        ("data", config.get("train_data")),
+        ("data", _data(config.get("train_data"))),
         ("seed", config.get("seed")),
         ("versions", ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("coretune", "torch", "trl"))),
     ]
     return [[name, str(value)] for name, value in known if value not in (None, "")]
+
+
+def _data(given: Any) -> str:
+    """Several files and hub ids in a line; an entry is known by its path."""
+    entries = given if isinstance(given, list) else [given]
+    return ", ".join(str(each["path"] if isinstance(each, Mapping) else each or "") for each in entries)
 
 
 def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Array]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ Metric = Literal["loss", "exact_match", "rouge"]
 class EvaluateSection(BaseModel):
     """The `evaluate` section.
 
-    file            held-out rows, in any format of train_data; left out: eval_data
+    file            held-out rows, in any format of train_data; left out: eval_data or eval_fraction
     metric          one metric, or a list of them
     max_new_tokens  of a generated answer
     rows            at most so many of the file's rows, the first in its canonical order; left out: all

@@ -6,6 +6,7 @@ folder stands for its bytes, whichever setting it is of; a hub id for the revisi
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -55,7 +56,11 @@ def inputs(config: Mapping[str, Any]) -> dict[str, str]:
 
 def contents(value: Any, setting: str = "") -> Iterator[tuple[str, str, str]]:
     """(setting, what it says, hex of the content or the revision) of each file, folder and hub id."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and setting in DATA and "path" in value:  # an entry of several
+        inner = [part for key in ("name", "data_dir") if (part := value.get(key)) is not None]
+        path = Path(str(value["path"])).expanduser().joinpath(*map(str, inner))
+        yield from contents(str(path) if inner and path.is_dir() else value["path"], setting)
+    elif isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in WRITTEN:
                 if setting in DATA:  # target_data: {file: share}
@@ -67,9 +72,20 @@ def contents(value: Any, setting: str = "") -> Iterator[tuple[str, str, str]]:
     elif isinstance(value, str) and value and value.isprintable() and len(value) < 4096:
         path = Path(value).expanduser()
         if path.is_file() or path.is_dir():
-            yield setting, value, _content(path.resolve(), deep=setting not in (*MODEL, *DATA))
+            yield setting, value, _content(path.resolve(), _is_deep(setting, path))
+        elif setting in DATA and glob.has_magic(value):
+            for name in sorted(glob.glob(str(path), recursive=True)):
+                if Path(name).is_file():
+                    yield setting, name, _content(Path(name).resolve(), deep=False)
         elif setting in (*MODEL, *DATA):
             yield setting, value, _revision(value, "model" if setting in MODEL else "dataset")
+
+
+def _is_deep(setting: str, path: Path) -> bool:
+    """Of data, whether its files are in folders of it: those of a DatasetDict, or of a hub data set."""
+    if setting in DATA:
+        return (path / "dataset_dict.json").is_file() or (path / "data").is_dir()
+    return setting not in MODEL
 
 
 def _content(path: Path, deep: bool) -> str:
