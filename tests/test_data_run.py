@@ -11,6 +11,7 @@ from test_encode import turns
 from tiny_run import model_folder, records, write_jsonl
 
 from coretune import run
+from coretune.commands.preview import preview
 from coretune.config import ConfigError, RunConfig, check_config, load_config
 from coretune.probing.probe_config import small_config
 from coretune.recording.run_files import CONFIG
@@ -88,3 +89,17 @@ def test_evaluation_data_is_said_once(config: RunConfig) -> None:
     for share in (0, 1, -0.5):
         with pytest.raises(ConfigError, match="eval_fraction is"):
             check_config({**raw, "eval_fraction": share})
+
+
+def test_a_preview_reads_each_entry_by_its_own_columns(config: RunConfig) -> None:
+    found = preview(config, 40, None)
+    assert len(found.rows) == 40
+    assert all(row.turns for row in found.rows)
+    assert ("prompt/completion", "q", "the prompt") in found.columns
+    assert ("messages", "messages", "turns of the conversation") in found.columns
+    assert found.notes == ["chats.jsonl: 16 of 20 rows taken (split train[:16])"]
+    chat = next(row for row in found.rows if row.id.startswith("c"))
+    assert [(turn.role, turn.trained > 0) for turn in chat.turns] == [
+        ("user", False),
+        ("assistant", True),
+    ] * 2

@@ -129,6 +129,8 @@ def test_entries_with_columns_of_their_own(folder: Path) -> None:
     corpus = Corpus.build(given[:2], tiny_tokenizer(), max_length=60, columns=mapping)
     assert sorted(corpus.ids) == ["q.csv:2", "r.csv:2"]
     assert (corpus.notes, corpus.absent) == ([], [])
+    for row in range(2):
+        assert set(corpus.columns(row).values()) == set(corpus.record(row))
 
 
 @pytest.fixture

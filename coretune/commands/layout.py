@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from coretune.data.encode import IGNORED, Loss, encode_batch
-from coretune.data.formats import BadRow, Conversation, interpret
-from coretune.data.raw import CorpusError
+from coretune.data.encode import IGNORED, encode_batch
+from coretune.data.formats import Conversation, interpret
+from coretune.data.raw import BadRow, CorpusError
 from coretune.data.recognise import filled_columns, recognise
+from coretune.data.render import Loss
+from coretune.data.tokenised import Tokenised
 from coretune.types import Array
 
 WHOLE = 1 << 40  # tokens; no row is cut to so many
@@ -49,7 +51,9 @@ def turns_of(
         format = format_of(record, columns)
         example = interpret(record, format, columns, tokenizer.chat_template is not None, every)
         whole = _whole(record, format, tokenizer, columns, Loss(every_turn=every))
-        if isinstance(example, Conversation):
+        if isinstance(example, Tokenised):
+            names, ends = ["tokens"], list[int]()
+        elif isinstance(example, Conversation):
             names, ends = _borders(example, tokenizer)
         else:
             prompt = example.prompt or ""
@@ -71,7 +75,7 @@ def _whole(
         "file": ["row"],
         "number": [1],
     }
-    encoded = encode_batch(batch, tokenizer, {"row": format}, columns, WHOLE, loss)
+    encoded = encode_batch(batch, tokenizer, {"row": format}, {"row": columns}, WHOLE, loss)
     if encoded["problem"][0] is not None:
         raise BadRow(encoded["problem"][0])
     ids: list[int] = encoded["input_ids"][0]

@@ -19,6 +19,7 @@ from coretune.data.encode import IGNORED
 from coretune.data.formats import FORMATS, is_verdict
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import unused
+from coretune.data.sources import described
 from coretune.training.corpora import build_corpus
 from coretune.training.tokenizers import load_tokenizer, longest_row, read_here, row_tokenizer
 from coretune.types import Array
@@ -37,6 +38,10 @@ BECOMES: Mapping[str, str] = {
     "text": "the whole text",
     "system": "a system turn before the others",
     "history": "turns before the prompt",
+    "input_ids": "the tokens",
+    "labels": "which tokens are trained on",
+    "completion_mask": "which tokens are trained on",
+    "assistant_masks": "which tokens are trained on",
     "tools": "handed to the chat template",
     "chat_template_kwargs": "handed to the chat template",
     "label": "rows with false are left out (KTO)",
@@ -116,16 +121,15 @@ def preview(config: RunConfig, rows: int, first: int | None) -> Preview:
     length = longest_row(config.model_name_or_path, args)
     lenient = config.model_copy(update={"skip_bad_rows": True})
     corpus = build_corpus(config.train_data, lenient, tokenizer, length, first)
-    columns = config.columns or {}
     read = len(corpus) + len(corpus.dropped) + sum(corpus.left_out.values())
     return Preview(
-        source=config.train_data,
+        source=described(config.train_data),
         model=config.model_name_or_path,
         chat=tokenizer.chat_template is not None,
         max_length=length,
         read=read,
         complete=first is None or read < first,
-        columns=_columns(corpus, columns, tokenizer.chat_template is not None),
+        columns=_columns(corpus, tokenizer.chat_template),
         dropped=by_reason(corpus.dropped),
         left_out=corpus.left_out,
         truncated=corpus.truncated,
@@ -140,16 +144,18 @@ def _row(corpus: Corpus, i: int, tokenizer: Any, config: RunConfig) -> Row:
     (ids,), (labels,) = corpus.tokens([i]), corpus.labels([i])
     texts = pieces(tokenizer, ids.tolist())
     trained = (labels != IGNORED).tolist()
-    turns = turns_of(corpus.record(i), labels, tokenizer, config.columns or {}, config.train_on)
+    turns = turns_of(corpus.record(i), labels, tokenizer, corpus.columns(i), config.train_on)
     source = None if corpus.source is None else corpus.source[i]
     return Row(corpus.ids[i], source, list(zip(texts, trained, strict=True)), turns)
 
 
-def _columns(corpus: Corpus, columns: Mapping[str, str], chat: bool) -> list[tuple[str, str, str]]:
+def _columns(corpus: Corpus, template: Any) -> list[tuple[str, str, str]]:
     """(format, column, what it became), of the first rows."""
     found: dict[str, dict[str, Any]] = {}  # format -> column -> a value
+    ours: dict[str, str] = {}
     for i in range(min(LOOKED_AT, len(corpus))):
-        record = corpus.record(i)
+        record, columns = corpus.record(i), corpus.columns(i)
+        ours |= {column: name for name, column in columns.items()}
         try:
             known = found.setdefault(format_of(record, columns), {})
         except CorpusError:  # a table's filled-in nulls
@@ -157,10 +163,10 @@ def _columns(corpus: Corpus, columns: Mapping[str, str], chat: bool) -> list[tup
         known.update(
             {name: value for name, value in record.items() if value is not None or name not in known}
         )
-    ours = {column: name for name, column in columns.items()}
+    columns = {name: column for column, name in ours.items()}
     lines = []
     for format, known in sorted(found.items()):
-        idle = unused(format, known, columns, chat, is_verdict(known.get("label")))
+        idle = unused(format, known, columns, template and str(template), is_verdict(known.get("label")))
         for column in known:
             name = ours.get(column, column)
             becomes = NOT_USED if column in idle else BECOMES.get(name, "used")

@@ -67,6 +67,8 @@ class Corpus:
     fingerprint: str
     dataset: datasets.Dataset
     _records: pa.ChunkedArray
+    _files: pa.ChunkedArray
+    _columns: dict[str, dict[str, str]]
     _home: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
@@ -137,6 +139,8 @@ class Corpus:
             fingerprint=account.fingerprint,
             dataset=dataset.select_columns(["input_ids", "labels", "example_id"]),
             _records=table["record"],
+            _files=table["file"],
+            _columns=account.columns,
             _home=home,
         )
 
@@ -175,12 +179,17 @@ class Corpus:
             fingerprint=blake2b(f"{self.fingerprint} {begin} {end}".encode(), digest_size=16).hexdigest(),
             dataset=self.dataset.select(range(begin, end)),
             _records=self._records.slice(begin, end - begin),
+            _files=self._files.slice(begin, end - begin),
         )
 
     def record(self, i: int) -> dict[str, Any]:
         """Row i as the user wrote it, with all its columns in their order."""
         record: dict[str, Any] = json.loads(self._records[int(i)].as_py())
         return record
+
+    def columns(self, i: int) -> Mapping[str, str]:
+        """Of row i {our name: its column}, as the config or its entry of train_data has it."""
+        return self._columns[self._files[int(i)].as_py()]
 
     def tokens(self, rows: Rows | Sequence[int]) -> list[Array]:
         """input_ids of each of `rows`: (length[row],) int64."""

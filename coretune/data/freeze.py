@@ -63,6 +63,7 @@ FROZEN = pa.schema(
         ("id", pa.string()),
         ("source", pa.string()),
         ("record", pa.string()),
+        ("file", pa.string()),
     ]
 )
 
@@ -78,6 +79,7 @@ class Account:
     rows         checksum of the file of frozen rows
     notes        lines that name the columns that are not used
     absent       keys of `columns` whose column no row has
+    columns      file, as its rows name it -> its mapping of columns
     """
 
     dropped: list[tuple[str, str]]
@@ -87,6 +89,7 @@ class Account:
     rows: str
     notes: list[str]
     absent: list[str]
+    columns: dict[str, dict[str, str]]
 
     @classmethod
     def read(cls, folder: Path) -> Account:
@@ -263,6 +266,7 @@ def _freeze(
         rows=_hash([(ROWS, work / "frozen" / ROWS)]),
         notes=known.notes,
         absent=known.absent,
+        columns={file: dict(mapping) for file, mapping in settings["columns"].items()},
     )
     account.write(work / "frozen")
 
@@ -304,7 +308,9 @@ def _write_frozen(raw: datasets.Dataset, encoded: datasets.Dataset, order: list[
             table = block.select(["input_ids", "labels", "prompt_length", "id", "source"])
             table = table.append_column("example_id", pa.array(np.arange(start, start + len(rows))))
             # Rows taken here and there are a chunk each, and so would the block be on disk.
-            table = table.append_column("record", raw[rows]["record"].combine_chunks())
+            there = raw[rows]
+            for name in ("record", "file"):
+                table = table.append_column(name, there[name].combine_chunks())
             writer.write_table(table.select(FROZEN.names).cast(FROZEN))
 
 
