@@ -3,18 +3,19 @@
     python bench/near_duplicates.py --quick
     python bench/near_duplicates.py --model FOLDER --data FOLDER --check
 
-Of each pool --rows rows are drawn, copies left out. Each is edited in four ways:
+Of each pool --rows rows are drawn, copies left out. Each is edited in five ways:
 
     format    first letter in lower case, no full stop at the end, two spaces after a comma    to be found
     typing    two letters swapped in one word of twenty                                        to be found
     words     one word of ten left out                                                         to be found
+    signs     every + a −, every − a +, in prompt and response                                 must stay
     numbers   every number another one, prompt and response: another question                  must stay
 
 Rules, each on prompt and response:
 
-    folded    the same after case, punctuation and white space are dropped
+    folded    the same after case, punctuation and white space are dropped: `duplicates: {alike: folded}`
     jaccard   shared shingles of three words over all shingles of both, prompt and response together
-    cosine    of the embeddings about their mean, the prompts' or the responses', the lower (setting `near`)
+    cosine    of the embeddings about their mean, the prompts' or the responses', the lower
 
 Found: share of edited rows that the rule takes for their original. Taken: share of the pool's distinct rows,
 as they are, that it takes for another row; these must stay.
@@ -39,11 +40,12 @@ from real_run import machine
 from scipy import sparse
 
 from coretune import run
+from coretune.rounds.folded_duplicates import folded as pieces
 from coretune.types import Array
 
 POOLS = ",".join(f"{name};characters=300" for name in ("mixed-clean", "gsm8k", "choice-clean"))
 QUICK = "made:rows=300;wrong=0;copies=0"
-EDITS = ("format", "typing", "words", "numbers")
+EDITS = ("format", "typing", "words", "numbers", "signs")
 SHINGLE = 3  # words
 THRESHOLDS = {"jaccard": (0.5, 0.6, 0.7, 0.8, 0.9), "cosine": (0.9, 0.95, 0.98, 0.99)}
 FOUND, TAKEN = 0.9, 0.01  # of `format` at least, of rows that must stay at most
@@ -58,6 +60,7 @@ def edited(row: Row, kind: str, rng: np.random.Generator) -> Row:
             text, 0.05, rng, lambda word: word[:1] + word[2:3] + word[1:2] + word[3:]
         ),
         "words": lambda text: _each_word(text, 0.1, rng, lambda word: ""),
+        "signs": lambda text: text.translate({ord("+"): "-", ord("-"): "+"}),
         "numbers": lambda text: re.sub(
             r"\d+", lambda found: str(int(found[0]) + int(rng.integers(1, 9))), text
         ),
@@ -97,9 +100,7 @@ def jaccard(rows: list[Row], others: list[Row]) -> Array:
 
 def folded(rows: list[Row], others: list[Row]) -> Array:
     """(n, m) float64: 1 where the same letters and digits follow each other."""
-    keys = [
-        ["".join(re.findall(r"\w+", " ".join(row).casefold())) for row in some] for some in (rows, others)
-    ]
+    keys = [[b"".join(pieces(" ".join(row))) for row in some] for some in (rows, others)]
     return (np.array(keys[0])[:, None] == np.array(keys[1])[None, :]).astype(float)
 
 
@@ -170,7 +171,7 @@ def figures(
         }
         for rule, at in rules:
             found[f"{rule} {at:g}"][kind] = (
-                float((np.diag(near[rule])[changed] >= at).mean()) if changed.any() else np.nan
+                float((np.diag(near[rule])[changed] >= at).mean()) if changed.any() else 0.0
             )
     return found
 
@@ -206,7 +207,7 @@ def missed(pool: str, found: dict[str, float]) -> list[str]:
     misses = []
     if found["format"] < FOUND:
         misses.append(f"{pool}: {found['format']:.1%} of rows edited in format are found, not {FOUND:.0%}")
-    for kind in ("taken", "numbers"):
+    for kind in ("taken", "numbers", "signs"):
         if found[kind] > TAKEN:
             misses.append(
                 f"{pool}: {found[kind]:.1%} of rows that must stay are taken ({kind}), not {TAKEN:.0%}"

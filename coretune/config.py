@@ -54,7 +54,7 @@ _RENAMED = {
     "tells_above": "filters: [{neighbours: {on_above: …}}]",
     "loss_above": "filters: [neighbours], whose rule is fixed",
     "mismatch_above": "filters: [neighbours], whose rule is fixed",
-    "copies": "filters: [{duplicates: {near: …}}]",
+    "copies": "filters: [{duplicates: {alike: folded}}]",
     "rest": "filters: [{cooldown: {coresets: …}}]",
     "cutoff": "filters: [noise]",
     "cutoff_by": "filters: [noise]",

@@ -16,6 +16,7 @@ from coretune.recording.audit import FIXED
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
     EQUAL_TO,
+    FOLDED_TO,
     RESPONSE_TOKENS,
     SHARE,
     TARGET_LOSS,
@@ -36,7 +37,7 @@ from coretune.types import (
 EXAMPLES = 3  # of the target
 
 #: What the engine keeps of its own accord, whatever a selector needs.
-KEPT = ("previous_loss", TRAINED_AT, TRAINED_TIMES, EQUAL_TO, RESPONSE_TOKENS, TARGET_ROW)
+KEPT = ("previous_loss", TRAINED_AT, TRAINED_TIMES, EQUAL_TO, FOLDED_TO, RESPONSE_TOKENS, TARGET_ROW)
 
 
 def synthetic_pool(
@@ -65,6 +66,7 @@ def synthetic_pool(
     features[RESPONSE_TOKENS] = np.maximum(cost // 2, 1).astype(np.int32)
     features[TARGET_ROW] = (np.arange(n) % 10 == 9).astype(np.int32)
     features[EQUAL_TO] = np.array([np.flatnonzero(source == each)[0] for each in source], np.int32)
+    features[FOLDED_TO] = features[EQUAL_TO]
     return Pool(
         features=features,
         cost=cost,

@@ -29,7 +29,7 @@ PAIR_TOKENS = "pair_tokens"
 
 #: In `Pool.features`, (n,): the lowest row with the same tokens and prompt; tokens of the response; number of
 #: the coreset that last trained on a row (0 = warm-up, -1 = none); how often it was trained on.
-EQUAL_TO, RESPONSE_TOKENS = "equal_to", "response_tokens"
+EQUAL_TO, FOLDED_TO, RESPONSE_TOKENS = "equal_to", "folded_to", "response_tokens"
 TRAINED_AT, TRAINED_TIMES = "trained_at", "trained_times"
 
 #: How the names of features end whose rows have length 1.

@@ -269,7 +269,8 @@ def test_any_method_takes_any_filters_with_their_settings(method: str) -> None:
     assert section.coreset.filters == (Duplicates(), Cooldown(coresets=2), Noise())
     assert "loss" in section.coreset.needs
     assert build_coreset(section.spelled_out(given_), 0) == section
-    assert coreset(method, budget=5, filters=[Duplicates(near=0.9)]).filters == (Duplicates(near=0.9),)
+    folded = Duplicates(alike="folded")
+    assert coreset(method, budget=5, filters=[folded]).filters == (folded,)
 
 
 def test_filters_of_a_method_are_those_of_its_preset_and_an_empty_list_turns_all_off() -> None:
@@ -304,7 +305,11 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "new"),
-    [("mismatched", "[{noise: {pairs"), ("rest", "[{cooldown: {coresets"), ("copies", "[{duplicates: {near")],
+    [
+        ("mismatched", "[{noise: {pairs"),
+        ("rest", "[{cooldown: {coresets"),
+        ("copies", "[{duplicates: {alike"),
+    ],
 )
 def test_a_setting_that_moved_is_answered_with_where_it_is_now(key: str, new: str) -> None:
     assert f"coreset.{key} is gone: write filters: {new}" in message(with_coreset(**{key: 3}))

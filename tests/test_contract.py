@@ -23,6 +23,7 @@ from coretune.select.importance import IMPORTANCES
 from coretune.testing import check_filter, check_selector, synthetic_pool
 from coretune.types import (
     EQUAL_TO,
+    FOLDED_TO,
     RESPONSE_TOKENS,
     TARGET_ROW,
     Array,
@@ -303,8 +304,9 @@ def test_synthetic_pool_holds_what_it_says() -> None:
     distinct = np.unique(embedding[pool.usable], axis=0)
     assert 180 * 0.6 < len(distinct) < 180 * 0.85
     assert np.linalg.norm(distinct, axis=1) == pytest.approx(np.ones(len(distinct)), abs=1e-5)
+    known = (EQUAL_TO, FOLDED_TO, RESPONSE_TOKENS, TARGET_ROW)
     for name, value in pool.features.items():
-        assert name in (EQUAL_TO, RESPONSE_TOKENS, TARGET_ROW) or np.isnan(value[~pool.usable]).all()
+        assert name in known or np.isnan(value[~pool.usable]).all()
     assert pool.graph is not None
     listed = pool.graph.neighbors
     assert (listed[~pool.usable] == -1).all()

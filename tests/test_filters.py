@@ -16,12 +16,16 @@ from coretune.filters.duplicates import Duplicates
 from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
 from coretune.filters.room import shrunk
+from coretune.rounds.folded_duplicates import folded, folded_to
+from coretune.rounds.transitions import empty_pool
 from coretune.select.copies import copy_groups
 from coretune.select.random import Random
 from coretune.testing import synthetic_pool
+from coretune.training.decision import with_folded
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
     EQUAL_TO,
+    FOLDED_TO,
     RESPONSE_TOKENS,
     TRAINED_AT,
     TRAINED_TIMES,
@@ -63,17 +67,45 @@ def test_of_equal_rows_the_lowest_usable_one_may_be_chosen() -> None:
     assert (verdict.score[usable] == ~verdict.keep[usable]).all()
 
 
-def test_near_duplicates_go_only_where_a_cosine_is_given() -> None:
-    """Of rows that answer alike the one of least loss stays."""
-    pool = synthetic_pool(60, 6, 0, copies=0.5)
-    apart = with_features(pool, **{EQUAL_TO: np.arange(60, dtype=np.int32)})
-    assert Duplicates().judge(apart, Budget(5)).keep.all()
-    near = Duplicates(near=0.999)
-    assert set(near.needs) == {"response_embedding", "loss"}
-    loss = np.arange(60, 0, -1).astype(np.float32)
-    left = np.flatnonzero(near.judge(with_features(apart, loss=loss), Budget(5)).keep)
-    groups = copy_groups(pool, 0.999, "response_embedding")
-    assert left.tolist() == sorted(np.flatnonzero(groups == group).max() for group in set(groups.tolist()))
+def test_rows_that_are_the_same_but_for_their_format_go_only_where_that_is_asked_for() -> None:
+    apart = with_features(POOL, **{EQUAL_TO: np.arange(POOL.n, dtype=np.int32)})
+    assert Duplicates().judge(apart, Budget(5)).keep[USABLE].all()
+    same = np.arange(POOL.n, dtype=np.int32)
+    same[[USABLE[4], USABLE[7]]] = same[USABLE[1]]
+    verdict = Duplicates(alike="folded").judge(with_features(apart, **{FOLDED_TO: same}), Budget(5))
+    assert np.flatnonzero(POOL.usable & ~verdict.keep).tolist() == [USABLE[4], USABLE[7]]
+    assert Duplicates(alike="folded").needs == ()
+
+
+def test_a_trainer_says_which_rows_are_the_same_but_for_their_format() -> None:
+    class Letters:
+        """A tokenizer of single letters."""
+
+        def __len__(self) -> int:
+            return 128
+
+        def convert_ids_to_tokens(self, ids: range) -> list[str]:
+            return [chr(i) for i in ids]
+
+    class Texts:
+        def tokens(self, rows: Array) -> list[Array]:
+            return [np.frombuffer(["One two", "one, TWO.", "one 2"][i].encode(), np.uint8) for i in rows]
+
+    pool = with_folded(empty_pool(np.full(3, 9)), Texts(), Letters())  # type: ignore[arg-type]
+    keep = Duplicates(alike="folded").judge(pool, Budget(1)).keep
+    assert keep.tolist() == [True, False, True]
+    assert Duplicates().judge(pool, Budget(1)).keep.all()
+    with pytest.raises(ValueError, match=r"alike is folded, which reads texts: give .* a processing_class"):
+        with_folded(pool, Texts(), None)  # type: ignore[arg-type]
+
+
+def test_case_space_and_punctuation_are_folded_and_signs_of_arithmetic_are_not() -> None:
+    texts = ["Add 3 + 4.", "add  3+4", "add 3 - 4", "add 3+4!", "Add 34", "加 3+4", "減 3+4"]
+    letters = sorted(set("".join(texts)))
+    pieces = folded(letters)
+    rows = [np.array([letters.index(letter) for letter in text]) for text in texts]
+    same = folded_to(len(rows), lambda some: [rows[i] for i in some], pieces)
+    assert same.tolist() == [0, 0, 2, 0, 4, 5, 6]
 
 
 def test_rows_that_point_the_same_way_as_all_are_no_near_duplicates() -> None:
@@ -205,7 +237,7 @@ def test_a_quota_shrinks_with_the_rows_that_are_left_of_a_group() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Duplicates(near=1.5), "duplicates.near is 1.5: give a cosine"),
+        (lambda: Duplicates(alike="near"), "duplicates.alike is 'near': give one of exact, folded"),
         (lambda: Cooldown(coresets=0), "cooldown.coresets is 0: give at least 1"),
         (lambda: Cooldown(by="luck"), "cooldown.by is 'luck': give one of count, loss"),  # type: ignore[arg-type]
     ],

@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from coretune.select.copies import RESPONSES, best_of_copies
-from coretune.select.ranking import usable_feature
-from coretune.types import EQUAL_TO, Array, Budget, Pool, Verdict
+from coretune.types import EQUAL_TO, FOLDED_TO, Array, Budget, Pool, Verdict
+
+Alike = Literal["exact", "folded"]
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Exact duplicates: rows of the same tokens and the same prompt. The lowest row of each group stays.
+    """Duplicates: of each group of rows that are the same the lowest usable one stays.
 
-    near  a cosine: of rows that are neighbours in the graph and whose responses have at least this cosine,
-          about the mean of all, only the one of least loss stays, too. None [choice] = exact duplicates
-          alone: on real text a paraphrase can have a lower cosine than two rows that both have to stay
+    alike  "exact": the same tokens and the same prompt; "folded": the same but for upper case, white space
+           and punctuation, too (`rounds/folded_duplicates.py`)
 
-    Which rows are equal is known before anything is measured (feature `equal_to`), so it costs nothing.
+    Which rows are the same is known before anything is measured (features `equal_to`, `folded_to`), so it
+    costs nothing.
     score  1 for a row that equals another which stays, 0 for all others
     """
 
-    near: float | None = None
+    alike: Alike = "exact"
 
     name: ClassVar[str] = "duplicates"
     says: ClassVar[str] = "a duplicate of another row"
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.near is not None and not 0.0 < self.near <= 1.0:
-            raise ValueError(f"duplicates.near is {self.near}: give a cosine above 0, at most 1, or null")
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return (RESPONSES, "loss") if self.near is not None else ()
+        if self.alike not in get_args(Alike):
+            raise ValueError(f"duplicates.alike is {self.alike!r}: give one of {', '.join(get_args(Alike))}")
 
     def judge(self, pool: Pool, budget: Budget) -> Verdict:
-        keep = _first_of_equals(pool)
-        if self.near is not None:
-            loss = usable_feature(pool, "loss").astype(np.float64)
-            keep = keep & best_of_copies(pool, loss, self.near, RESPONSES)
+        group = pool.feature(EQUAL_TO if self.alike == "exact" else FOLDED_TO)
+        rows = np.flatnonzero(pool.usable)
+        keep: Array = np.zeros(pool.n, bool)
+        keep[rows[np.unique(group[rows], return_index=True)[1]]] = True
         return Verdict(keep, (pool.usable & ~keep).astype(np.float32))
-
-
-def _first_of_equals(pool: Pool) -> Array:
-    """(n,) bool: usable rows of which no lower usable row is equal."""
-    rows = np.flatnonzero(pool.usable)
-    first = np.unique(pool.feature(EQUAL_TO)[rows], return_index=True)[1]
-    keep = np.zeros(pool.n, bool)
-    keep[rows[first]] = True
-    return keep

@@ -11,6 +11,7 @@ from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
 from coretune.types import (
     EQUAL_TO,
+    FOLDED_TO,
     RESPONSE_TOKENS,
     TRAINED_AT,
     TRAINED_TIMES,
@@ -24,7 +25,8 @@ NO_SELECTION = -1
 
 
 def empty_pool(cost: Array, equal_to: Rows | None = None, response: Array | None = None) -> Pool:
-    """A pool of which nothing is known but what a row costs, and which rows are equal.
+    """A pool of which nothing is known but what a row costs, and which rows are equal; their format counts
+    (FOLDED_TO) until somebody says which are the same but for it.
 
     cost      (n,) tokens
     equal_to  (n,) the lowest row that is equal to each; None = no two rows are
@@ -37,6 +39,7 @@ def empty_pool(cost: Array, equal_to: Rows | None = None, response: Array | None
             TRAINED_AT: np.full(n, -1, np.int32),
             TRAINED_TIMES: np.zeros(n, np.int32),
             EQUAL_TO: equal.astype(np.int32),
+            FOLDED_TO: equal.astype(np.int32),
             RESPONSE_TOKENS: np.asarray(cost if response is None else response, np.int32),
         },
         cost=np.asarray(cost, np.int64),

@@ -15,21 +15,6 @@ RESPONSES = "response_embedding"
 BLOCK = 8192  # rows
 
 
-def best_of_copies(pool: Pool, noise: Array, threshold: float, embedding: str) -> Array:
-    """(n,) bool: of each group of usable copies the row of least noise, the lowest row among equals.
-
-    Copies are neighbours in the graph whose `embedding` has, about its mean, a cosine of at least
-    `threshold`. The graph says which pairs to look at, the embedding whether they are copies: two rows that
-    ask the same and answer differently are neighbours in a graph of prompts and no copies by their responses.
-    """
-    group = copy_groups(pool, threshold, embedding)
-    order = np.argsort(np.where(pool.usable, noise, np.inf), kind="stable")
-    _, first = np.unique(group[order], return_index=True)
-    best = np.zeros(pool.n, bool)
-    best[order[first]] = True
-    return best & pool.usable
-
-
 def copies_by(pool: Pool, embedding: str) -> str:
     """The signal by which rows are told to be copies: responses where they were measured, else `embedding`.
 

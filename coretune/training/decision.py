@@ -11,10 +11,12 @@ import numpy as np
 from transformers import Trainer
 
 from coretune import refresh
+from coretune.filters.duplicates import Duplicates
 from coretune.progress import loops_shown
 from coretune.recording import run_record, selection_log
 from coretune.recording.run_files import LEDGER, SELECTION
 from coretune.rounds.exact_duplicates import ExactDuplicates
+from coretune.rounds.folded_duplicates import folded, folded_to
 from coretune.rounds.quota_request import FEATURE, groups
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
@@ -22,7 +24,7 @@ from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool
 from coretune.select.by_target import unserved
 from coretune.training.saving import side_product
-from coretune.types import TARGET_ROW, Array, Pool
+from coretune.types import FOLDED_TO, TARGET_ROW, Array, Pool
 
 log = logging.getLogger("coretune")
 
@@ -41,6 +43,8 @@ def next_round(trainer: Any, global_step: int) -> State:
     with loops_shown(not trainer.args.disable_tqdm):
         if before is None:
             pool = first_pool(config, trainer.pool_rows, trainer.sight.twins, trainer.target_rows)
+            if Duplicates("folded") in config.filters:
+                pool = with_folded(pool, trainer.pool_rows, trainer.processing_class)
             now = refresh.start(config, pool, clock, measurement, ledger)
         else:
             now = refresh.advance(config, before, clock, measurement, ledger)
@@ -75,6 +79,18 @@ def first_pool(
     pool = replace(pool, features=grouped)
     config.with_quota(pool, config.budget.resolve(pool))
     return pool
+
+
+def with_folded(pool: Pool, rows: PoolRows, tokenizer: Any) -> Pool:
+    """The pool with which rows are the same but for their format. ValueError without a tokenizer."""
+    if tokenizer is None:
+        raise ValueError(
+            "duplicates.alike is folded, which reads texts: give the trainer a processing_class, "
+            "or set alike to exact"
+        )
+    pieces = folded(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    same = folded_to(pool.n, rows.tokens, pieces)
+    return replace(pool, features={**pool.features, FOLDED_TO: same.astype(np.int32)})
 
 
 def _record(trainer: Any, now: State) -> None:
