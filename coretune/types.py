@@ -38,6 +38,9 @@ UNIT = "_embedding"
 #: A signal: the loss of a row's response after an empty prompt, what all prompts of the pool end with.
 EMPTY_PROMPT_LOSS = "empty_prompt_loss"
 
+#: In `Pool.features` beside it, (n,): a row's own last measured loss, which no other row has moved.
+EXACT_LOSS = "exact_loss"
+
 #: A signal, (n, m): the cosine of a row's `weighted_embedding` with that of each of the m target examples.
 TARGET_SIMILARITY = "target_similarity"
 

@@ -63,7 +63,7 @@ def test_every_selector_passes_with_every_filter(name: str, filters: list[str]) 
 
 
 FILTER_VARIANTS: list[Filter] = [
-    Duplicates(near=0.99),
+    Duplicates(alike="folded"),
     Cooldown(by="loss"),
     Cooldown(coresets=1),
     Noise(least_told=0),

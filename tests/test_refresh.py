@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import minimize
 
+from coretune.filters.noise import Noise
 from coretune.neighbors.graph import build, symmetric_csr
 from coretune.policies.anchors import Planned, pick_spread_anchors, planned
 from coretune.policies.paper import average, eq21_step, priority, propagation_weights
 from coretune.policies.propagation import rows_beside, spread
 from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.types import Array, Pool, RefreshPolicy, Rows
+from coretune.types import Array, Budget, Pool, RefreshPolicy, Rows
 
 few = settings(deadline=None, max_examples=25)
 N, K = 80, 5
@@ -508,6 +509,37 @@ def test_previous_loss_is_the_loss_held_before_the_look() -> None:
     np.testing.assert_array_equal(one.features["previous_loss"][rows], signals(1)["loss"][rows])
     np.testing.assert_array_equal(two.features["previous_loss"][rows], signals(2)["loss"][rows])
     assert np.isnan(np.delete(two.features["previous_loss"], rows)).all()
+
+
+@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+def test_what_a_prompt_is_worth_to_its_response_no_other_row_tells(propagate: str) -> None:
+    """A noise filter holds the measured loss against the one without a prompt: rows beside those that
+    training passed through have a lower loss after it, and are as noisy as they were."""
+    refresh = paper(propagate=propagate, k=K)
+
+    def told(seed: int) -> dict[str, Array]:
+        return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
+
+    pool, anchors = update(refresh, unmeasured(), np.arange(N), told(1), 0), np.array([3, 11, 40])
+    after = update(refresh, pool, anchors, at(told(2), anchors), 1)
+    moved = after.features["loss"] != pool.features["loss"]
+    assert moved.sum() > len(anchors) or propagate == "none"
+    for name, measured_as in (("exact_loss", "loss"), ("empty_prompt_loss", "empty_prompt_loss")):
+        expected = told(1)[measured_as].copy()
+        expected[anchors] = told(2)[measured_as][anchors]
+        np.testing.assert_array_equal(after.features[name], expected)
+    flagged = Noise(least_told=0.0)
+    pairs = {
+        "matched_loss": np.ones(9),
+        "mismatched_loss": np.full(9, 4.0),
+        "unprompted_loss": np.full(9, 4.0),
+    }
+    known = {**pairs, "pair_tokens": np.full(9, 10)}
+    tokens = {"response_tokens": np.full(N, 10)}
+    scored = replace(after, features={**after.features, **tokens}, references=known)
+    score = flagged.judge(scored, Budget(1)).score
+    ratio = (scored.features["exact_loss"] + 0.02) / (scored.features["empty_prompt_loss"] + 0.02)
+    np.testing.assert_allclose(score, np.sqrt(10) * np.log(ratio), atol=1e-5)
 
 
 def test_nothing_measured_changes_nothing() -> None:

@@ -12,6 +12,7 @@ from coretune.select.importance import LEAST_LOSS
 from coretune.select.ranking import usable_feature
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
+    EXACT_LOSS,
     MATCHED,
     MISMATCHED,
     PAIR_TOKENS,
@@ -104,7 +105,8 @@ class Noise:
 
 def scores(pool: Pool) -> Array:
     """(n,) float32: √T log(l / h) of `contrast.py`; NaN for rows that are not usable."""
-    loss, empty = usable_feature(pool, "loss"), usable_feature(pool, EMPTY_PROMPT_LOSS)
+    known = EXACT_LOSS if EXACT_LOSS in pool.features else "loss"  # the same until losses are propagated
+    loss, empty = usable_feature(pool, known), usable_feature(pool, EMPTY_PROMPT_LOSS)
     found = _score(loss, empty, pool.feature(RESPONSE_TOKENS))
     return np.where(pool.usable, found, np.nan).astype(np.float32)
 
