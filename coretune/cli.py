@@ -6,6 +6,7 @@ comes before a run and after it.
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,10 @@ app.add_typer(cache_command.app, name="cache")
 Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="FILE", help="Trusted rows of what is wanted; several share alike."),
 ]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and list them.")]
 
@@ -95,6 +100,7 @@ def train(
 def select(
     config: Config,
     overrides: Overrides = None,
+    target: Targets = None,
     skip_bad_rows: SkipBadRows = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -103,7 +109,7 @@ def select(
     """Choose the coreset without training on it, and write it as _coretune/coreset.jsonl for any trainer."""
 
     def work() -> None:
-        settings = _load(config, overrides, skip_bad_rows)
+        settings = _load(config, [*(overrides or ()), *_as_target(target)], skip_bad_rows)
         from coretune import run  # seconds: after what is wrong with the config was said
 
         if quiet or as_json or not first_process():
@@ -198,6 +204,16 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", message=NOISE)
     app()
+
+
+def _as_target(files: Sequence[str] | None) -> list[str]:
+    """The override of target_data that the option --target stands for."""
+    if not files:
+        return []
+    if len(set(files)) < len(files):
+        raise ValueError(f"--target is given {len(files)} times, some file twice: give each file once")
+    given = files[0] if len(files) == 1 else {file: 1 / len(files) for file in files}
+    return [f"target_data={json.dumps(given)}"]
 
 
 def _load(path: str, overrides: Sequence[str] | None, skip_bad_rows: bool) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
 from coretune.provenance import inputs_of, provenance, refuse_other_data, refuse_other_inputs
 from coretune.reading.disk import disk_bytes
+from coretune.recording.components import CODES, why
 from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
 from coretune.recording.run_lock import run_lock
+from coretune.recording.target_record import served_by
 from coretune.report import write_report
 from coretune.rounds.state import State
-from coretune.rounds.targets import Target
+from coretune.rounds.targets import TARGET_SIGNALS, Target
 from coretune.scoring.evaluate import Row
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
@@ -116,7 +118,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
         state = trainer.select()
         path = Path(config.output_dir) / CORESET
         if first:
-            _write_coreset(path, _corpus(trainer), state)
+            _write_coreset(path, _corpus(trainer), state, trainer.sight.targets)
             with side_product(Path(config.output_dir) / LEDGER):
                 trainer.ledger.write(Path(config.output_dir) / LEDGER)
             _write_report(config, trainer)
@@ -135,6 +137,11 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         method = config.coreset["method"]
         log.warning(
             "no effect with method %s as it is refreshed: coreset.%s", method, ", coreset.".join(idle)
+        )
+    if config.target_data and not TARGET_SIGNALS & set(section.coreset.needs):
+        log.warning(
+            "method %s does not choose by a target: target_data only keeps its own rows out of training",
+            config.coreset["method"],
         )
     args = training_arguments(config)
     adapter = adapter_config(config)
@@ -315,9 +322,10 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     write_text(Path(config.output_dir) / CONFIG, write(resolved))
 
 
-def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
+def _write_coreset(path: Path, pool: Corpus, state: State, targets: Sequence[Target]) -> None:
     """One line a chosen row. The file appears whole or not at all."""
     coreset = state.coreset
+    reasons = {name: values for name, values in coreset.reasons.items() if name not in CODES}
     nulls = 0
     with whole(path) as file:
         for rank, row in enumerate(coreset.indices):
@@ -326,8 +334,11 @@ def _write_coreset(path: Path, pool: Corpus, state: State) -> None:
                 "rank": rank,
                 "weight": _number(coreset.weights[rank]),
                 "gain": _number(coreset.gains[rank]),
-                "components": {name: _number(values[row]) for name, values in coreset.reasons.items()},
+                "components": {name: _number(values[row]) for name, values in reasons.items()},
             }
+            if (served := served_by(coreset.reasons, targets, row)) is not None:
+                facts["serves"] = served
+            facts["why"] = why(facts["components"], served)
             line, count = json_line({**pool.record(row), "coretune": facts})
             file.write(line.encode() + b"\n")
             nulls += count

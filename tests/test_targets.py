@@ -98,7 +98,7 @@ def test_examples_take_turns_and_a_row_serves_the_example_that_took_it() -> None
 def test_turns_go_by_shares_and_sizes_until_no_row_is_left() -> None:
     worth = np.array([[3.0, 9], [2, 8], [1, 7], [0, 6]])
     order, taker = turns(worth, np.array([0.75, 0.25]), np.ones(4), np.arange(4))
-    assert (order.tolist(), taker.tolist()) == ([0, 1, 2, 3], [0, 1, 0, 0])
+    assert (order.tolist(), taker.tolist()) == ([0, 1, 2, 3], [0, 0, 1, 0])
     order, taker = turns(worth, np.array([0.5, 0.5]), np.array([1, 5, 1, 1]), np.array([1, 2, 3]))
     assert (order.tolist(), taker.tolist()) == ([1, 2, 3], [0, 1, 1])
 

@@ -67,6 +67,7 @@ class Refresh:
     representative: Neighbor | None
     closeness: float | None
     neighbors: list[Neighbor]
+    serves: str | None = None
 
     @property
     def measured(self) -> str:
@@ -141,6 +142,8 @@ def lines(found: Explanation) -> Iterator[str]:
             about = f": {part.meaning}" if part.meaning and name not in told else ""
             told.add(name)
             yield f"  {name:<14} {part.value:>12.5g}   more than {part.above:.0%} of the {rows}{about}"
+        if refresh.serves is not None:
+            yield f"  serves         {refresh.serves}"
         if refresh.representative is not None:
             yield f"  stands for it  {refresh.representative.id}: {refresh.representative.text}"
         names = [neighbor.id for neighbor in refresh.neighbors]
@@ -196,7 +199,17 @@ def _refresh(run: RunFiles, round: int, id: str) -> Refresh:
         representative=nearest,
         closeness=line["closeness"] if nearest else None,
         neighbors=[n for row in line["neighbors"] or () if (n := _neighbor(run, row, chosen))],
+        serves=_serves(run, line),
     )
+
+
+def _serves(run: RunFiles, line: dict[str, Any]) -> str | None:
+    """The example of a target that the row serves, with its text."""
+    example = run.served(line)
+    if example is None:
+        return None
+    text = " → ".join(excerpt([example[part]], 0, SHOWN) for part in ("prompt", "response"))
+    return f"{example['id']} of {example['target']}: {text}"
 
 
 def _components(table: pa.Table, line: dict[str, Any]) -> dict[str, Component]:

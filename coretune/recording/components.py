@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 #: No quantities: the verdict of a row says them.
-CODES = ("stands_with",)
+CODES = ("stands_with", "serves", "for_target")
 #: Known of chosen rows alone, 0 of the others.
 OF_CHOSEN = ("represents", "pursuit_weight", "iteration", "deflation", "step")
 
@@ -33,5 +34,23 @@ MEANING: Mapping[str, str] = {
     "loss": "nats a response token",
     "log_ifd": "loss with the prompt less loss without it",
     "target_cosine": "of its gradient with those of the target's rows",
+    "target_similarity": "cosine of its embedding with that of the target example it serves",
+    "loss_drop": "the share of its loss that is gone after a warm-up on the target alone",
+    "target_rows": "1 where it is an example of the target",
+    "narrow": "high where the cheap signal cuts it: distance to the target, or place in the order",
     "draw": "a random number",
 }
+
+
+def why(components: Mapping[str, float | None], served: Mapping[str, Any] | None) -> str:
+    """In words, for a reader who has the row alone: whom it serves, and its components and their meaning."""
+    parts = []
+    if served is not None:
+        parts.append(
+            f"for example {served['id']} of {served['target']}, similarity {served['similarity']:.3g}"
+        )
+    for name, value in components.items():
+        if value is not None and not (served and name == "target_similarity"):
+            meaning = f" ({MEANING[name]})" if name in MEANING else ""
+            parts.append(f"{name} {value:.3g}{meaning}")
+    return "; ".join(parts)

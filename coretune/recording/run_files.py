@@ -21,15 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from coretune.files import read_json
 from coretune.recording import audit
-from coretune.types import Array
+from coretune.types import SERVES, Array
 
 OWN = "_coretune"  # in output_dir, which `push_to_hub` uploads but for what begins with _ or checkpoint-
 POOL, SELECTION, LEDGER, CONFIG = (
     f"{OWN}/{name}" for name in ("pool.parquet", "selection.parquet", "ledger.json", "config.yaml")
 )
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
-CORESET = f"{OWN}/coreset.jsonl"
+CORESET, TARGETS = f"{OWN}/coreset.jsonl", f"{OWN}/targets.json"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 #: What is read of pool.parquet, and of compare.json.
 POOL_COLUMNS = ("id", "source", "tokens", "prompt_tokens", "prompt", "response", "x", "y", "copies")
@@ -82,6 +83,21 @@ class RunFiles:
     @cached_property
     def row_of(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.ids)}
+
+    @cached_property
+    def examples(self) -> list[dict[str, str]]:
+        """Of the run's targets, by their numbers: id, target, prompt, response; [] without a target."""
+        if not (self.path / TARGETS).is_file():
+            return []
+        found: list[dict[str, str]] = read_json(self.path / TARGETS, "remove it")["examples"]
+        return found
+
+    def served(self, line: dict[str, Any]) -> dict[str, str] | None:
+        """The example that a row of a selection serves; `line` as in selection.parquet."""
+        number = line.get(SERVES)
+        if number is None or not 0 <= number < len(self.examples):
+            return None
+        return self.examples[int(number)]
 
     @cached_property
     def rounds(self) -> list[int]:

@@ -94,7 +94,7 @@ def describe_pool(pool: Pool, rows: PoolRows, decode: Decode, embedding: str, se
         "source": pa.nulls(pool.n, pa.string()) if rows.source is None else list(rows.source),
         "tokens": rows.length.astype(np.int32),
         "prompt_tokens": rows.prompt_length.astype(np.int32),
-        **_excerpts(rows, decode),
+        **excerpts(rows, decode),
     }
     for name in ("x", "y"):
         columns[name] = pa.nulls(pool.n, pa.float32())
@@ -152,7 +152,8 @@ def plane(embedding: Array, seed: int) -> tuple[Array, float]:
     return places.astype(np.float32), float((lengths**2).sum() / whole)
 
 
-def _excerpts(rows: PoolRows, decode: Decode) -> dict[str, list[str]]:
+def excerpts(rows: PoolRows, decode: Decode) -> dict[str, list[str]]:
+    """prompt, response: (n,) texts, of long ones the beginning and the end."""
     texts: dict[str, list[str]] = {"prompt": [], "response": []}
     n = len(rows.ids)
     for first in range(0, n, BLOCK):

@@ -18,6 +18,7 @@ from coretune.recording.run_files import RunFiles
 from coretune.recording.selection_log import OWN
 from coretune.report.details import Details, details
 from coretune.report.filtered import PREFIX, examples, filtered
+from coretune.report.targets import EXAMPLES, served
 from coretune.types import Array
 
 SOURCES = 16  # named in the mix; the rest is one group
@@ -42,6 +43,7 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "states": found.states,
         "components": found.components,
         "filtered": taken,
+        "targets": served(run, found.rounds[-1]),
         "filters": examples(run, found.rounds[-1], list(taken[-1])),
         "stand_ins": found.stand_ins,
         "meaning": dict(MEANING),
@@ -262,7 +264,9 @@ def _predicted(cost: Mapping[str, Any] | None) -> str:
 
 def _notes(run: RunFiles, found: Details) -> dict[str, str]:
     """What the page must say of itself, by section."""
-    notes = {"map": "", "rows": "", "refreshes": ""}
+    notes = {"map": "", "rows": "", "refreshes": "", "targets": ""}
+    if len(run.examples) > EXAMPLES:
+        notes["targets"] = f"The first {EXAMPLES} of {len(run.examples):,} examples are shown."
     facts = run.map_facts
     if "variance_shown" in facts:
         notes["map"] = (

@@ -106,12 +106,15 @@ def turns(worth: Array, share: Array, size: Array, rows: Rows) -> tuple[Rows, Ar
     """(r,) the rows in the order in which columns take them, and (r,) the column that took each.
 
     The column that has had least of its share takes the row of highest worth that is left, until none is:
-    with equal shares and sizes, one after the other. Of equals the lower column and the lower row.
+    with equal shares and sizes, one after the other. Half a row is taken as had at the start, as Sainte-Laguë
+    does, so that a small share does not come first. Of equals the lower column and the lower row.
 
     worth (n, c)   share (c,) > 0   size (n,) what a row takes of the budget
     """
     best = [rows[np.argsort(-worth[rows, c], kind="stable")].tolist() for c in range(worth.shape[1])]
-    at, waiting = [0] * len(best), [(0.0, c) for c in range(len(best))]
+    half = float(size[rows].mean()) / 2 if len(rows) else 0.0
+    at, waiting = [0] * len(best), [(half / float(share[c]), c) for c in range(len(best))]
+    heapq.heapify(waiting)
     free = np.ones(len(worth), bool)
     order, taker = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     for turn in range(len(rows)):

@@ -15,6 +15,7 @@ from coretune.filters.duplicates import Duplicates
 from coretune.progress import loops_shown
 from coretune.recording import run_record, selection_log
 from coretune.recording.run_files import LEDGER, SELECTION
+from coretune.recording.target_record import record_targets
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.folded_duplicates import folded, folded_to
 from coretune.rounds.quota_request import FEATURE, groups
@@ -116,6 +117,8 @@ def _record(trainer: Any, now: State) -> None:
             others=config.record_others,
             seed=config.seed,
         )
+        if trainer.sight.targets and now.selections == 1:
+            record_targets(folder, trainer.sight.targets, decode)
     with side_product(folder / LEDGER):
         ledger.write(folder / LEDGER)
     # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
