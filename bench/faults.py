@@ -96,7 +96,8 @@ def cases(data: Path) -> list[Case]:
         config = check_config(settings(data, folder, training=training))
         return run_comparison(config, ["random", "grace"], 1, folder / "run", 1, False, bars=False)
 
-    brief = {"method": "brief", "budget": "25%", "warmup": 0.3, "projection_dim": 16, "last_blocks": 1}
+    brief = {"method": "brief", "budget": "25%", "refresh": {"warmup": 0.3}}
+    brief["signals"] = {"projection_dim": 16, "last_blocks": 1}
     return [
         Case("train", 0.4, train(), trained),
         Case("train, two processes", 0.2, train(training={"ddp_timeout": PATIENCE}), trained, 2),
@@ -120,7 +121,7 @@ def settings(data: Path, folder: Path, **top: Any) -> dict[str, Any]:
         "dataloader_pin_memory": False,
         **top.pop("training", {}),
     }
-    grace = {"method": "grace", "budget": "25%", "refresh_every": 2, "k": 4, "wait": False}
+    grace = {"method": "grace", "budget": "25%", "refresh_every": 2, "refresh": {"k": 4, "wait": False}}
     return {
         "model_name_or_path": str(data / "model"),
         "train_data": str(data / "pool.jsonl"),

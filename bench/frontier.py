@@ -135,7 +135,11 @@ def choices(pool: Pool) -> dict[str, Coreset]:
 def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict[str, float]]:
     """The figures of each refresh after the first look."""
     config = CoresetConfig(
-        Grace(), setting.refresh, parse_budget("10%"), filters=(Duplicates(), Noise()), seed=seed
+        Grace(embedding=setting.refresh.embedding),
+        setting.refresh,
+        parse_budget("10%"),
+        filters=(Duplicates(), Noise()),
+        seed=seed,
     )
     twins, figures = ExactDuplicates(looks.first), []
     whole = looks.cost[twins.distinct(np.arange(len(looks.cost)))].sum()

@@ -143,10 +143,7 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
             seed=seed,
             budget="10%",
             refresh_every=EVERY,
-            warmup=0.05,
-            anchors="all",
-            propagate="none",
-            repair="none",
+            refresh={"warmup": 0.05, "anchors": "all", "propagate": "none", "repair": "none"},
         ),
     )
     # seen by the recorder alone: all rows are looked at again

@@ -84,7 +84,7 @@ def base_config(pool: Path) -> dict[str, Any]:
         "eval_data": str(pool / "eval.jsonl"),
         "output_dir": "run",
         "seed": 1,
-        "coreset": {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0, "k": 4},
+        "coreset": {"method": "grace", "budget": "25%", "refresh_every": 2, "refresh": {"warmup": 0, "k": 4}},
         "training": {
             "max_steps": 4,
             "per_device_train_batch_size": 4,

@@ -15,11 +15,8 @@ from typing import Any
 import yaml
 
 from coretune.config import RunConfig
-from coretune.measure.settings import MeasureSettings
-from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import CoresetConfig
+from coretune.coreset_section import build_coreset, spelled_out
 from coretune.scoring.evaluate_section import EvaluateSection
-from coretune.select import SELECTORS
 from coretune.stock_fields import LORA, SFT, field_types
 
 NUMBERS = [-(2**63), -1, 0, 1, 2, 3, 97, 2**31, 2**63, 10**400, -0.5, 0.5, 1.5, 1e-12, 1e308, float("inf")]
@@ -79,19 +76,17 @@ TEXTS = [
     ),
 ]
 SHAPES = [None, True, False, [], [1], ["a", "b"], [[[]]], [None], {}, {"a": 1}, {"a": {"b": [1]}}, {"": None}]
-#: Sections of a config and the keys that they know.
+GRACE = {"method": "grace", "budget": "10%"}
+ALL = spelled_out(build_coreset(GRACE, 0), GRACE)
+#: Sections of a config, by their paths, and the keys that they know.
 KEYS = {
     "": sorted(RunConfig.model_fields),
     "training": sorted(field_types(SFT)),
     "peft": sorted(field_types(LORA)),
     "evaluate": sorted(EvaluateSection.model_fields),
-    "coreset": sorted(
-        {
-            name.rstrip("_")
-            for part in (CoresetConfig, AnchorRefresh, MeasureSettings, *SELECTORS.values())
-            for name in part.__dataclass_fields__
-        }
-    ),
+    "coreset": [*ALL, "quota"],
+    **{f"coreset.{room}": sorted(ALL[room]) for room in ("refresh", "signals", "solver")},
+    "coreset.method.grace": sorted(ALL["method"]["grace"]),
 }
 #: A large number of these is so many processes, files or bytes.
 MANY = ("dataloader_num_workers", "dataloader_prefetch_factor", "dataset_num_proc", "ray_address", "engine")
@@ -115,7 +110,8 @@ OVERRIDES = [
         "=",
         "x",
         "coreset=3",
-        "coreset.k=",
+        "coreset.refresh.k=",
+        "coreset.k=3",
         "training=",
         "training=3",
         "training.x.y=3",
@@ -135,7 +131,13 @@ OVERRIDES = [
         "target_data={}",
         "columns={}",
     ),
-    *("columns={prompt: nobody}", "report=always", "seed=1.5", "coreset.refresh_every=0", "coreset.warmup=2"),
+    *(
+        "columns={prompt: nobody}",
+        "report=always",
+        "seed=1.5",
+        "coreset.refresh_every=0",
+        "coreset.refresh.warmup=2",
+    ),
     *("training.per_device_train_batch_size=0", "resume_from_checkpoint=true", "resume_from_checkpoint=x"),
     *(
         "training.max_steps=0",
@@ -179,7 +181,7 @@ COMPARE = [
         ["--arms", ","],
         ["--arms", "nobody"],
         ["--arms", "grace:nobody=1"],
-        ["--arms", "grace:k"],
+        ["--arms", "grace:refresh.k"],
         ["--arms", "grace,grace"],
     ),
     *(
@@ -187,7 +189,7 @@ COMPARE = [
         ["--seeds", "x"],
         ["--workers", "-1"],
         ["--arms", "full,random"],
-        ["--arms", "grace:k=x"],
+        ["--arms", "grace:refresh.k=x"],
     ),
 ]
 
@@ -222,15 +224,22 @@ def _values(base: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
     config, said = copy.deepcopy(base), []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         section = rng.choice(
-            ["", "training", "training", "training", "peft", "coreset", "coreset", "evaluate"]
+            ["", *["training"] * 3, "peft", "evaluate", *(name for name in KEYS if "coreset" in name)]
         )
-        if section and not isinstance(config.get(section), dict):
-            config[section] = {}
-        place = config[section] if section else config
+        place = _place(config, section)
         key = rng.choice(sorted(place) if place and rng.random() < 0.3 else KEYS[section])
         place[key] = _value(key, rng)
         said.append(f"{section}.{key}={place[key]!r:.30}".lstrip("."))
     return ", ".join(said), _dumped(config).encode()
+
+
+def _place(config: dict[str, Any], section: str) -> dict[str, Any]:
+    """The section of that path, made where there is none."""
+    for name in filter(None, section.split(".")):
+        if not isinstance(config.get(name), dict):
+            config[name] = {}
+        config = config[name]
+    return config
 
 
 def _value(key: str, rng: random.Random) -> Any:
@@ -246,8 +255,9 @@ def _value(key: str, rng: random.Random) -> Any:
 def _keys(base: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
     """A key misspelt, lost, doubled, in another section, or of another kind."""
     config = copy.deepcopy(base)
-    section = rng.choice(["", *(name for name in KEYS if isinstance(config.get(name), dict))])
-    place = config[section] if section else config
+    sections = [name for name in KEYS if isinstance(config.get(name), dict)]
+    section = rng.choice(["", "coreset.refresh", *sections])
+    place = _place(config, section)
     key = rng.choice(sorted(place))
     how: Callable[[], None] = rng.choice(
         [

@@ -62,7 +62,12 @@ def config(options: argparse.Namespace, folder: Path, pool: Path) -> Any:
             "model_name_or_path": str(options.model),
             "train_data": str(pool),
             "output_dir": str(folder),
-            "coreset": {"method": options.method, "budget": "25%", "refresh_every": EVERY, "warmup": 1e-9},
+            "coreset": {
+                "method": options.method,
+                "budget": "25%",
+                "refresh_every": EVERY,
+                "refresh": {"warmup": 1e-9},
+            },
             "training": {
                 "max_steps": options.steps,
                 "per_device_train_batch_size": ROWS,

@@ -25,9 +25,9 @@ WITHIN = 0.25
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "grace": {"method": "grace"},
-    "grace:priority": {"method": "grace", "anchors": "priority"},
+    "grace:priority": {"method": "grace", "refresh": {"anchors": "priority"}},
     "less": {"method": "less"},
-    "loss": {"method": "loss", "anchors": "all"},
+    "loss": {"method": "loss", "refresh": {"anchors": "all"}},
     "craig": {"method": "craig", "refresh_every": "never"},
     "brief": {"method": "brief", "refresh_every": "never"},
     "gtp": {"method": "gtp", "refresh_every": "never"},

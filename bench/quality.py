@@ -3,13 +3,14 @@
     python bench/quality.py --pool FOLDER --model FOLDER --seeds 10,11,12,13,14 \\
                             --methods full,random:refresh_every=never,random,grace
 
-An arm is a method and its settings: `grace:anchors=all;propagate=delta`. Settings are those of the `coreset`
-section, and steps; what an arm does not say is --steps, --budget and --refresh-every. Three are no methods:
+An arm is a method and its settings: `grace:refresh.anchors=all;method.grace.lambda=0.5`. Settings are paths
+in the `coreset` section, and steps; what an arm does not say is --steps, --budget and --refresh-every. Three
+are no methods:
     full    the whole pool, reshuffled all the time
     distinct  the same, of rows with equal prompt and response but one
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
 Methods that look through a teacher (brief, gtp) select once unless the arm says otherwise, and are trained
-weighted: brief:alpha=0, brief:objective=sft, brief:weighted=false. With --target-skill all arms that take a
+weighted: brief:method.brief.alpha=0, brief:weighted=false. With --target-skill all arms that take a
 target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
 the pool itself, and gtp:target=all the whole of target.jsonl.
 A pool folder holds pool.jsonl and eval.jsonl; `--pool "made:wrong=0.4;copies=0;seed=1"` makes one of the
@@ -122,7 +123,7 @@ def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def audits_of(run: RunFiles) -> tuple[dict[str, float], float]:
-    """Means over an arm's audits (`audit_every`), none where it has none; and the FLOPs that they took."""
+    """Means over an arm's audits (`refresh.audit_every`), if it has any; and the FLOPs that they took."""
     told = [entry["approximation"] for entry in run.ledger["rounds"]]
     found = {name: [one[name] for one in told if one.get(name) is not None] for name in AUDITED}
     flops = run.ledger["phases"]["other"]["flops"] if any(found.values()) else 0.0
@@ -165,8 +166,8 @@ HEADER = (
 def print_table(results: list[dict[str, Any]], title: str) -> None:
     """95 %: bootstrap intervals of the mean to their left. loss − random: paired by seed.
 
-    Spearman of the loss and overlap of the coreset with a full measurement: of arms with `audit_every`; the
-    FLOPs of their audits do not count.
+    Spearman of the loss and overlap of the coreset with a full measurement: of arms with
+    `refresh.audit_every`; the FLOPs of their audits do not count.
     """
     from rich.console import Console
     from rich.table import Table

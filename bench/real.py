@@ -4,9 +4,10 @@
     python bench/real.py --pool "FOLDER;characters=300;rows=2000" --steps 60 --seeds 0,1,2
     python bench/real.py --pool FOLDER --budget-epochs 0.1,0.3,1 --arms full,distinct,grace,clean
 
-Arms are those of real_arms.py, and methods with settings: d2:lambda=0.5;refresh_every=5. --steps gives all
-arms the same steps; --budget-epochs the same total FLOPs, choosing counted: those of training on the whole
-pool for that share of an epoch.
+Arms are those of real_arms.py, and methods with settings, which are paths in the `coreset` section:
+d2:method.d2.embedding=response_embedding;refresh.anchors=all. --steps gives all arms the same steps;
+--budget-epochs the same total FLOPs, choosing counted: those of training on the whole pool for that share of
+an epoch.
 A pool folder holds pool.jsonl and eval.jsonl, labels.jsonl where wrong rows are known, target.jsonl for arms
 with a target; further forms (parts of it, corrupted copies of a clean one) are those of pools.py.
 Each finished run is a line of RESULTS/POOL-MODEL-TUNING.jsonl and is never run again; a run that was cut

@@ -10,7 +10,8 @@ nearest    a share of the pool: nearest to the target rows by weighted mean hidd
 clean      distinct rows that are not wrong, by their labels: the ceiling, not a method
 any method of coretune: grace, grace-paper, brief, gtp, d2, ifd, less, …
 
-Settings of the coreset follow a colon: d2:filters=[duplicates,noise];refresh_every=5 · full:filters=[noise]
+Settings, as paths in the `coreset` section, follow a colon:
+d2:filters=[duplicates,noise];refresh.anchors=all · full:filters=[noise]
 """
 
 from __future__ import annotations

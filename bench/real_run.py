@@ -55,11 +55,11 @@ class Run:
 def _spelled_out(run: Run) -> Mapping[str, Any]:
     """All settings of the coreset with their values: a default that changes makes another run. None where
     nothing is measured: what the arm's name says is all that counts."""
-    from coretune.config import build_coreset
+    from coretune.coreset_section import build_coreset, spelled_out
 
     section = section_of(run.arm, run.budget)
     made = build_coreset(section, run.seed)
-    return made.spelled_out(section) if made.coreset.needs else {}
+    return spelled_out(made, section) if made.needs else {}
 
 
 def content_of(pool: Path, model: Path) -> str:

@@ -51,7 +51,7 @@ def _config(folder: Path) -> RunConfig:
             "train_data": str(folder / "pool.jsonl"),
             "output_dir": str(folder / "run"),
             "skip_bad_rows": True,  # one of them is bad
-            "coreset": {"method": "grace", "budget": "5%", "warmup": 0},
+            "coreset": {"method": "grace", "budget": "5%", "refresh": {"warmup": 0}},
             "training": {"max_steps": 100, "bf16": False, "report_to": "none"},
         }
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from coretune.config import coreset
+    from coretune.coreset_section import coreset
     from coretune.data.corpus import Corpus
     from coretune.ledger import Ledger
     from coretune.measure.settings import MeasureSettings
@@ -30,7 +30,7 @@ _MODULE_OF = {
     "CoresetTrainer": "coretune.training.train",
     "Corpus": "coretune.data.corpus",
     "MeasureSettings": "coretune.measure.settings",
-    "coreset": "coretune.config",
+    "coreset": "coretune.coreset_section",
     "Grace": "coretune.select.grace",
     "Ledger": "coretune.ledger",
     "Measure": "coretune.types",

@@ -1,4 +1,4 @@
-"""The run's config: the one place where strings become objects.
+"""The run's config: read, overridden, checked.
 
 model_name_or_path, train_data, eval_data, columns, output_dir, seed, skip_bad_rows
 eval_fraction: share of train_data that is held out as evaluation data
@@ -6,9 +6,7 @@ train_on:     of a conversation the last answer, or all answers
 target_data:  a file, or {file: share of the budget}
 corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
 signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
-coreset:   method (or a preset, `presets.py`), budget, filters, and side by side the settings of that
-           method, of the refresh, of the measurement.
-           What is not given is what the method asks for, and else the setting's own default
+coreset:   method (or a preset, `presets.py`), budget, filters, refresh, signals, … (`coreset_section.py`)
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
 evaluate:  file, metric, max_new_tokens, rows, tasks, task_rows: how good the trained model is (`quality.py`)
@@ -17,48 +15,27 @@ report:    when report.html is written: after refreshes and at the end, at the e
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from coretune.coreset_section import build_coreset, nested
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
-from coretune.filters import FILTERS
-from coretune.measure.settings import MeasureSettings
-from coretune.presets import PRESETS, expanded
-from coretune.rounds.budget import BudgetRequest, parse_budget
-from coretune.rounds.quota_request import QuotaRequest, parse_quota
-from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import CoresetConfig
+from coretune.keys import put, refuse_unknown
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
-from coretune.select import SELECTORS
 from coretune.stock_fields import LORA, SFT, field_types, first_wrong
-from coretune.types import TRAINERS_SEED, Filter, Selector, Taught
 from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
 TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
-_OWN = {"method", "budget", "quota", "filters"}
-#: Keys of the coreset section that are gone: what to write now.
-_RENAMED = {
-    "mismatched": "filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}]",
-    "tells_above": "filters: [{neighbours: {on_above: …}}]",
-    "loss_above": "filters: [neighbours], whose rule is fixed",
-    "mismatch_above": "filters: [neighbours], whose rule is fixed",
-    "copies": "filters: [{duplicates: {alike: folded}}]",
-    "rest": "filters: [{cooldown: {coresets: …}}]",
-    "cutoff": "filters: [noise]",
-    "cutoff_by": "filters: [noise]",
-}
 #: Keys of TRL's configs that have another name here.
 _ELSEWHERE = {
     "datasets": "write train_data: [{path: …}, …], whose entries have the same keys",
@@ -68,8 +45,6 @@ _ELSEWHERE = {
     "dataset_test_split": "write eval_data: {path: NAME, split: SPLIT}",
     "test_split_size": "write eval_fraction: SHARE",
 }
-_OBJECTS = {"selector", "refresh"}  # made here, never written in YAML
-_FROM_TRAINING = {"autocast", "seed"}  # the run's, not the coreset section's
 #: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
 _NO = {"eval_strategy": "no", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
@@ -111,31 +86,6 @@ class RunConfig(BaseModel):
         return self.seed if given is None else given
 
 
-@dataclass(frozen=True)
-class CoresetSection:
-    """The objects the `coreset` section describes."""
-
-    coreset: CoresetConfig
-    measuring: MeasureSettings
-
-    def spelled_out(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The section with every setting written, defaults included.
-
-        A key of two parts (`embedding`) sets both, so it is left out where their defaults differ.
-        """
-        written = {key: given[key] for key in ("method", "budget", "quota") if given.get(key) is not None}
-        written["filters"] = [{each.name: asdict(each)} for each in self.coreset.filters]  # type: ignore[call-overload]
-        differing: set[str] = set()
-        for part in (self.coreset, self.coreset.selector, self.coreset.refresh, self.measuring):
-            keys = {key: name for key, name in _settings(type(part)).items() if key not in _OWN | _OBJECTS}
-            for key, name in keys.items():
-                value = getattr(part, name)
-                value = list(value) if isinstance(value, tuple) else value
-                if written.setdefault(key, value) != value:
-                    differing.add(key)
-        return {key: value for key, value in written.items() if key not in differing}
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `key=value` overrides (`coreset.budget=5%`), check every key.
 
@@ -157,6 +107,8 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
         if key in raw:
             raise ConfigError(f"{key} is not a key here: {remedy} (docs/data.md)")
     refuse_unknown("", raw, RunConfig.model_fields)
+    if raw.get(PROVENANCE) and isinstance(raw.get("coreset"), Mapping):
+        raw = {**raw, "coreset": nested(raw["coreset"])}  # a run of before settings were nested wrote it
     raw = {key: value if key in _NO_PATHS else _at_home(value) for key, value in raw.items()}
     if isinstance(raw.get("training"), Mapping):
         raw = {**raw, "training": {key: _said(key, value) for key, value in raw["training"].items()}}
@@ -195,76 +147,6 @@ def refuse_absent(config: RunConfig) -> None:
 def _said(key: str, value: Any) -> Any:
     """`save_strategy: no` as it is meant."""
     return _NO[key] if value is False and key in _NO else value
-
-
-def build_coreset(section: Mapping[str, Any], seed: int, own: Selector | None = None) -> CoresetSection:
-    """The objects of a `coreset` section; own: a selector in place of its method. Raises ConfigError."""
-    section = section if own else expanded(section)
-    parts = {
-        "selector": type(own) if own else _method(section),
-        "refresh": AnchorRefresh,
-        "measuring": MeasureSettings,
-        "coreset": CoresetConfig,
-    }
-    known = {name: set(_settings(part)) - _OBJECTS for name, part in parts.items()}
-    known["coreset"] -= {"budget", "quota", "filters"}
-    known["selector"] = set() if own else known["selector"]
-    _refuse_renamed(section, set().union(*known.values()))
-    refuse_unknown("coreset.", section, _OWN.union(*known.values()))
-    selector = own or _build(parts["selector"], {k: v for k, v in section.items() if k in known["selector"]})
-    if isinstance(selector, Taught):
-        section = {**selector.defaults, **section}
-        refuse_unknown("coreset.", section, _OWN.union(*known.values()))
-    given = {name: {k: v for k, v in section.items() if k in keys} for name, keys in known.items()}
-    objects = {
-        "selector": selector,
-        "refresh": _build(AnchorRefresh, given["refresh"]),
-        "budget": _budget(section),
-        "quota": _quota(section),
-        "filters": filters_of(section.get("filters", [])),
-        "seed": seed,
-    }
-    coreset = _build(CoresetConfig, given["coreset"], objects)
-    return CoresetSection(coreset, _build(MeasureSettings, given["measuring"], {"seed": seed}))
-
-
-def without_effect(section: Mapping[str, Any], made: CoresetSection) -> list[str]:
-    """Keys of the section with a value of their own that this method and schedule never look at."""
-    config, chooser = made.coreset, made.coreset.selector
-    unread: set[str] = set()
-    if not config.needs:
-        unread |= {*_settings(AnchorRefresh), *_settings(MeasureSettings), "warmup", "wait", "audit_every"}
-    if config.refresh_every != "adaptive":
-        unread |= {"check_every", "threshold"}
-    if config.refresh_every == "never":
-        unread |= {"look_again", "anchor_share", "beta", "delta", "harvest", "audit_every"}
-    unread -= set(_settings(type(chooser)))
-    defaults = {
-        key: field.default
-        for part in (AnchorRefresh, MeasureSettings, CoresetConfig)
-        for field in fields(part)
-        if (key := field.name.rstrip("_")) in unread
-    }
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in section.items() if key in unread}
-    return sorted(key for key, value in given.items() if value != defaults[key])
-
-
-def coreset(method: str | Selector, *, seed: int = TRAINERS_SEED, **settings: Any) -> CoresetConfig:
-    """The `coreset` section in Python: coreset("grace", budget="10%", refresh_every=20, lambda_=0.5).
-
-    method  a name, or a selector of your own, which brings its settings: coreset(Margin(at=2.0), budget=600)
-    seed    of all that the coreset draws; left out: the trainer's, data_seed of its arguments, else seed
-
-    Raises ConfigError as the section does, and for a setting of the measurement, which is not part of it.
-    """
-    section = {name.rstrip("_"): value for name, value in settings.items()}
-    section |= {"method": method} if isinstance(method, str) else {}
-    if measuring := sorted(set(section) & set(_settings(MeasureSettings))):
-        raise ConfigError(
-            f"{measuring[0]} is a setting of the measurement: give it to the trainer, "
-            f"measuring=MeasureSettings({measuring[0]}=…)"
-        )
-    return build_coreset(section, seed, None if isinstance(method, str) else method).coreset
 
 
 def _check_shares(targets: str | Mapping[str, float] | None) -> None:
@@ -348,127 +230,11 @@ def _shown(key: str, value: Any) -> str:
     return HIDDEN if is_secret(key) else f"{without_secrets(value)!r:.80}"
 
 
-def _method(section: Mapping[str, Any]) -> type:
-    names = sorted({*SELECTORS, *PRESETS})
-    known = ", ".join(names)
-    if "method" not in section:
-        raise ConfigError(f"coreset.method is missing; there are {known}")
-    method = section["method"]
-    if not isinstance(method, str) or method not in SELECTORS:
-        raise ConfigError(f"coreset.method is {method!r:.80}{nearest(str(method), names)}; there are {known}")
-    return SELECTORS[method]
-
-
-def _refuse_renamed(section: Mapping[str, Any], known: set[str]) -> None:
-    """ConfigError for a key that is gone, with what stands in its place."""
-    for key in section:
-        if key in _RENAMED and key not in known:
-            raise ConfigError(f"coreset.{key} is gone: write {_RENAMED[key]} (docs/filters.md)")
-
-
-def filters_of(given: Any) -> tuple[Filter, ...]:
-    """The filters of a list of names, or of {name: {setting: value}}. Raises ConfigError."""
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ConfigError(
-            f"coreset.filters is {given!r:.80}: give a list of {', '.join(FILTERS)}; [] = no filter"
-        )
-    return tuple(entry if isinstance(entry, Filter) else _filter(entry) for entry in given)
-
-
-def _filter(entry: Any) -> Filter:
-    """Of a name, or of {name: {setting: value}}."""
-    named = isinstance(entry, Mapping) and len(entry) == 1
-    name, settings = next(iter(entry.items())) if named else (entry, {})
-    if not isinstance(name, str) or name not in FILTERS:
-        raise ConfigError(
-            f"coreset.filters has {entry!r:.80}{nearest(str(name), FILTERS)}; there are {', '.join(FILTERS)}"
-        )
-    if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"coreset.filters.{name} is {settings!r:.80}: give its settings as {{setting: value}}"
-        )
-    refuse_unknown(f"coreset.filters.{name}.", settings, _settings(FILTERS[name]))
-    made: Filter = _build(FILTERS[name], settings, prefix=f"coreset.filters.{name}.")
-    return made
-
-
-def _budget(section: Mapping[str, Any]) -> BudgetRequest:
-    if "budget" not in section:
-        raise ConfigError("coreset.budget is missing; give rows (600), a share (10%) or tokens (2M tokens)")
-    try:
-        return parse_budget(section["budget"])
-    except ValueError as error:
-        raise ConfigError(f"coreset.budget: {error}") from None
-
-
-def _quota(section: Mapping[str, Any]) -> QuotaRequest | None:
-    if section.get("quota") is None:
-        return None
-    try:
-        return parse_quota(section["quota"])
-    except ValueError as error:
-        raise ConfigError(f"coreset.{error}") from None
-
-
-def refuse_unknown(prefix: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """ConfigError for the first key that is not known, naming the nearest one that is."""
-    known = sorted(known)
-    for key in given:
-        if key not in known:
-            hint = nearest(str(key), known) or f"; known are {', '.join(known)}"
-            raise ConfigError(f"unknown key {prefix}{key}{hint}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ ", did you mean 'x'?" or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _settings(part: type) -> dict[str, str]:
-    """YAML key -> field name of a dataclass; `lambda_` is written lambda."""
-    names = {field.name.rstrip("_"): field.name for field in fields(part) if field.init}
-    return {key: name for key, name in names.items() if key not in _FROM_TRAINING}
-
-
-def _build(
-    part: type,
-    values: Mapping[str, Any],
-    objects: Mapping[str, Any] | None = None,
-    prefix: str = "coreset.",
-) -> Any:
-    names = {field.name.rstrip("_"): field.name for field in fields(part)}
-    checked = {names[key]: _checked(part, names[key], value, prefix) for key, value in values.items()}
-    try:
-        return part(**checked, **(objects or {}))
-    except ValueError as error:
-        raise ConfigError(f"coreset: {error}") from None
-
-
-def _checked(part: type, name: str, value: Any, prefix: str) -> Any:
-    """The value as the field's type has it; ConfigError where it is of another."""
-    key = f"{prefix}{name.rstrip('_')}"
-    try:
-        checked = TypeAdapter(get_type_hints(part)[name]).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(f"{key} is {value!r:.80}: {error.errors()[0]['msg'].lower()}") from None
-    if isinstance(value, bool) and not isinstance(checked, bool):  # pydantic takes true for 1
-        raise ConfigError(f"{key} is {value!r:.80}: give a value that is not true or false")
-    return checked
-
-
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override; write key=value, as in coreset.budget=5%")
-    *sections, last = key.split(".")
-    for section in sections:
-        if raw.get(section) is None:
-            raw[section] = {}
-        raw = raw[section]
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{override!r}: {section} is not a section")
-    raw[last] = read_text(value, repr(override))
+    put(raw, key, read_text(value, repr(override)))
 
 
 def _first(error: ValidationError) -> str:

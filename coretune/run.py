@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
 
-from coretune.config import PROVENANCE, ConfigError, RunConfig, build_coreset, without_effect
+from coretune.config import PROVENANCE, ConfigError, RunConfig
 from coretune.console import first_process
+from coretune.coreset_section import build_coreset, method_of, spelled_out, without_effect
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.data.sources import described
@@ -102,9 +103,9 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
 def select(config: RunConfig, quiet: bool = False) -> Path:
     """`coretune select`: the first selection of the same run, without training after it.
 
-    The warm-up, when the method has one, is trained as in `train`: set coreset.warmup=0 to select with the
-    model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched but for
-    one key more, `coretune`.
+    The warm-up, when the method has one, is trained as in `train`: set coreset.refresh.warmup=0 to select
+    with the model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched
+    but for one key more, `coretune`.
     """
     quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
     training = {**config.training, **quick}
@@ -131,17 +132,15 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
         no_bars()
     # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    section = build_coreset(config.coreset, config.coreset_seed)
+    coreset = build_coreset(config.coreset, config.coreset_seed)
     refuse_other_models(config.model_name_or_path)
-    if idle := without_effect(config.coreset, section):
-        method = config.coreset["method"]
-        log.warning(
-            "no effect with method %s as it is refreshed: coreset.%s", method, ", coreset.".join(idle)
-        )
-    if config.target_data and not TARGET_SIGNALS & set(section.coreset.needs):
+    method = method_of(config.coreset)[0]
+    if idle := without_effect(config.coreset, coreset):
+        log.warning("no effect with method %s as it is refreshed: %s", method, ", ".join(idle))
+    if config.target_data and not TARGET_SIGNALS & set(coreset.needs):
         log.warning(
             "method %s does not choose by a target: target_data only keeps its own rows out of training",
-            config.coreset["method"],
+            method,
         )
     args = training_arguments(config)
     adapter = adapter_config(config)
@@ -161,9 +160,8 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
             eval_dataset=held_out.dataset if held_out is not None else None,
             processing_class=tokenizer,
             peft_config=adapter,
-            coreset=section.coreset,
+            coreset=coreset,
             rows=pool,
-            measuring=section.measuring,
             target=targets,
             signals_dir=config.signals_dir,
             **stock,
@@ -317,7 +315,8 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     with their values, versions and fingerprints."""
     resolved = config.model_dump(exclude_none=True, exclude={PROVENANCE, "resume_from_checkpoint"})
     resolved = without_secrets(resolved)
-    resolved["coreset"] = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
+    coreset = build_coreset(config.coreset, config.coreset_seed)
+    resolved["coreset"] = spelled_out(coreset, config.coreset)
     resolved[PROVENANCE] = provenance(config, trainer)
     write_text(Path(config.output_dir) / CONFIG, write(resolved))
 

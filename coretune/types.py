@@ -285,14 +285,22 @@ class Valued(Protocol):
 
 
 @runtime_checkable
+class AlongGraph(Protocol):
+    """A selector that compares rows by an embedding, of which the pool's graph is then made."""
+
+    @property
+    def graph_of(self) -> str: ...
+
+
+@runtime_checkable
 class Taught(Protocol):
     """A selector that looks through a teacher: checkpoints of a short run made first, or of the user's own.
 
     The training that follows starts from the base model, as if there had been no teacher.
 
-    teacher      "warmup": a run on `coreset.warmup` of the pool; else a folder of checkpoints
+    teacher      "warmup": a run on `coreset.refresh.warmup` of the pool; else a folder of checkpoints
     checkpoints  how many of them are looked through, evenly spaced, the last one included
-    defaults     what the settings beside it in the `coreset` section are where nothing is given
+    defaults     a `coreset` section of what its settings are where nothing is given
     """
 
     @property

@@ -29,7 +29,6 @@ from trl import SFTConfig
 
 from coretune import run
 from coretune.config import check_config
-from coretune.measure.settings import MeasureSettings
 from coretune.select import SELECTORS
 from coretune.training.identity import tensors_fingerprint, trained_checksums
 from coretune.training.look import Look
@@ -107,7 +106,6 @@ def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
         patched.setitem(SELECTORS, "pupil", Pupil)
         alone = {"anchors": "all", "propagate": "none", "repair": "none"}
         config = coreset_config("pupil", refresh_every=3, warmup=0.5, **alone)
-    settings = {"max_steps": 5, "measuring": MeasureSettings(projection_dim=16)}
     return watched(
         trainer(
             folder / f"taught-{world}",
@@ -116,7 +114,7 @@ def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
             eval_dataset=corpus(12, 1).dataset,
             learning_rate=1e-3,
             ddp_timeout=WAIT,
-            **settings,
+            max_steps=5,
         )
     )
 
@@ -175,7 +173,7 @@ def command(folder: Path, rank: int, world: int) -> dict[str, Any]:
         "train_data": str(data),
         "eval_data": str(data),
         "columns": {"prompt": "prompt", "completion": "completion"},
-        "coreset": {"method": "loss", "budget": "25%", "refresh_every": 1, "warmup": 0},
+        "coreset": {"method": "loss", "budget": "25%", "refresh_every": 1, "refresh": {"warmup": 0}},
         "training": {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "ddp_timeout": WAIT},
     }
     made = run.train(check_config({**raw, "output_dir": str(folder / "command")}))

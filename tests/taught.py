@@ -28,13 +28,10 @@ class Pupil:
     @property
     def defaults(self) -> Mapping[str, Any]:
         return {
-            "projection_dim": 16,
             "weighted": True,
-            "warmup": 0.25,
             "refresh_every": "never",
-            "anchors": "all",
-            "propagate": "none",
-            "repair": "none",
+            "refresh": {"warmup": 0.25, "anchors": "all", "propagate": "none", "repair": "none"},
+            "signals": {"projection_dim": 16},
         }
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:

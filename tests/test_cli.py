@@ -33,7 +33,7 @@ def config_file(data: Path, folder: Path, **top: Any) -> Path:
         "train_data": str(data / "pool.jsonl"),
         "eval_data": str(data / "eval.jsonl"),
         "output_dir": str(folder / "run"),
-        "coreset": {"method": "grace", "budget": "25%", "refresh_every": 2, "k": 4},
+        "coreset": {"method": "grace", "budget": "25%", "refresh_every": 2, "refresh": {"k": 4}},
         "training": {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2},
         **top,
     }
@@ -74,7 +74,7 @@ def test_train_ends_with_its_cost_and_where_it_is(data: Path, tmp_path: Path) ->
 
 def test_select_says_where_the_coreset_is(data: Path, tmp_path: Path) -> None:
     path = config_file(data, tmp_path)
-    result = CliRunner().invoke(app, ["select", str(path), "coreset.budget=3", "coreset.warmup=0"])
+    result = CliRunner().invoke(app, ["select", str(path), "coreset.budget=3", "coreset.refresh.warmup=0"])
     assert result.exit_code == 0, result.output
     assert f"coreset: {tmp_path / 'run' / '_coretune' / 'coreset.jsonl'}" in result.stdout
     assert "step 0: coreset of 3 of 40 rows" in result.stdout
@@ -96,9 +96,9 @@ def test_bad_rows_may_be_skipped_from_the_command_line(data: Path, tmp_path: Pat
         (["coreset.budget=0"], "coreset.budget: budget '0' chooses nothing: write rows (600)"),
         (["coreset.budget=41"], "budget of 41 rows, but only 40 are usable: ask for at most 40"),
         (["coreset.budget=9M tokens"], "budget of 9000000 tokens, but the usable rows hold"),
-        (["coreset.k=40"], "k = 40 neighbours, but the pool has 40 rows: set k to at most 39"),
-        (["coreset.methd=grace"], "unknown key coreset.methd, did you mean 'method'?"),
-        (["training.max_step=3"], "unknown key training.max_step, did you mean 'max_steps'"),
+        (["coreset.refresh.k=40"], "k = 40 neighbours, but the pool has 40 rows: set k to at most 39"),
+        (["coreset.methd=grace"], "unknown key coreset.methd, did you mean 'coreset.method'?"),
+        (["training.max_step=3"], "unknown key training.max_step, did you mean 'training.max_steps'"),
         (["training.packing=true", "training.packing_strategy=wrapped"], "cuts examples in two"),
         (["training.max_steps=1"], "max_steps is 1 and the warm-up takes 1 steps"),
         (["model_name_or_path=/nowhere/m"], "model_name_or_path is /nowhere/m, and there is no such folder"),

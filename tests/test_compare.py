@@ -22,11 +22,17 @@ from coretune.cli import app
 from coretune.comparing import arm_runs, compare
 from coretune.comparing.arms import arm_section, split_arms
 from coretune.comparing.compare import Job, Result
-from coretune.config import ConfigError, RunConfig, build_coreset, check_config
+from coretune.config import ConfigError, RunConfig, check_config
+from coretune.coreset_section import build_coreset
 from coretune.recording.run_files import REPORT
 from coretune.storing.inputs import _revision, inputs
 
-SHARED = {"method": "grace", "budget": "25%", "refresh_every": 2, "lambda": 0.5, "k": 4, "warmup": 0.1}
+SHARED = {
+    "method": {"grace": {"lambda": 0.5}},
+    "budget": "25%",
+    "refresh_every": 2,
+    "refresh": {"k": 4, "warmup": 0.1},
+}
 
 
 def config(folder: Path, **top: Any) -> RunConfig:
@@ -53,26 +59,28 @@ def config(folder: Path, **top: Any) -> RunConfig:
 
 
 def test_an_arm_shares_what_is_not_its_methods_own() -> None:
-    assert arm_section("grace", SHARED | {"audit_every": 2}) == SHARED
-    assert arm_section("random", SHARED) == {k: v for k, v in SHARED.items() if k != "lambda"} | {
-        "method": "random"
-    }
+    audited = {**SHARED, "refresh": {**SHARED["refresh"], "audit_every": 2}}  # type: ignore[dict-item]
+    assert arm_section("grace", audited) == SHARED
+    assert audited["refresh"] == {"k": 4, "warmup": 0.1, "audit_every": 2}  # which other arms share
+    assert arm_section("random", SHARED) == {**SHARED, "method": "random"}
     full = arm_section("full", SHARED)
     assert full == {"method": "random", "budget": "100%", "refresh_every": "never"}
     assert arm_section("d2:filters=[duplicates, {cooldown: {coresets: 2}}]", SHARED)["filters"] == [
         "duplicates",
         {"cooldown": {"coresets": 2}},
     ]
-    with_more = arm_section("grace:anchors=all;lambda=0.25", SHARED)
-    assert with_more == {**SHARED, "anchors": "all", "lambda": 0.25}
+    with_more = arm_section("grace:refresh.anchors=all;method.grace.lambda=0.25", SHARED)
+    assert with_more["refresh"] == {"k": 4, "warmup": 0.1, "anchors": "all"}
+    assert with_more["method"] == {"grace": {"lambda": 0.25}}
 
 
 def test_a_method_with_a_teacher_keeps_its_own_schedule_unless_the_arm_says_otherwise() -> None:
     section = arm_section("brief", SHARED)
     assert "refresh_every" not in section
     assert section["budget"] == "25%"
-    assert build_coreset(section, 0).coreset.refresh_every == "never"
+    assert build_coreset(section, 0).refresh_every == "never"
     assert arm_section("brief:refresh_every=4", SHARED)["refresh_every"] == 4
+    assert section["refresh"] == {"k": 4}  # warmup is its own
     assert arm_section("brief", {**SHARED, "method": "brief"})["refresh_every"] == 2
 
 
@@ -88,8 +96,9 @@ def test_arms_are_parted_by_commas_that_are_in_no_brackets() -> None:
     ("arm", "message"),
     [
         ("grase", "there is no arm 'grase', did you mean 'grace'"),
-        ("grace:lambda", "'lambda' in the arm 'grace:lambda' is no setting: write name=value"),
-        ("grace:k=[", "'k=\\[' is not YAML"),
+        ("grace:lambda", "'lambda' in the arm 'grace:lambda' is no setting: write path=value"),
+        ("grace:refresh.k=[", "'refresh.k=\\[' is not YAML"),
+        ("d2:method.grace.lambda=1", "method.grace.lambda cannot be set: method is 'd2', which has no grace"),
         ("grace:quota={a: 1, a: 2}", "the key 'a' is written twice"),
     ],
 )
@@ -103,7 +112,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_run(tmp_path: Pat
         ({"training": {}}, ["random"], "compare needs training.max_steps"),
         ({"eval_data": None}, ["random"], "compare needs eval_data"),
         ({}, ["random", "random"], "an arm is given twice"),
-        ({}, ["random:bugdet=4"], "unknown key coreset.bugdet, did you mean 'budget'"),
+        ({}, ["random:bugdet=4"], "unknown key coreset.bugdet, did you mean 'coreset.budget'"),
     ):
         with pytest.raises(ConfigError, match=message):
             compare.jobs_of(config(tmp_path, **top), arms, [0], tmp_path)
@@ -147,7 +156,7 @@ def test_a_job_is_another_when_what_its_config_names_has_changed_in_place(tmp_pa
     )
 
     def key() -> str:
-        return compare.job_of(given, f"brief:teacher={tmp_path / 'teacher'}", 0, 8, tmp_path).key
+        return compare.job_of(given, f"brief:method.brief.teacher={tmp_path / 'teacher'}", 0, 8, tmp_path).key
 
     keys = [key(), key()]
     for change in (
@@ -371,19 +380,22 @@ def test_a_whole_comparison(data: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Two arms, two seeds, at equal steps and at equal compute; a second time nothing is run."""
     path = data / "config.yaml"
     path.write_text(yaml.safe_dump(config(data).model_dump(exclude_none=True)), encoding="utf-8")
-    command = ["compare", str(path), "--arms", "random,loss:anchors=all", "--seeds", "2", "--json"]
+    command = ["compare", str(path), "--arms", "random,loss:refresh.anchors=all", "--seeds", "2", "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     out = data / "out"
     found = json.loads((out / "compare.json").read_text())
     assert json.loads(done.stdout) == found
     steps, compute = found["tables"]
-    assert [line[:3] for line in steps["rows"]] == [["random", "2", "8"], ["loss:anchors=all", "2", "8"]]
+    assert [line[:3] for line in steps["rows"]] == [
+        ["random", "2", "8"],
+        ["loss:refresh.anchors=all", "2", "8"],
+    ]
     afforded = {line[0]: int(line[2]) for line in compute["rows"]}
-    assert afforded["loss:anchors=all"] == 8
+    assert afforded["loss:refresh.anchors=all"] == 8
     assert afforded["random"] > 8
     flops = {r["arm"]: r["flops"] for r in found["results"] if r["steps"] == afforded[r["arm"]]}
-    assert flops["random"] == pytest.approx(flops["loss:anchors=all"], rel=0.2)
+    assert flops["random"] == pytest.approx(flops["loss:refresh.anchors=all"], rel=0.2)
     assert len(found["results"]) == 6
     assert [len(curve["flops"]) > 3 for curve in found["curves"]] == [True, True]
     assert {"loss", "exact_match"} <= set(found["results"][0]["metrics"])

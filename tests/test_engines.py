@@ -8,7 +8,8 @@ import logging
 import numpy as np
 import pytest
 
-from coretune.config import ConfigError, build_coreset, coreset
+from coretune.config import ConfigError
+from coretune.coreset_section import build_coreset, coreset
 from coretune.select import engines, two_rounds
 from coretune.select.craig import Craig
 from coretune.select.engines import bytes_of, plan_pairs, seconds_of
@@ -75,13 +76,14 @@ def test_units_are_read_and_anything_else_is_refused() -> None:
     ):
         for method in ("grace", "brief"):
             with pytest.raises(ConfigError, match=words):
-                build_coreset({"method": method, "budget": 10, key: value}, 0)
+                build_coreset({"method": method, "budget": 10, "solver": {key: value}}, 0)
 
 
 def test_brief_selects_within_the_limits_of_the_run() -> None:
     pool, kinds = synthetic_pool(200, 6, 0), []
     for memory, deadline in (("4GiB", None), ("0.1MiB", None), ("0.1MiB", "0.00001s")):
-        config = coreset("brief", budget=20, memory_limit=memory, deadline=deadline, alpha=0.4, neighbors=2)
+        limits = {"memory_limit": memory, "deadline": deadline}
+        config = coreset({"brief": {"alpha": 0.4, "neighbors": 2}}, budget=20, solver=limits)
         chosen = config.select(pool, Budget(20), np.random.default_rng(0))
         kinds.append(chosen.figures["lower_level"])
     assert kinds == ["held", "blocks", "graph"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,8 +63,8 @@ def test_brief_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"preconditioner is adam, .* and SGD keeps no state"):
         trainer(tmp_path / "sgd", brief, optim="sgd")
     assert not list((tmp_path / "sgd").rglob("checkpoint-*"))
-    trainer(tmp_path, brief, optim="sgd", measuring=MeasureSettings(preconditioner="none"))
+    trainer(tmp_path, replace(brief, signals=MeasureSettings()), optim="sgd")
     trainer(tmp_path, coreset_config("random"), optim="sgd")
     live = MeasureSettings(preconditioner="linear")
     with pytest.raises(ValueError, match="preconditioner is linear"):
-        trainer(tmp_path, coreset_config("gradmatch", warmup=0.2), optim="adafactor", measuring=live)
+        trainer(tmp_path, coreset_config("gradmatch", warmup=0.2, signals=live), optim="adafactor")

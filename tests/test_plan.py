@@ -37,7 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, out: Path, training: dict[str, Any] | None = None, **coreset: Any) -> RunConfig:
-    section = {"method": "grace", "budget": "25%", "refresh_every": 2, "warmup": 0.1, "k": 4, **coreset}
+    section = {"method": "grace", "budget": "25%", "refresh_every": 2, **coreset}
+    section["refresh"] = {"warmup": 0.1, "k": 4, **coreset.get("refresh", {})}
     return check_config(
         {
             "model_name_or_path": str(model_folder()),
@@ -88,8 +89,11 @@ def test_selections_and_audits_are_those_that_dynamic_makes(
 @pytest.mark.parametrize(
     ("training", "coreset"),
     [
-        ({}, {"anchors": "all"}),
-        ({"eval_strategy": "steps", "eval_steps": 3}, {"anchors": "priority", "anchor_share": 0.25}),
+        ({}, {"refresh": {"anchors": "all"}}),
+        (
+            {"eval_strategy": "steps", "eval_steps": 3},
+            {"refresh": {"anchors": "priority", "anchor_share": 0.25}},
+        ),
         ({"eval_strategy": "epoch", "eval_on_start": True}, {"method": "random"}),
         ({"max_steps": -1, "num_train_epochs": 2}, {"method": "loss", "refresh_every": "never"}),
     ],
@@ -237,7 +241,7 @@ def test_a_miss_is_named_with_both_figures() -> None:
 
 
 def test_a_plan_is_written_and_the_run_holds_itself_against_it(data: Path, tmp_path: Path) -> None:
-    of = config(data, tmp_path / "run", audit_every=2)
+    of = config(data, tmp_path / "run", refresh={"audit_every": 2})
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(of.model_dump(exclude_none=True)), encoding="utf-8")
     done = CliRunner().invoke(app, ["plan", str(path), "--json"])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.config import ConfigError, build_coreset, coreset
+from coretune.config import ConfigError
+from coretune.coreset_section import build_coreset, coreset, spelled_out
 from coretune.rounds.quota_request import FEATURE, groups, parse_quota
 from coretune.select import SELECTORS
 from coretune.select.dense import cosine_similarity
@@ -150,7 +151,9 @@ def test_who_keeps_none_refuses_one_by_name(name: str, engine: str) -> None:
     with pytest.raises(
         ConfigError, match="ray, which keeps none" if engine == "ray" else f"{name} keeps none"
     ):
-        build_coreset({"method": name, "budget": 10, "engine": engine, "quota": {"source": 0.2}}, 0)
+        build_coreset(
+            {"method": name, "budget": 10, "solver": {"engine": engine}, "quota": {"source": 0.2}}, 0
+        )
     assert set(SELECTORS) - set(KEEPS) == {"gtp", "gradmatch"}
 
 
@@ -198,7 +201,6 @@ def test_shares_that_add_up_to_one_can_be_met_and_parsing_keeps_the_text() -> No
     assert quota.least.tolist() == [33] * 3
     assert quota.most.tolist() == [34] * 3
     section = {"method": "random", "budget": 9, "quota": {"source": 0.5}}
-    assert build_coreset(section, 0).spelled_out(section)["quota"] == {"source": 0.5}
-    assert "quota" not in build_coreset({"method": "random", "budget": 9}, 0).spelled_out(
-        {"method": "random", "budget": 9}
-    )
+    assert spelled_out(build_coreset(section, 0), section)["quota"] == {"source": 0.5}
+    del section["quota"]
+    assert "quota" not in spelled_out(build_coreset(section, 0), section)

@@ -185,7 +185,7 @@ def other_model(folder: Path) -> Path:
         ({}, {"refresh_every": 6}, r"settings \w{16} there and \w{16} here \(refresh_every 3, here 6\)"),
         ({}, {"budget": "50%"}, r"settings .*budget.amount Fraction\(1, 4\), here Fraction\(1, 2\)"),
         ({}, {"anchor_share": 0.2}, r"refresh.anchor_share 0.3, here 0.2"),
-        ({"measuring": MeasureSettings(projection_dim=64)}, {}, r"projection_dim 512, here 64"),
+        ({}, {"signals": MeasureSettings(projection_dim=64)}, r"\(projection_dim 512, here 64"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_with_both_fingerprints(

@@ -30,10 +30,8 @@ CORESET = {
     "method": "grace",
     "budget": "25%",
     "refresh_every": 2,
-    "warmup": 0.1,
-    "k": 4,
-    "audit_every": 2,
-    "wait": False,  # this model tells nothing, and looks all the same
+    # this model tells nothing, and looks all the same
+    "refresh": {"warmup": 0.1, "k": 4, "audit_every": 2, "wait": False},
 }
 TRAINING = {
     "max_steps": 8,
@@ -138,7 +136,7 @@ def test_the_config_written_replays_the_run(done: Path, tmp_path: Path) -> None:
     replayed = load_config(done / CONFIG, [f"output_dir={tmp_path / 'again'}"])
     assert replayed.provenance is not None
     assert replayed.provenance["rows"] == 48
-    assert replayed.coreset["anchor_share"] == 0.05
+    assert replayed.coreset["refresh"]["anchor_share"] == 0.05
     run.train(replayed)
     assert selection(tmp_path / "again").equals(selection(done))
     assert_same_weights(done, tmp_path / "again")
@@ -362,7 +360,7 @@ def test_a_directory_that_holds_a_run_is_refused(done: Path, data: Path) -> None
 @pytest.mark.parametrize(
     ("top", "message"),
     [
-        ({"training": {"max_step": 5}}, "unknown key training.max_step, did you mean 'max_steps'"),
+        ({"training": {"max_step": 5}}, "unknown key training.max_step, did you mean 'training.max_steps'"),
         ({"training": {"save_strategy": "often"}}, "training: often is not a valid SaveStrategy"),
         ({"training": {"output_dir": "x"}}, "training.output_dir belongs at the top of the config"),
         ({"training": {"seed": 1}}, "training.seed belongs at the top of the config"),
@@ -378,7 +376,7 @@ def test_a_directory_that_holds_a_run_is_refused(done: Path, data: Path) -> None
             "model_name_or_path is ../nowhere, and there is no such folder",
         ),
         ({"coreset": {**CORESET, "budget": "49"}}, "budget of 49 rows, but only 48 are usable"),
-        ({"coreset": {**CORESET, "k": 48}}, "k = 48 neighbours, but the pool has 48 rows"),
+        ({"coreset": {**CORESET, "refresh": {"k": 48}}}, "k = 48 neighbours, but the pool has 48 rows"),
         ({"train_data": "/nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )

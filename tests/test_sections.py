@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traini
 from trl import SFTConfig
 
 from coretune import run
-from coretune.config import ConfigError, RunConfig, check_config, coreset, load_config
+from coretune.config import ConfigError, RunConfig, check_config, load_config
+from coretune.coreset_section import coreset
 from coretune.measure.settings import MeasureSettings
 from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.refusals import refuse_arguments, refuse_sft_arguments
@@ -501,14 +502,15 @@ def test_a_mapped_column_that_the_pool_has_not_is_refused(tmp_path: Path) -> Non
 def test_the_coreset_takes_the_trainers_seed_unless_it_has_its_own(
     tmp_path: Path, own: dict[str, int], given: dict[str, int], seed: int
 ) -> None:
-    asked = coreset("loss", budget="25%", k=4, **own)
-    made = trainer(tmp_path, asked, measuring=MeasureSettings(projection_dim=16), **given)
+    asked = coreset("loss", budget="25%", refresh={"k": 4}, **own)
+    made = trainer(tmp_path, asked, **given)
     assert (made.coreset_config.seed, made.sight.settings.seed) == (seed, seed)
     assert type(made.coreset_config.seed) is int
 
 
 def test_a_measurement_with_a_seed_of_its_own_keeps_it(tmp_path: Path) -> None:
-    made = trainer(tmp_path, coreset("loss", budget="25%", k=4), measuring=MeasureSettings(seed=0), seed=3)
+    asked = coreset("loss", budget="25%", refresh={"k": 4})
+    made = trainer(tmp_path, replace(asked, signals=MeasureSettings(seed=0)), seed=3)
     assert (made.coreset_config.seed, made.sight.settings.seed) == (3, 0)
 
 

@@ -10,7 +10,7 @@ from fake_model import FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.config import build_coreset
+from coretune.coreset_section import build_coreset
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
 from coretune.rounds.schedule import coreset_rows, make_clock
@@ -281,8 +281,8 @@ def test_every_setting_sits_the_exam(settings_: dict[str, object]) -> None:
 
 
 def test_a_refresh_measures_anew_and_chooses_again() -> None:
-    settings_ = {"refresh_every": 1, "anchors": "all", "lower": "graph", "neighbors": 5}
-    config = build_coreset({"method": "brief", "budget": "20%", **settings_}, 0).coreset
+    method = {"brief": {"lower": "graph", "neighbors": 5}}
+    config = build_coreset({"method": method, "budget": "20%", "refresh_every": 1}, 0)
     model, pool, ledger = FakeModel(40), empty_pool(np.arange(5, 45)), Ledger()
     clock = make_clock(config, 40, coreset_rows(config, pool), 4)
     measurement = model.measurement(*config.needs)
@@ -309,10 +309,10 @@ def test_the_figures_come_back_from_a_checkpoint(tmp_path: Path) -> None:
 # settings
 
 
-def test_its_settings_stand_beside_those_of_the_refresh_and_the_measurement() -> None:
-    section = {"method": "brief", "budget": "5%", "alpha": 0.3, "memory_limit": "1GiB", "grid": 5}
-    assert build_coreset(section, 0).coreset.selector == Brief(alpha=0.3, grid=5)
-    assert build_coreset({"method": "brief", "budget": "5%"}, 0).coreset.weighted
+def test_its_settings_stand_below_its_name() -> None:
+    section = {"method": {"brief": {"alpha": 0.3, "grid": 5}}, "budget": "5%"}
+    assert build_coreset(section, 0).selector == Brief(alpha=0.3, grid=5)
+    assert build_coreset({"method": "brief", "budget": "5%"}, 0).weighted
 
 
 def test_it_is_taught_and_says_what_goes_with_it() -> None:
@@ -320,7 +320,7 @@ def test_it_is_taught_and_says_what_goes_with_it() -> None:
     assert isinstance(brief, Taught)
     assert (brief.teacher, brief.checkpoints) == ("warmup", 1)
     assert brief.defaults["weighted"] is True
-    assert brief.defaults["preconditioner"] == "adam"
+    assert brief.defaults["signals"]["preconditioner"] == "adam"
     assert hash(brief) == hash(Brief())
 
 

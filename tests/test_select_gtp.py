@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from coretune.config import build_coreset
+from coretune.coreset_section import build_coreset
 from coretune.engines.torch_nnls import torch_algebra
 from coretune.select.columns import Candidates, Columns, merge
 from coretune.select.gtp import Gtp

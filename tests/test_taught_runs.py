@@ -17,13 +17,15 @@ from tiny_run import records, write_jsonl
 
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config
+from coretune.coreset_section import spelled_out
 from coretune.recording.run_files import OWN, POOL, SELECTION, SIGNALS, TEACHER
 from coretune.training.refusals import can_weigh
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
-BRIEF = {"method": "brief", "budget": "25%", "warmup": 0.25, "projection_dim": 32, "last_blocks": 2}
-GTP = {"method": "gtp", "budget": "25%", "warmup": 0.25, "checkpoints": 2, "projection_dim": 32}
+WARM = {"budget": "25%", "refresh": {"warmup": 0.25}}
+BRIEF = {"method": "brief", **WARM, "signals": {"projection_dim": 32, "last_blocks": 2}}
+GTP = {"method": {"gtp": {"checkpoints": 2}}, **WARM, "signals": {"projection_dim": 32}}
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +105,9 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
     everyone = np.arange(48)
     expected = sum(made.cost.measurement(everyone, snapshots) for snapshots in (2, 1))
     assert made.ledger.by_phase()["measurement"].flops == pytest.approx(expected)
-    resolved = run.build_coreset(section, 0).spelled_out(section)
-    assert (resolved["preconditioner"], resolved["weighted"], resolved["anchors"]) == ("linear", True, "all")
+    resolved = spelled_out(run.build_coreset(section, 0), section)
+    assert (resolved["signals"]["preconditioner"], resolved["weighted"]) == ("linear", True)
+    assert resolved["refresh"]["anchors"] == "all"
 
 
 def test_the_shares_of_targets_sum_to_1(data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from taught import Pupil
 from tiny_run import Spy, coreset_config, trainer, weights
 from torch import nn
 
-from coretune.measure.settings import MeasureSettings
 from coretune.recording.run_files import TEACHER
 from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
@@ -40,8 +39,7 @@ def pupil(**settings: Any) -> CoresetConfig:
 
 
 def taught(folder: Path, coreset: CoresetConfig | None = None, **settings: Any) -> Spy:
-    settings = {"measuring": MeasureSettings(projection_dim=16), "max_steps": 4, **settings}
-    return trainer(folder, coreset or pupil(), **settings)
+    return trainer(folder, coreset or pupil(), **{"max_steps": 4, **settings})
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -61,7 +59,9 @@ def test_a_lesson_is_a_share_of_the_pool_in_evenly_spaced_parts() -> None:
     assert (len(lesson.rows), lesson.marks) == (24, (1, 3, 4, 6))
     assert len(np.unique(lesson.rows)) == 24
     assert np.array_equal(lesson.rows[:12], Lesson.of(pupil(), n=48, batch=4, checkpoints=1).rows)
-    with pytest.raises(ValueError, match=r"4 checkpoints .* on 12 rows takes 3 steps: raise coreset.warmup"):
+    with pytest.raises(
+        ValueError, match=r"4 checkpoints .* on 12 rows takes 3 steps: raise coreset.refresh.warmup"
+    ):
         Lesson.of(pupil(), n=48, batch=4, checkpoints=4)
 
 

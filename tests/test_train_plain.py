@@ -283,13 +283,13 @@ def test_liger_without_weights_changes_nothing(tmp_path: Path, liger: list[str],
     """Looks at the model between steps, gradients of its norms among them, are those without Liger."""
     runs = []
     for use in (False, True):
-        folder, config = tmp_path / str(use), coreset_config("gradient_norm")
-        measuring = MeasureSettings(parameters="trainable", last_blocks=None)
+        signals = MeasureSettings(parameters="trainable", last_blocks=None)
+        folder, config = tmp_path / str(use), coreset_config("gradient_norm", signals=signals)
         if kind == "plain":
             given = settings(folder, use_liger_kernel=use)
-            runs.append(CoresetTrainer(**given, coreset=config, measuring=measuring))
+            runs.append(CoresetTrainer(**given, coreset=config))
         else:
-            runs.append(trainer(folder, config, measuring=measuring, use_liger_kernel=use, max_steps=4))
+            runs.append(trainer(folder, config, use_liger_kernel=use, max_steps=4))
         runs[-1].train()
     assert len(liger) == 1
     assert liger == ["fused"] or kind == "sft"  # TRL 1.16 asks for the layers alone, 1.14 for both

@@ -119,7 +119,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     write_jsonl(folder / "pool.jsonl", records(24))
     write_jsonl(folder / "eval.jsonl", records(6, seed=1))
     raw = raw_config(folder, folder / "run", model_name_or_path=str(folder / "model"))
-    raw["coreset"] = {"method": "loss", "budget": "25%", "refresh_every": 2, "warmup": 0.0, "k": 4}
+    raw["coreset"] = {"method": "loss", "budget": "25%", "refresh_every": 2, "refresh": {"warmup": 0, "k": 4}}
     raw["training"] = {**raw["training"], "max_steps": 4, "save_strategy": "no", "max_length": 64}
     return check_config({name: value for name, value in raw.items() if name != "peft"})
 

@@ -21,11 +21,13 @@ from coretune.data.corpus import Corpus
 from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
+from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.training.train import CoresetSFTTrainer
+from coretune.types import Taught
 
 WORDS = ("one", "two", "six", "ten", "red", "blue", "green", "ant", "bee", "cat", "dog", "sun", "moon", "sea")
 LENGTH = 96  # positions of the model
@@ -84,15 +86,19 @@ def corpus(n: int = 48, seed: int = 0) -> Corpus:
 def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
     """A quarter of the pool, a new coreset every 2 steps, no warm-up; refresh settings beside the others.
 
-    GRACE comes with its preset's filters, and measures its candidates although these models tell nothing.
+    Signals are measured as the method asks for. GRACE comes with its preset's filters, and measures its
+    candidates although these models tell nothing.
     """
+    settings = {**settings.pop("refresh", {}), **settings}
     refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
     budget = parse_budget(settings.pop("budget", "25%"))
-    settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, **settings}
+    selector = SELECTORS[method]()
+    asked = selector.defaults.get("signals", {}) if isinstance(selector, Taught) else {}
+    settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, "signals": MeasureSettings(**asked), **settings}
     if method == "grace":
         ours = (Duplicates(), Noise(pairs=8, least_told=0.0), Cooldown(by="loss"))
         settings = {"filters": ours, **settings}
-    return CoresetConfig(SELECTORS[method](), AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
+    return CoresetConfig(selector, AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
 
 
 def arguments(folder: Path, **training: Any) -> SFTConfig:

@@ -1,4 +1,4 @@
-"""A method's selection with its heavy passes on Ray: `coreset.engine: ray`."""
+"""A method's selection with its heavy passes on Ray: `coreset.solver.engine: ray`."""
 
 from __future__ import annotations
 

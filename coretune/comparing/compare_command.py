@@ -21,9 +21,9 @@ log = logging.getLogger("coretune")
 def compare(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What all arms share.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
-    arms: Annotated[str, typer.Option(help="Methods with settings, as grace:anchors=all, and full.")] = (
-        "full,random,grace"
-    ),
+    arms: Annotated[
+        str, typer.Option(help="Methods with settings, as grace:refresh.anchors=all, and full.")
+    ] = ("full,random,grace"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from the config's on.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Left out: output_dir.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each if several.")] = 1,

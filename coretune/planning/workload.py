@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from coretune.config import RunConfig, build_coreset
+from coretune.config import RunConfig
+from coretune.coreset_section import build_coreset, spelled_out
 from coretune.ledger import Cost
 from coretune.planning.plan import Rates, Work, Workload, audits_of, predict, selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal
@@ -87,7 +88,7 @@ def about_run(config: RunConfig) -> dict[str, Any]:
     all that they name. It is written down: no token or password is in it."""
     data = ("train_data", "eval_data", "eval_fraction", "target_data", "train_on", "columns")
     kept = ("model_name_or_path", *data, "seed", "training", "peft")
-    coreset = build_coreset(config.coreset, config.coreset_seed).spelled_out(config.coreset)
+    coreset = spelled_out(build_coreset(config.coreset, config.coreset_seed), config.coreset)
     known = {**{name: getattr(config, name) for name in kept}, "coreset": coreset}
     return {**without_secrets(known), "inputs": inputs(known)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.files import whole
+from coretune.keys import put
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
 from coretune.training.sections import ROWS_ONLY
@@ -44,17 +46,17 @@ def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
     lesson = trainer.sight.lesson
     warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
-    section = dict(config.coreset)
+    section = copy.deepcopy(config.coreset)
     share = coreset_rows(settings, empty_pool(trainer.pool_rows.length)) / n
     section["budget"] = max(1, min(few, max(batch, round(share * few))))
     if settings.warmup and settings.needs:
-        section["warmup"] = min(0.9, warm * batch / few)
+        put(section, "refresh.warmup", min(0.9, warm * batch / few))
     if settings.refresh_every != "never":
         section["refresh_every"] = EVERY
     if settings.needs and settings.refresh.k >= few:
-        section["k"] = few - 1
-    section.pop("audit_every", None)
-    section["wait"] = False  # so that there is a look to time
+        put(section, "refresh.k", few - 1)
+    put(section, "refresh.audit_every", None)
+    put(section, "refresh.wait", False)  # so that there is a look to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
     training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
     small = {**_data(trainer, rows, folder), "coreset": section, "training": training}

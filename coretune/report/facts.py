@@ -72,7 +72,7 @@ def _about(run: RunFiles) -> list[list[str]]:
     config = run.config
     section, versions = config.get("coreset", {}), config.get("provenance", {}).get("versions", {})
     known = [
-        ("method", section.get("method")),
+        ("method", _method(section.get("method"))),
         ("budget", section.get("budget")),
         ("refresh every", section.get("refresh_every")),
         ("model", config.get("model_name_or_path")),
@@ -87,6 +87,11 @@ def _data(given: Any) -> str:
     """Several files and hub ids in a line; an entry is known by its path."""
     entries = given if isinstance(given, list) else [given]
     return ", ".join(str(each["path"] if isinstance(each, Mapping) else each or "") for each in entries)
+
+
+def _method(written: Any) -> Any:
+    """The name alone, of {name: {its settings}} too."""
+    return next(iter(written), None) if isinstance(written, Mapping) else written
 
 
 def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Array]) -> list[dict[str, str]]:

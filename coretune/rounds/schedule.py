@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from coretune.select.greedy import check_budget
 from coretune.types import (
     TARGET_LOSS,
     TRAINERS_SEED,
+    AlongGraph,
     Budget,
     Coreset,
     Filter,
@@ -39,6 +40,7 @@ WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 class CoresetConfig:
     """Who selects, how news spreads, how much, and when.
 
+    signals        how signals are measured
     filters        which rows may be chosen (`coretune/filters/`), one after the other; () = all usable ones
     refresh_every  optimiser steps between selections; "pass" [choice]: as many as one pass over the coreset
                    takes, so that no row comes twice and none is looked at in vain; "never" (one selection);
@@ -88,6 +90,7 @@ class CoresetConfig:
     deadline: str | None = None
     engine: str = "local"
     ray_address: str | None = None
+    signals: MeasureSettings = field(default_factory=MeasureSettings)
     seed: int = TRAINERS_SEED
 
     def __post_init__(self) -> None:
@@ -188,6 +191,11 @@ class CoresetConfig:
                 "the others: set anchors to all, propagate and repair to none, refresh_every to never, pass "
                 "or a number"
             )
+        if isinstance(self.selector, AlongGraph) and self.refresh.embedding != self.selector.graph_of:
+            raise ValueError(
+                f"the method compares {self.selector.graph_of} and the graph is of {self.refresh.embedding}: "
+                "give refresh the embedding of the method"
+            )
         if self.teaching and self.warmup == 0:
             raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")
 
@@ -238,13 +246,6 @@ def seeded(config: CoresetConfig, args: Any) -> CoresetConfig:
     if not isinstance(config.seed, TrainersSeed):
         return config
     return replace(config, seed=args.seed if args.data_seed is None else args.data_seed)
-
-
-def default_measuring(config: CoresetConfig) -> MeasureSettings:
-    """How signals are measured where nothing is said: as the method asks for."""
-    asked = config.selector.defaults if isinstance(config.selector, Taught) else {}
-    known = {field.name for field in fields(MeasureSettings)}
-    return MeasureSettings(**{key: value for key, value in asked.items() if key in known}, seed=config.seed)
 
 
 @dataclass(frozen=True)

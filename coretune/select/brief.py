@@ -26,15 +26,10 @@ log = logging.getLogger("coretune")
 #: Settings of the `coreset` section where nothing is given: what the paper does.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
-        "warmup": 0.05,
-        "projection_dim": 8192,
-        "last_blocks": None,
-        "preconditioner": "adam",
         "weighted": True,
         "refresh_every": "never",
-        "anchors": "all",
-        "propagate": "none",
-        "repair": "none",
+        "refresh": {"warmup": 0.05, "anchors": "all", "propagate": "none", "repair": "none"},
+        "signals": {"projection_dim": 8192, "last_blocks": None, "preconditioner": "adam"},
     }
 )
 #: The distances of each space alone, in the order (KN, IF).

@@ -44,6 +44,10 @@ class D2:
     def needs(self) -> tuple[str, ...]:
         return (*importance(self.difficulty).needs, self.embedding)
 
+    @property
+    def graph_of(self) -> str:
+        return self.embedding
+
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         graph = graph_similarity(pool)
         distance = np.sqrt(np.maximum(0.0, 2.0 - 2.0 * graph.similarity.astype(np.float64)))

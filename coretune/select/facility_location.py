@@ -37,6 +37,10 @@ class FacilityLocation:
     def needs(self) -> tuple[str, ...]:
         return (self.embedding,)
 
+    @property
+    def graph_of(self) -> str:
+        return self.embedding
+
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
 

@@ -70,6 +70,10 @@ class Grace:
         losses = ("loss",) if self.demand == "loss" else ()
         return tuple(dict.fromkeys((*weighing, *losses, self.embedding)))
 
+    @property
+    def graph_of(self) -> str:
+        return self.embedding
+
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         return self.choose(pool, budget)
 

@@ -87,14 +87,10 @@ class Gtp:
     def defaults(self) -> Mapping[str, Any]:
         """What settings beside it are by default: a static, weighted coreset from exact looks [choice]."""
         return {
-            "projection_dim": 512,
-            "last_blocks": None,
-            "preconditioner": "linear",
             "weighted": True,
             "refresh_every": "never",
-            "anchors": "all",
-            "propagate": "none",
-            "repair": "none",
+            "refresh": {"anchors": "all", "propagate": "none", "repair": "none"},
+            "signals": {"projection_dim": 512, "last_blocks": None, "preconditioner": "linear"},
         }
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:

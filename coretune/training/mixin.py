@@ -22,7 +22,6 @@ from torch.utils.data import Sampler
 from transformers import Trainer, set_seed
 
 from coretune.ledger import Ledger
-from coretune.measure.settings import MeasureSettings
 from coretune.recording import selection_log
 from coretune.recording.run_files import LEDGER
 from coretune.recording.run_lock import run_lock
@@ -52,6 +51,7 @@ from coretune.training.refusals import (
     refuse_arguments,
     refuse_dataset,
     refuse_frozen_model,
+    refuse_measuring,
     refuse_parallelism,
     refuse_rows,
     refuse_steps,
@@ -78,7 +78,6 @@ class CoresetMixin(SavingTrainer):
                have the seed of `args` (data_seed, else seed) unless it is given its own
     rows       the pool's tokens; left out, they are read from the prepared `train_dataset`. With weights or
                harvest `train_dataset` holds in its column `example_id` which of them each of its rows is
-    measuring  how signals are measured
     target     trusted rows for the methods that take a target; several, each with its share of the budget
     signals_dir  where whole looks at the pool are kept; left out: output_dir/_coretune/signals
 
@@ -101,11 +100,11 @@ class CoresetMixin(SavingTrainer):
         *,
         coreset: CoresetConfig,
         rows: PoolRows | None = None,
-        measuring: MeasureSettings | None = None,
         target: PoolRows | Sequence[Target] | None = None,
         signals_dir: str | Path | None = None,
         **stock: Any,
     ) -> None:
+        refuse_measuring(stock)
         refuse_other_models(model)
         refuse_dataset(stock.get("train_dataset"), with_rows=rows is not None)
         if args is not None:
@@ -137,7 +136,7 @@ class CoresetMixin(SavingTrainer):
             coreset, self.pool_rows.length, self.args, self._pack_tokens()
         )
         self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
-        self.sight = Sight(self, measuring, targets_of(target), signals_dir)
+        self.sight = Sight(self, targets_of(target), signals_dir)
         self.cost, self.measurement = self.sight.cost, self.sight.measurement
         self.ledger.counts_flops = self.cost.counted
         if self._rows_are_told:

@@ -27,7 +27,7 @@ def refuse_optimizer(trainer: Any, preconditioner: str) -> None:
     if keeps is not None:
         raise ValueError(
             f"preconditioner is {preconditioner}, which reads Adam's moments, and {kind.__name__} keeps "
-            f"{keeps}: set optim to adamw_torch, or coreset.preconditioner to none"
+            f"{keeps}: set optim to adamw_torch, or coreset.signals.preconditioner to none"
         )
 
 

@@ -52,6 +52,14 @@ def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> Non
         _refuse_unweightable(args, stock)
 
 
+def refuse_measuring(stock: Mapping[str, Any]) -> None:
+    """ValueError for settings of the measurement where they were given once."""
+    if "measuring" in stock:
+        raise ValueError(
+            'measuring is now coreset.signals: give coreset("grace", …, signals={"last_blocks": 4})'
+        )
+
+
 def refuse_strangers(world: int) -> None:
     """ValueError where torchrun or accelerate has started several processes and each takes itself for the
     only one: all would train on all rows, and write into the same folder."""
@@ -247,5 +255,5 @@ def refuse_steps(max_steps: int, warmup: int) -> None:
     if max_steps <= warmup:
         raise ValueError(
             f"max_steps is {max_steps} and the warm-up takes {warmup} steps, so that no coreset would be "
-            "chosen: raise max_steps or lower coreset.warmup"
+            "chosen: raise max_steps or lower coreset.refresh.warmup"
         )

@@ -122,7 +122,12 @@ class Resumption:
         training, around = compared(args, stock)
         if trainer.held_out_fingerprint is not None:  # which picks the best model, and stops training early
             around["held-out rows"] = trainer.held_out_fingerprint
-        settings = settings_of(trainer.coreset_config, trainer.sight.settings)
+        asked = {  # how signals are measured decides as the trainer has it, at its precision
+            name: value
+            for name, value in settings_of(trainer.coreset_config).items()
+            if not name.startswith("signals.")
+        }
+        settings = asked | settings_of(trainer.sight.settings)
         settings |= {"pack": str(trainer.clock.pack), **config_settings(trainer.model), **training}
         batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
         return Note(self.parts, settings, trainer.clock, batches, args.max_steps, {**versions(), **around})

@@ -18,7 +18,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from coretune.config import ConfigError, RunConfig, nearest, refuse_unknown
+from coretune.config import ConfigError, RunConfig
+from coretune.keys import nearest, refuse_unknown
 
 #: Keys that SFTConfig has beyond TrainingArguments and that are honoured, here or by TRL's trainer.
 BY_ROWS = (

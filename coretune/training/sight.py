@@ -17,7 +17,6 @@ from coretune.measure.bases import refuse_live
 from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.moments import Moments
-from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import common_ending
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
@@ -27,7 +26,6 @@ from coretune.recording.run_files import SIGNALS, TEACHER
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
 from coretune.rounds.sampler import EXAMPLE_ID
-from coretune.rounds.schedule import default_measuring
 from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
 from coretune.storing.store import BLOCK
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
@@ -54,7 +52,7 @@ log = logging.getLogger("coretune")
 class Sight:
     """Made once for a trainer (`mixin.py`), when its model and arguments are known.
 
-    settings  of the measurement: those given, or those the method asks for
+    settings  of the measurement: `coreset.signals`, at the trainer's precision
     targets   trusted rows with their shares
     cost      what steps and looks of it cost
     measurement  of its pool; None for a method that measures nothing
@@ -66,13 +64,12 @@ class Sight:
     def __init__(
         self,
         trainer: Any,
-        measuring: MeasureSettings | None,
         targets: Sequence[Target],
         signals_dir: str | Path | None,
     ) -> None:
         self.trainer, self.config, self.targets = trainer, trainer.coreset_config, targets
         autocast = "bfloat16" if trainer.args.bf16 else "float16" if trainer.args.fp16 else None
-        settings = measuring or default_measuring(self.config)
+        settings = self.config.signals
         seed = self.config.seed if isinstance(settings.seed, TrainersSeed) else settings.seed
         self.settings = replace(settings, autocast=autocast, seed=seed)
         if self.config.refresh_every != "never":

@@ -62,7 +62,7 @@ class Lesson:
         if steps < checkpoints:
             raise ValueError(
                 f"{checkpoints} checkpoints of a teacher are asked for, and its warm-up on {len(drawn)} rows "
-                f"takes {steps} steps: raise coreset.warmup, or lower coreset.checkpoints"
+                f"takes {steps} steps: raise coreset.refresh.warmup, or ask the method for fewer checkpoints"
             )
         marks = tuple(steps * (k + 1) // checkpoints for k in range(checkpoints))
         return cls(drawn.astype(np.int64), marks)
@@ -102,7 +102,7 @@ def refuse_school(trainer: Any, teaching: bool) -> None:
     if teaching and trainer.optimizer is not None:
         raise ValueError(
             "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
-            "of optimizers, or a folder of checkpoints as coreset.teacher"
+            "of optimizers, or a folder of checkpoints as the teacher of the method"
         )
 
 
@@ -135,7 +135,7 @@ def _begin(school: School, args: Any, lesson: Lesson, folder: Path) -> tuple[boo
     if found and (different := differences(found["parts"], parts)):
         raise ValueError(
             f"{folder} holds a teacher of something else: {'; '.join(different)}. Remove it or take another "
-            "output_dir; to look through it all the same, give it as coreset.teacher"
+            "output_dir; to look through it all the same, give it as the teacher of the method"
         )
     newest = _newest(folder, lesson.marks) if found else None
     if found and found["finished"] and newest is not None and newest.name == _name(lesson.marks[-1]):

@@ -1,0 +1,325 @@
+"""The `coreset` section: the one place where its settings become objects, in YAML and in Python alike.
+
+method    a name or a preset (`presets.py`), {name: {its settings}}, or a selector of your own
+budget, filters, refresh_every, quota, weighted, record_others
+refresh   whom to measure again, and when
+signals   how signals are measured
+solver    what a selection may take, and where it is made
+
+Every setting has one place, and sets one object. What is not given is what the preset or the method asks for,
+and else the setting's own default.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from coretune.filters import FILTERS
+from coretune.keys import as_settings, named, put, refuse_unknown
+from coretune.measure.settings import MeasureSettings
+from coretune.presets import PRESETS, known_methods
+from coretune.rounds.budget import BudgetRequest, parse_budget
+from coretune.rounds.quota_request import QuotaRequest, parse_quota
+from coretune.rounds.refresh_settings import AnchorRefresh
+from coretune.rounds.schedule import CoresetConfig
+from coretune.types import TRAINERS_SEED, AlongGraph, Filter, Selector, Taught
+from coretune.yaml_text import ConfigError
+
+#: Room -> fields of `CoresetConfig` that are in it; the others are beside `method`.
+OF_THE_RUN = {
+    "refresh": ("warmup", "wait", "check_every", "threshold", "audit_every"),
+    "solver": ("memory_limit", "deadline", "engine", "ray_address"),
+}
+ROOMS = ("refresh", "signals", "solver")
+_READ_HERE = ("budget", "quota", "filters")
+_MADE = {"selector", "refresh", "signals", "seed", "autocast"}  # fields that no key sets
+#: Keys that are gone: what to write now.
+_GONE = {
+    "mismatched": "filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}]",
+    "tells_above": "filters: [{neighbours: {on_above: …}}]",
+    "loss_above": "filters: [neighbours], whose rule is fixed",
+    "mismatch_above": "filters: [neighbours], whose rule is fixed",
+    "copies": "filters: [{duplicates: {alike: folded}}]",
+    "rest": "filters: [{cooldown: {coresets: …}}]",
+    "cutoff": "filters: [noise]",
+    "cutoff_by": "filters: [noise]",
+}
+
+#: Room -> key -> class and field that its value is of; "" are the keys beside `method`.
+Places = Mapping[str, Mapping[str, tuple[type, str]]]
+#: Room -> key -> value.
+Given = Mapping[str, Mapping[str, Any]]
+
+
+def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> CoresetConfig:
+    """The `coreset` section in Python, with the same keys:
+
+        coreset({"grace": {"lambda": 0.5}}, budget="10%", refresh={"anchors": "all"})
+
+    Args:
+        method: A name, {name: settings}, or a selector of your own, which brings its settings:
+            coreset(Margin(at=2.0), budget=600).
+        seed: Of all that the coreset draws; left out: the trainer's, data_seed of its arguments, else seed.
+        settings: budget, filters, refresh_every, refresh, signals, solver, quota, weighted, record_others.
+
+    Raises:
+        ConfigError: As the section does.
+    """
+    return build_coreset({"method": method, **settings}, seed)
+
+
+def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetConfig:
+    """What a `coreset` section describes. Raises ConfigError."""
+    name, kind = method_of(section)
+    places, given = _places(section, kind), _by_room(section)
+    if not isinstance(section["method"], Selector):
+        given = _overlaid(_by_room(PRESETS.get(name, {})), given)
+    _refuse_unknown(given, places, name)
+    selector = section["method"]
+    if not isinstance(selector, Selector):
+        selector = _build(kind, _values(given, places, name, kind), f"coreset.method.{name}")
+    if isinstance(selector, Taught):
+        given = _overlaid(_by_room(selector.defaults), given)
+        _refuse_unknown(given, places, name)
+    values = {
+        part: _values(given, places, name, part) for part in (AnchorRefresh, MeasureSettings, CoresetConfig)
+    }
+    if isinstance(selector, AlongGraph):
+        values[AnchorRefresh]["embedding"] = selector.graph_of
+    objects = {
+        "selector": selector,
+        "refresh": _build(AnchorRefresh, values[AnchorRefresh], "coreset.refresh"),
+        "signals": _build(MeasureSettings, {**values[MeasureSettings], "seed": seed}, "coreset.signals"),
+        "budget": _budget(given[""]),
+        "quota": _quota(given[""]),
+        "filters": filters_of(given[""].get("filters", [])),
+        "seed": seed,
+    }
+    made: CoresetConfig = _build(CoresetConfig, {**values[CoresetConfig], **objects}, "coreset")
+    return made
+
+
+def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section that the config was made of, with every setting written, defaults included."""
+    name, kind = method_of(section)
+    parts = {kind: config.selector, AnchorRefresh: config.refresh, MeasureSettings: config.signals}
+    written = {
+        "method": name,
+        **{key: section[key] for key in ("budget", "quota") if section.get(key) is not None},
+    }
+    written["filters"] = [{each.name: _written(each)} for each in config.filters]
+    for room, keys in _places(section, kind).items():
+        for key, (part, field) in keys.items():
+            if key not in _READ_HERE:
+                put(written, _path(room, name) + key, _plain(getattr(parts.get(part, config), field)))
+    return written
+
+
+def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[str]:
+    """Paths of settings with a value of their own that this method and schedule never read."""
+    unread: set[str] = set()
+    if not config.needs:
+        unread |= {*_names(AnchorRefresh), *_names(MeasureSettings), "warmup", "wait", "audit_every"}
+    if config.refresh_every != "adaptive":
+        unread |= {"check_every", "threshold"}
+    if config.refresh_every == "never":
+        unread |= {"look_again", "anchor_share", "beta", "delta", "harvest", "audit_every"}
+    places, given = _places(section, type(config.selector)), _by_room(section)
+    return sorted(
+        f"coreset.{room}.{key}"
+        for room in ("refresh", "signals")
+        for key, value in given[room].items()
+        if key in unread and _plain(value) != _plain(_default(*places[room][key]))
+    )
+
+
+def nested(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as runs wrote it while its settings stood side by side, as it is written now."""
+    name, kind = method_of(section)
+    places = _places(section, kind)
+    written = {key: copy.deepcopy(value) for key, value in section.items() if key in _beside(places)}
+    for key, value in section.items():
+        if key not in written:
+            for path in _now(key, places, name) or [key]:
+                put(written, path, value)
+    return written
+
+
+def method_of(section: Mapping[str, Any]) -> tuple[str, type]:
+    """The name that the section gives, and the class of the selector that it stands for."""
+    known = known_methods()
+    if "method" not in section:
+        raise ConfigError(f"coreset.method is missing; there are {', '.join(sorted(known))}")
+    method = section["method"]
+    if isinstance(method, Selector):
+        return type(method).__name__, type(method)
+    name = named(method, "coreset.method", known)[0]
+    return name, known[name]
+
+
+# -------------------------------------------------------------------------------------------- where keys are
+
+
+def _places(section: Mapping[str, Any], kind: type) -> Places:
+    """Where each setting of a section with a method of this class goes."""
+    rooms: dict[str, dict[str, tuple[type, str]]] = {
+        "": {},
+        "method": {} if isinstance(section["method"], Selector) else _keys(kind),
+        "refresh": _keys(AnchorRefresh),
+        "signals": _keys(MeasureSettings),
+        "solver": {},
+    }
+    if hasattr(kind, "graph_of"):
+        del rooms["refresh"]["embedding"]  # the method's own says it
+    room_of = {key: room for room, keys in OF_THE_RUN.items() for key in keys}
+    for key, place in _keys(CoresetConfig).items():
+        rooms[room_of.get(key, "")][key] = place
+    return rooms
+
+
+def _keys(part: type) -> dict[str, tuple[type, str]]:
+    return {key: (part, name) for key, name in _names(part).items()}
+
+
+def _beside(places: Places) -> set[str]:
+    """Keys of the section itself."""
+    return {*places[""], *places} - {""}
+
+
+def _by_room(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    rooms = {room: dict(as_settings(section.get(room, {}), f"coreset.{room}")) for room in ROOMS}
+    method = section.get("method")
+    settings = next(iter(method.values())) if isinstance(method, Mapping) else {}
+    beside = {key: value for key, value in section.items() if key != "method" and key not in rooms}
+    return {"": beside, "method": dict(settings), **rooms}
+
+
+def _overlaid(base: Given, given: Given) -> dict[str, dict[str, Any]]:
+    return {room: {**base[room], **given[room]} for room in given}
+
+
+def _path(room: str, name: str) -> str:
+    """Of a key within the section, but for the key itself."""
+    return {"": "", "method": f"method.{name}."}.get(room, f"{room}.")
+
+
+def _refuse_unknown(given: Given, places: Places, name: str) -> None:
+    """ConfigError for the first key that no setting has: where it is now, what to write in its place, or the
+    nearest one that there is."""
+    for key in given[""]:
+        if key in places[""]:
+            continue
+        if paths := _now(key, places, name):
+            raise ConfigError(f"coreset.{key} is now {' and '.join(f'coreset.{path}' for path in paths)}")
+        if key in _GONE:
+            raise ConfigError(f"coreset.{key} is gone: write {_GONE[key]} (docs/filters.md)")
+    for room in given:
+        prefix = f"coreset.{_path(room, name)}"
+        known = places[room] if room else _beside(places)
+        elsewhere = [f"coreset.{_path(other, name)}{key}" for other, keys in places.items() for key in keys]
+        refuse_unknown(prefix, given[room], known, elsewhere)
+
+
+def _now(key: str, places: Places, name: str) -> list[str]:
+    """Where a setting is that stood beside the method once: with k-center `embedding` set two."""
+    key = key.rstrip("_")
+    return [_path(room, name) + key for room, keys in places.items() if room and key in keys]
+
+
+# ------------------------------------------------------------------------------------------ values to objects
+
+
+def _values(given: Given, places: Places, name: str, part: type) -> dict[str, Any]:
+    """Field -> value of what is given for this class."""
+    return {  # budget, quota and filters are read by themselves
+        places[room][key][1]: _checked(part, places[room][key][1], value, f"coreset.{_path(room, name)}{key}")
+        for room, settings in given.items()
+        for key, value in settings.items()
+        if places[room][key][0] is part and key not in _READ_HERE
+    }
+
+
+def _build(part: type, values: Mapping[str, Any], path: str) -> Any:
+    try:
+        return part(**values)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _checked(part: type, field: str, value: Any, path: str) -> Any:
+    """The value as the field's type has it; ConfigError where it is of another."""
+    try:
+        checked = _adapter(part, field).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{path} is {value!r:.80}: {error.errors()[0]['msg'].lower()}") from None
+    if isinstance(value, bool) and not isinstance(checked, bool):  # pydantic takes true for 1
+        raise ConfigError(f"{path} is {value!r:.80}: give a value that is not true or false")
+    return checked
+
+
+@cache
+def _adapter(part: type, field: str) -> TypeAdapter[Any]:
+    return TypeAdapter(get_type_hints(part)[field])
+
+
+def _names(part: type) -> dict[str, str]:
+    """Key -> field of a dataclass; `lambda_` is written lambda."""
+    names = {field.name.rstrip("_"): field.name for field in fields(part) if field.init}
+    return {key: name for key, name in names.items() if key not in _MADE}
+
+
+def _written(part: Any) -> dict[str, Any]:
+    return {key: _plain(getattr(part, field)) for key, field in _names(type(part)).items()}
+
+
+def _default(part: type, name: str) -> Any:
+    return next(field.default for field in fields(part) if field.name == name)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def filters_of(given: Any) -> tuple[Filter, ...]:
+    """The filters of a list of names, or of {name: {setting: value}}. Raises ConfigError."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(
+            f"coreset.filters is {given!r:.80}: give a list of {', '.join(FILTERS)}; [] = no filter"
+        )
+    return tuple(entry if isinstance(entry, Filter) else _filter(entry) for entry in given)
+
+
+def _filter(entry: Any) -> Filter:
+    name, settings = named(entry, "coreset.filters", FILTERS)
+    kind, path = FILTERS[name], f"coreset.filters.{name}"
+    names = _names(kind)
+    refuse_unknown(f"{path}.", settings, names)
+    values = {
+        names[key]: _checked(kind, names[key], value, f"{path}.{key}") for key, value in settings.items()
+    }
+    made: Filter = _build(kind, values, "coreset.filters")
+    return made
+
+
+def _budget(beside: Mapping[str, Any]) -> BudgetRequest:
+    if "budget" not in beside:
+        raise ConfigError("coreset.budget is missing; give rows (600), a share (10%) or tokens (2M tokens)")
+    try:
+        return parse_budget(beside["budget"])
+    except ValueError as error:
+        raise ConfigError(f"coreset.budget: {error}") from None
+
+
+def _quota(beside: Mapping[str, Any]) -> QuotaRequest | None:
+    if beside.get("quota") is None:
+        return None
+    try:
+        return parse_quota(beside["quota"])
+    except ValueError as error:
+        raise ConfigError(f"coreset.{error}") from None
