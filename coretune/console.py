@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from coretune.escaping import shown, shown_in_json
 
 WIDE = 1000  # characters
+OTHERS_WAIT = 2.0  # [choice] seconds
 UNFORESEEN = "unforeseen error, which --traceback tells the place of: "
 #: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
 NOISE = "`(is_)?gradient_checkpointing` is deprecated"
@@ -52,7 +54,13 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
 
 def print_error(error: Exception, unforeseen: bool = False) -> None:
     """`coretune: …` on stderr. Ours break lines in lists only, whose items are indented; libraries' errors
-    about files and models run over many lines, and become one."""
+    about files and models run over many lines, and become one.
+
+    Of several processes the first one tells what went wrong in all of them: the launcher stops the others
+    while they wait, and who is alone with an error tells it then.
+    """
+    if not first_process():
+        time.sleep(OTHERS_WAIT)
     text = str(error)
     if unforeseen or not text:
         text = f"{type(error).__name__}: {text}"

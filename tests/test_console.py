@@ -12,6 +12,7 @@ import pytest
 from recorded_run import FakeRows, fake_rows, make_run
 from typer.testing import CliRunner
 
+from coretune import console
 from coretune.cli import app
 from coretune.console import LogFormatter, guarded, print_json, print_table
 from coretune.escaping import shown, shown_in_json
@@ -134,3 +135,16 @@ def test_every_error_is_told_in_a_line(
     assert capsys.readouterr().err == expected
     with pytest.raises(type(error)):
         guarded(work, traceback=True)
+
+
+def test_another_process_than_the_first_lets_that_one_tell_its_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(console.time, "sleep", waited.append)
+    console.print_error(ValueError("mine"))
+    assert waited == []
+    monkeypatch.setenv("RANK", "1")
+    console.print_error(ValueError("mine"))
+    assert waited == [console.OTHERS_WAIT]
+    assert capsys.readouterr().err == "coretune: mine\ncoretune: mine\n"

@@ -62,6 +62,22 @@ def test_the_merged_model_computes_what_base_and_adapter_compute(adapter: Path) 
     assert "is there already: remove it" in refused("merge", adapter)
 
 
+def test_an_adapter_with_tokens_of_its_own_is_merged_into_a_larger_vocabulary(tmp_path: Path) -> None:
+    """As after `chat_template_path`, whose tokens are added to tokenizer and model."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<|thought|>", "<|end|>"], special_tokens=True)
+    base = AutoModelForCausalLM.from_pretrained(str(model_folder()))
+    base.resize_token_embeddings(len(tokenizer))
+    made = get_peft_model(base, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM"))
+    made.save_pretrained(tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "run")
+    result = CliRunner().invoke(app, ["merge", str(tmp_path / "run"), "--output", str(tmp_path / "whole")])
+    assert result.exit_code == 0, result.output
+    merged = AutoModelForCausalLM.from_pretrained(str(tmp_path / "whole"))
+    assert merged.get_input_embeddings().num_embeddings == len(tokenizer)
+    assert torch.allclose(logits(merged), logits(made.eval()), atol=1e-5)
+
+
 def test_a_full_disk_leaves_nothing_of_a_merge_behind(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(self: Any, folder: Path, **_: Any) -> None:
         Path(folder).mkdir(parents=True)
