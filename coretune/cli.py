@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune.commands import chat_command, env_command, merge_command, preview_command
+from coretune.commands import chat_command, env_command, init_command, merge_command, preview_command
 from coretune.comparing import compare_command
 from coretune.console import (
     NOISE,
@@ -189,6 +189,8 @@ for command in (reading_command.report, reading_command.explain, reading_command
     app.command()(command)
 
 
+app.command()(init_command.init)
+app.command()(init_command.schema)
 app.command()(preview_command.preview)
 app.command()(chat_command.chat)
 app.command()(merge_command.merge)

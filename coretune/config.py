@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coretune.coreset_section import build_coreset, nested
+from coretune.coreset_section import build_coreset, nested, top_keys
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
 from coretune.keys import put, refuse_unknown
@@ -106,7 +106,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     for key, remedy in _ELSEWHERE.items():
         if key in raw:
             raise ConfigError(f"{key} is not a key here: {remedy} (docs/data.md)")
-    refuse_unknown("", raw, RunConfig.model_fields)
+    refuse_unknown("", raw, RunConfig.model_fields, _below())
     if raw.get(PROVENANCE) and isinstance(raw.get("coreset"), Mapping):
         raw = {**raw, "coreset": nested(raw["coreset"])}  # a run of before settings were nested wrote it
     raw = {key: value if key in _NO_PATHS else _at_home(value) for key, value in raw.items()}
@@ -123,6 +123,12 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     _check_stock(config)
     _check_places(config)
     return config
+
+
+def _below() -> list[str]:
+    """Paths of keys of the sections, for one that was written a level too high."""
+    sections = {"coreset": top_keys(), "training": field_types(SFT), "peft": field_types(LORA)}
+    return [f"{section}.{key}" for section, keys in reversed(sections.items()) for key in keys]
 
 
 def refuse_absent(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from coretune.filters import FILTERS
-from coretune.keys import as_settings, named, put, refuse_unknown
+from coretune.keys import as_settings, named, nearest, put, refuse_unknown
 from coretune.measure.settings import MeasureSettings
 from coretune.presets import PRESETS, known_methods
 from coretune.rounds.budget import BudgetRequest, parse_budget
@@ -37,7 +37,7 @@ OF_THE_RUN = {
     "solver": ("memory_limit", "deadline", "engine", "ray_address"),
 }
 ROOMS = ("refresh", "signals", "solver")
-_READ_HERE = ("budget", "quota", "filters")
+READ_HERE = ("budget", "quota", "filters")
 _MADE = {"selector", "refresh", "signals", "seed", "autocast"}  # fields that no key sets
 #: Keys that are gone: what to write now.
 _GONE = {
@@ -77,7 +77,7 @@ def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> Cores
 def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetConfig:
     """What a `coreset` section describes. Raises ConfigError."""
     name, kind = method_of(section)
-    places, given = _places(section, kind), _by_room(section)
+    places, given = places_of(section, kind), _by_room(section)
     if not isinstance(section["method"], Selector):
         given = _overlaid(_by_room(PRESETS.get(name, {})), given)
     _refuse_unknown(given, places, name)
@@ -114,9 +114,9 @@ def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, 
         **{key: section[key] for key in ("budget", "quota") if section.get(key) is not None},
     }
     written["filters"] = [{each.name: _written(each)} for each in config.filters]
-    for room, keys in _places(section, kind).items():
+    for room, keys in places_of(section, kind).items():
         for key, (part, field) in keys.items():
-            if key not in _READ_HERE:
+            if key not in READ_HERE:
                 put(written, _path(room, name) + key, _plain(getattr(parts.get(part, config), field)))
     return written
 
@@ -130,7 +130,7 @@ def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[st
         unread |= {"check_every", "threshold"}
     if config.refresh_every == "never":
         unread |= {"look_again", "anchor_share", "beta", "delta", "harvest", "audit_every"}
-    places, given = _places(section, type(config.selector)), _by_room(section)
+    places, given = places_of(section, type(config.selector)), _by_room(section)
     return sorted(
         f"coreset.{room}.{key}"
         for room in ("refresh", "signals")
@@ -142,7 +142,7 @@ def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[st
 def nested(section: Mapping[str, Any]) -> dict[str, Any]:
     """A section as runs wrote it while its settings stood side by side, as it is written now."""
     name, kind = method_of(section)
-    places = _places(section, kind)
+    places = places_of(section, kind)
     written = {key: copy.deepcopy(value) for key, value in section.items() if key in _beside(places)}
     for key, value in section.items():
         if key not in written:
@@ -155,6 +155,7 @@ def method_of(section: Mapping[str, Any]) -> tuple[str, type]:
     """The name that the section gives, and the class of the selector that it stands for."""
     known = known_methods()
     if "method" not in section:
+        refuse_unknown("coreset.", [key for key in section if nearest(key, ["method"])], top_keys())
         raise ConfigError(f"coreset.method is missing; there are {', '.join(sorted(known))}")
     method = section["method"]
     if isinstance(method, Selector):
@@ -166,30 +167,36 @@ def method_of(section: Mapping[str, Any]) -> tuple[str, type]:
 # -------------------------------------------------------------------------------------------- where keys are
 
 
-def _places(section: Mapping[str, Any], kind: type) -> Places:
+def places_of(section: Mapping[str, Any], kind: type) -> Places:
     """Where each setting of a section with a method of this class goes."""
     rooms: dict[str, dict[str, tuple[type, str]]] = {
         "": {},
-        "method": {} if isinstance(section["method"], Selector) else _keys(kind),
-        "refresh": _keys(AnchorRefresh),
-        "signals": _keys(MeasureSettings),
+        "method": {} if isinstance(section["method"], Selector) else keys_of(kind),
+        "refresh": keys_of(AnchorRefresh),
+        "signals": keys_of(MeasureSettings),
         "solver": {},
     }
     if hasattr(kind, "graph_of"):
         del rooms["refresh"]["embedding"]  # the method's own says it
     room_of = {key: room for room, keys in OF_THE_RUN.items() for key in keys}
-    for key, place in _keys(CoresetConfig).items():
+    for key, place in keys_of(CoresetConfig).items():
         rooms[room_of.get(key, "")][key] = place
     return rooms
 
 
-def _keys(part: type) -> dict[str, tuple[type, str]]:
+def keys_of(part: type) -> dict[str, tuple[type, str]]:
     return {key: (part, name) for key, name in _names(part).items()}
 
 
 def _beside(places: Places) -> set[str]:
     """Keys of the section itself."""
     return {*places[""], *places} - {""}
+
+
+def top_keys() -> list[str]:
+    """Keys of the section itself, whatever its method."""
+    in_rooms = {key for keys in OF_THE_RUN.values() for key in keys}
+    return ["method", *ROOMS, *(key for key in keys_of(CoresetConfig) if key not in in_rooms)]
 
 
 def _by_room(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -241,7 +248,7 @@ def _values(given: Given, places: Places, name: str, part: type) -> dict[str, An
         places[room][key][1]: _checked(part, places[room][key][1], value, f"coreset.{_path(room, name)}{key}")
         for room, settings in given.items()
         for key, value in settings.items()
-        if places[room][key][0] is part and key not in _READ_HERE
+        if places[room][key][0] is part and key not in READ_HERE
     }
 
 

@@ -93,6 +93,12 @@ def defaults(classes: Classes) -> Mapping[str, Any]:
     return dict(_written_out(classes, "default"))
 
 
+@cache
+def helps(classes: Classes) -> Mapping[str, str]:
+    """Field -> what the class says of it, where it says it in the field itself."""
+    return {name: data["help"] for name, data in _written_out(classes, "metadata") if "help" in data}
+
+
 def _written_out(classes: Classes, word: str) -> Iterator[tuple[str, Any]]:
     """What the fields have for a word of `field(…)`; `x: int = 3` has a default."""
     for name, line in _fields(classes):
@@ -134,14 +140,20 @@ def first_wrong(classes: Classes, section: Mapping[str, Any]) -> tuple[str, str]
     return None
 
 
+def kind_of(annotation: ast.expr) -> Any:
+    """The type that an annotation writes; of classes that are not named here any."""
+    return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _NAMES)
+
+
 def wrong_value(annotation: ast.expr, value: Any) -> str | None:
     """What to give instead of a value that the annotation does not take; None where it takes it.
 
     A number is not read from text, and true is no number: the classes would take both and fail later.
     """
-    kind = eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, _NAMES)
     try:
-        TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True)).validate_python(value)
+        TypeAdapter(
+            kind_of(annotation), config=ConfigDict(strict=True, arbitrary_types_allowed=True)
+        ).validate_python(value)
     except ValidationError:
         names = {ast.unparse(part) for part in ast.walk(annotation)}
         words = [

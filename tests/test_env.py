@@ -72,5 +72,5 @@ print(sorted({set(HEAVY)!r} & set(sys.modules)))
     assert loaded == "[]"
     assert len(lines) == 5
     for line in lines:
-        assert line.startswith("1 coretune: unknown key methd")
+        assert line.startswith("1 coretune: unknown key methd, did you mean 'coreset.method'?")
     assert sum(after[i] - before[i] for i in (2, 3)) < 2
