@@ -45,6 +45,7 @@ EXPECTED: dict[str, tuple[dict[str, Any], dict[str, str], list[str], int]] = {
         ["label 1 is 71 and the token is 70", "has 2 entries"],
         0,
     ),
+    "weighted.csv": ({}, {"2": "The Nile.", "3": "Box Hill."}, ["`weight` is '-1'"], 1),
     "packed.jsonl.gz": ({}, {"1": "From a packed file.", "2": "And one more."}, [], 0),
     "packed.csv.zst": ({}, {"2": "From a packed table.", "3": "And one more."}, [], 0),
 }

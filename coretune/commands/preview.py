@@ -42,6 +42,7 @@ BECOMES: Mapping[str, str] = {
     "labels": "which tokens are trained on",
     "completion_mask": "which tokens are trained on",
     "assistant_masks": "which tokens are trained on",
+    "weight": "multiplies the row's loss",
     "tools": "handed to the chat template",
     "chat_template_kwargs": "handed to the chat template",
     "label": "rows with false are left out (KTO)",

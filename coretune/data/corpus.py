@@ -38,6 +38,7 @@ class Corpus:
     response_length  (n,) int64  tokens that the loss counts, never the first of a row
     length         (n,) int64  tokens, prompt included
     source         (n,) object, text or None: the user's `source` or `category`; None when no row has one
+    weight         (n,) float64, above 0: what multiplies the loss of each row; None when of all it is 1
     dropped        (place, reason) of the bad rows left out; empty unless skip_bad_rows
     left_out       reason -> how many rows say themselves that they are not to be trained on
     truncated      how many prompts were cut from the left
@@ -59,6 +60,7 @@ class Corpus:
     response_length: Array
     length: Array
     source: Array | None
+    weight: Array | None
     dropped: list[tuple[str, str]]
     left_out: dict[str, int]
     truncated: int
@@ -124,6 +126,7 @@ class Corpus:
         dataset = datasets.Dataset.from_file(str(kept / ROWS))
         table = dataset.data.table
         sources = np.array(table["source"].to_pylist(), dtype=object)
+        weight = table["weight"].to_numpy()
         lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table["input_ids"].chunks]
         return cls(
             ids=table["id"].to_pylist(),
@@ -131,6 +134,7 @@ class Corpus:
             response_length=np.concatenate([_counted(chunk) for chunk in table["labels"].chunks]),
             length=np.concatenate(lengths, dtype=np.int64),
             source=None if all(name is None for name in sources) else sources,
+            weight=None if (weight == 1).all() else weight,
             dropped=account.dropped,
             left_out=account.left_out,
             truncated=account.truncated,
@@ -176,6 +180,7 @@ class Corpus:
             response_length=self.response_length[rows],
             length=self.length[rows],
             source=None if self.source is None else self.source[rows],
+            weight=None if self.weight is None else self.weight[rows],
             fingerprint=blake2b(f"{self.fingerprint} {begin} {end}".encode(), digest_size=16).hexdigest(),
             dataset=self.dataset.select(range(begin, end)),
             _records=self._records.slice(begin, end - begin),

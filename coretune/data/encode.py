@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from coretune.data.answers import marked
-from coretune.data.formats import identity, interpret, source_of
+from coretune.data.formats import identity, interpret, source_of, weight_of
 from coretune.data.raw import BadRow, LeftOut
 from coretune.data.render import Loss, Rendered, Tokenizer, render
 from coretune.data.tokenised import Tokenised, refuse_loss
@@ -65,7 +65,7 @@ def encode_batch(
                 file = batch["file"][index]
                 format, mapping = formats[file], columns.get(file, {})
                 row["id"] = identity(record, mapping, f"{file}:{batch['number'][index]}")
-                row["source"] = source_of(record, mapping)
+                row |= {"source": source_of(record, mapping), "weight": weight_of(record, mapping)}
                 chat = tokenizer.chat_template is not None
                 example = interpret(record, format, mapping, chat, loss.every_turn)
                 if isinstance(example, Tokenised):
@@ -90,6 +90,7 @@ EMPTY: Mapping[str, Any] = {
     "truncated": False,
     "id": "",
     "source": None,
+    "weight": 1.0,
     "digest": b"",
     "left_out": False,
     "problem": None,

@@ -7,9 +7,9 @@
     alpaca              instruction, input (may be left out), output
     sharegpt            conversations: [{from, value}, ...]        the last turn is the response
 
-Beside them: system (a text, the first turn), history ([[question, answer], ...], turns before a prompt that
-is a text), tools and chat_template_kwargs for the template. A row that says that it is not to be trained on
-(a turn's weight: 0, KTO's label: false) is left out and counted.
+Beside them: weight (multiplies the loss), system (a text, the first turn), history ([[question, answer],
+...], turns before a prompt that is a text), tools and chat_template_kwargs for the template. A row that says
+that it is not to be trained on (weight: 0, a turn's weight: 0, KTO's label: false) is left out and counted.
 
 A tokenizer with a chat template gets texts as a user turn and an assistant turn. Without one, prompt and
 completion are joined as they stand and alpaca rows are written under the headings of `ALPACA_PLAIN`.
@@ -23,6 +23,7 @@ headings.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,7 +54,7 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "tokens": TOKEN_COLUMNS,
 }
-OPTIONAL_COLUMNS = ("input", "id", "source", "system", "history", *TEMPLATE_COLUMNS, *TOKEN_COLUMNS)
+OPTIONAL_COLUMNS = ("input", "id", "source", "weight", "system", "history", *TEMPLATE_COLUMNS, *TOKEN_COLUMNS)
 KNOWN_COLUMNS = (*(name for required in FORMATS.values() for name in required), *OPTIONAL_COLUMNS)
 
 ALPACA_PLAIN = "### Instruction:\n{instruction}\n\n### Response:\n"
@@ -144,6 +145,28 @@ def source_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | No
     column = columns.get("source", "source" if "source" in record else "category")
     value = record.get(column)
     return None if value is None else _written(str(value), column)
+
+
+def weight_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> float:
+    """What multiplies the row's loss: its `weight`, 1 where it has none. Raises BadRow; LeftOut for 0."""
+    column = columns.get("weight", "weight")
+    if column not in record:
+        return 1.0
+    value = record[column]
+    try:
+        weight = (
+            float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else -1.0
+        )
+    except (ValueError, OverflowError):
+        weight = -1.0
+    if weight == 0:
+        raise LeftOut(f"`{column}` is 0: the row is not to be trained on")
+    if not 0 < weight < math.inf:
+        raise BadRow(
+            f"`{column}` is {value!r:.40}, and it multiplies the row's loss: give a number above 0, or "
+            "rename the column if it means something else"
+        )
+    return weight
 
 
 def _written(text: str, column: str) -> str:

@@ -49,6 +49,7 @@ ENCODED = datasets.Features(
         "truncated": datasets.Value("bool"),
         "id": datasets.Value("string"),
         "source": datasets.Value("string"),
+        "weight": datasets.Value("float64"),
         "digest": datasets.Value("binary"),
         "left_out": datasets.Value("bool"),
         "problem": datasets.Value("string"),
@@ -62,6 +63,7 @@ FROZEN = pa.schema(
         ("prompt_length", pa.int64()),
         ("id", pa.string()),
         ("source", pa.string()),
+        ("weight", pa.float64()),
         ("record", pa.string()),
         ("file", pa.string()),
     ]
@@ -255,7 +257,11 @@ def _freeze(
     refuse([] if skip_bad_rows else dropped, twins)
     _refuse_nothing_left(kept, dropped, left_out)
     order = sorted(kept, key=lambda row: (digests[row], ids[row]))
-    contents = _digest([(digests[row], ids[row]) for row in order])
+    weights = small["weight"].to_pylist()
+    weighed = {row: weights[row] for row in order if weights[row] != 1}
+    contents = _digest(
+        [(digests[row], ids[row], *([weights[row]] if row in weighed else [])) for row in order]
+    )
     (work / "frozen").mkdir()
     _write_frozen(raw, encoded, order, work / "frozen" / ROWS)
     account = Account(
@@ -264,11 +270,18 @@ def _freeze(
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
         rows=_hash([(ROWS, work / "frozen" / ROWS)]),
-        notes=known.notes,
+        notes=[*known.notes, *_weights(list(weighed.values()))],
         absent=known.absent,
         columns={file: dict(mapping) for file, mapping in settings["columns"].items()},
     )
     account.write(work / "frozen")
+
+
+def _weights(weights: Sequence[float]) -> list[str]:
+    """A line for the rows whose loss is multiplied; none where there are none."""
+    if not weights:
+        return []
+    return [f"`weight` multiplies the loss of {len(weights):,} rows by {min(weights):g} to {max(weights):g}"]
 
 
 def _refuse_nothing_left(
@@ -305,7 +318,7 @@ def _write_frozen(raw: datasets.Dataset, encoded: datasets.Dataset, order: list[
         for start in range(0, len(order), BLOCK):
             rows = order[start : start + BLOCK]
             block = encoded[rows].combine_chunks()
-            table = block.select(["input_ids", "labels", "prompt_length", "id", "source"])
+            table = block.select(["input_ids", "labels", "prompt_length", "id", "source", "weight"])
             table = table.append_column("example_id", pa.array(np.arange(start, start + len(rows))))
             # Rows taken here and there are a chunk each, and so would the block be on disk.
             there = raw[rows]

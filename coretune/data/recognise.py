@@ -83,7 +83,7 @@ def unused(
     template  the chat template, which may leave tools alone; None: the tokenizer has none
     verdicts  the file's `label` is KTO's
     """
-    ours = {*FORMATS[format], *EXTRA.get(format, ()), *OPTIONAL[format], "id", "source"}
+    ours = {*FORMATS[format], *EXTRA.get(format, ()), *OPTIONAL[format], "id", "source", "weight"}
     if not verdicts:
         ours -= {"label"}
     if template is None:

@@ -31,6 +31,7 @@ class PoolRows(Protocol):
     response_length  (n,) int64  tokens that the loss counts, never the first of a row, which nothing predicts
     length           (n,) int64
     source           (n,) object, text or None: where a row is from; None when no row says
+    weight           (n,) float64, above 0: what multiplies a row's loss in training; None when of all it is 1
     """
 
     @property
@@ -47,6 +48,9 @@ class PoolRows(Protocol):
 
     @property
     def source(self) -> Array | None: ...
+
+    @property
+    def weight(self) -> Array | None: ...
 
     def tokens(self, rows: Rows) -> Sequence[Array]: ...
 
@@ -65,12 +69,14 @@ class PreparedRows:
     response_length: Array
     length: Array
     source: Array | None = None
+    weight: Array | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> PreparedRows:
-        """From a dataset with input_ids and labels, as SFTTrainer leaves it; `id` and `source` if there.
+        """From a dataset with input_ids and labels, as SFTTrainer leaves it; with `id`, `source` and `weight`
+        if there.
 
-        ValueError: no such columns; a row whose labels are not as many as its tokens.
+        ValueError: no such columns; a row whose labels are not as many as its tokens; a weight that is none.
         """
         columns = dataset.column_names
         if "input_ids" not in columns or "labels" not in columns:
@@ -79,7 +85,8 @@ class PreparedRows:
         facts = [_facts(dataset[at : at + BLOCK], ids[at:]) for at in range(0, len(dataset), BLOCK)]
         first, counted, length = np.concatenate([*facts, np.zeros((0, 3), np.int64)]).T.copy()
         source = np.array(dataset["source"], dtype=object) if "source" in columns else None
-        return cls(dataset, ids, first, counted, length, source)
+        weight = _weights(dataset["weight"][:], ids) if "weight" in columns else None
+        return cls(dataset, ids, first, counted, length, source, weight)
 
     def keep(self, rows: Rows) -> PreparedRows:
         """Only these rows, under the names they had."""
@@ -90,6 +97,7 @@ class PreparedRows:
             self.response_length[rows],
             self.length[rows],
             None if self.source is None else self.source[rows],
+            None if self.weight is None else self.weight[rows],
         )
 
     def tokens(self, rows: Rows) -> list[Array]:
@@ -100,6 +108,17 @@ class PreparedRows:
 
     def _column(self, name: str, rows: Rows) -> list[Array]:
         return [np.asarray(row, np.int64) for row in self.dataset[np.asarray(rows, np.int64)][name]]
+
+
+def _weights(given: Sequence[Any], ids: Sequence[str]) -> Array:
+    """(n,) float64. ValueError for a weight that is no number above 0."""
+    for name, weight in zip(ids, given, strict=True):
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < np.inf:
+            raise ValueError(
+                f"row {name} has weight {weight!r}, which multiplies its loss: give a number above 0, leave "
+                "the row out, or rename the column if it means something else"
+            )
+    return np.array(given, np.float64)
 
 
 def _facts(block: Mapping[str, Any], ids: Sequence[str]) -> Array:

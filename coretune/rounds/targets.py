@@ -43,6 +43,11 @@ class TargetRows:
 
     targets: tuple[Target, ...]
 
+    @property
+    def weight(self) -> Array | None:
+        """None: no example is trained on."""
+        return None
+
     @cached_property
     def of(self) -> Array:
         """(m,) int64: the target that each example is of."""

@@ -182,13 +182,15 @@ def sources_fingerprint(rows: PoolRows) -> str:
 
 
 def drawn_fingerprint(rows: PoolRows, drawn: Rows) -> str:
-    """Hex of the rows `drawn` in that order: ids, tokens, labels."""
+    """Hex of the rows `drawn` in that order: ids, tokens, labels, weights."""
     digest = blake2b(digest_size=16)
     for first in range(0, len(drawn), BLOCK):
         block = drawn[first : first + BLOCK]
         for row, tokens, labels in zip(block, rows.tokens(block), rows.labels(block), strict=True):
             digest.update(json.dumps([rows.ids[row], len(tokens)]).encode())
             digest.update(np.stack([tokens, labels]).astype(np.int64).tobytes())
+    if rows.weight is not None:
+        digest.update(rows.weight[drawn].astype(np.float64).tobytes())
     return digest.hexdigest()
 
 

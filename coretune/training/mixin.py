@@ -67,6 +67,7 @@ from coretune.training.row_checks import (
 from coretune.training.saving import SavingTrainer, side_product
 from coretune.training.sight import Sight
 from coretune.training.trackers import tell_trackers
+from coretune.training.weighting import loss_weights
 
 log = logging.getLogger("coretune")
 
@@ -126,6 +127,8 @@ class CoresetMixin(SavingTrainer):
         self.resumption = Resumption(self)
         self.step_began = 0.0
         self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
+        if self.pool_rows.weight is not None:
+            self._refuse(self.args, replace(coreset, weighted=True), stock)
         self._weights = torch.ones(len(self.pool_rows.length))
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_frozen_model(self.model)
@@ -263,7 +266,8 @@ class CoresetMixin(SavingTrainer):
         if self.sight.harvest is not None:
             self.sight.harvest.began = bool(now.selections)
         self._order = round_order(now, self.clock, self.coreset_config.seed)
-        self._weights = torch.from_numpy(transitions.row_weights(now)).float().to(self.args.device)
+        weights = loss_weights(now, self.pool_rows.weight, self.coreset_config.weighted)
+        self._weights = torch.from_numpy(weights).float().to(self.args.device)
         return now
 
     def begin_step(self) -> None:
@@ -321,7 +325,12 @@ class CoresetMixin(SavingTrainer):
     @property
     def _rows_are_told(self) -> bool:
         """Whether a batch says which rows of the pool it holds."""
-        return self.coreset_config.weighted or self.sight.harvest is not None
+        return self._weighs or self.sight.harvest is not None
+
+    @property
+    def _weighs(self) -> bool:
+        """Whether rows differ in what their loss is multiplied by."""
+        return self.coreset_config.weighted or self.pool_rows.weight is not None
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with what it shows of its rows kept where the refresh asks for that."""
@@ -344,7 +353,7 @@ class CoresetMixin(SavingTrainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         if not self.model.training:
             self._count_evaluation(inputs)
-        if not self.coreset_config.weighted or not self.model.training:
+        if not self._weighs or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if ids is None:
             raise ValueError(

@@ -96,7 +96,8 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
         return
     if not can_weigh(version("trl")):
         raise ValueError(
-            f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade or set weighted: false"
+            f"weighted needs TRL 1.16 or later, here is {version('trl')}; upgrade, or set weighted: false "
+            "and leave the column `weight` out"
         )
     if args.loss_type != "nll":
         raise ValueError(

@@ -31,7 +31,7 @@ class CoresetTrainer(CoresetMixin):
 
     def __init__(self, model: Any = None, args: Any = None, **settings: Any) -> None:
         super().__init__(model, args, **settings)
-        refuse_plain_model(self.model, self.coreset_config.weighted)
+        refuse_plain_model(self.model, self._weighs)
 
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         super()._refuse(args, coreset, stock)

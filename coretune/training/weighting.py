@@ -1,4 +1,5 @@
 """The weighted loss: Σ_i w_i Σ_t ℓ_it / (number of response tokens); weights of one change nothing.
+w_i is the row's own weight (column `weight`), with `weighted` times that in the coreset.
 
 [choice] The weights' mean is 1 over the coreset, not over each batch, so that a row counts alike whatever it
 is batched with.
@@ -10,12 +11,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from coretune.rounds.state import State
+from coretune.rounds.transitions import row_weights
+from coretune.types import Array
+
 IGNORED = -100
 CHUNK = 1024  # tokens whose logits are held in fp32 at once, beside what autograd keeps
+
+
+def loss_weights(now: State, own: Array | None, weighted: bool) -> Array:
+    """(n,) float64: what the loss of each row of the pool is multiplied by.
+
+    own       (n,) weights that the rows came with; None: none
+    weighted  the weights of the coreset count too
+    """
+    weights = row_weights(now) if weighted else np.ones(now.pool.n)
+    return weights if own is None else weights * own
 
 
 def weighing(model: Any, weights: Tensor) -> Callable[..., Any]:
