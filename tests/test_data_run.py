@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> RunConfig:
             "eval_fraction": 0.2,
             "train_on": "all",
             "output_dir": str(tmp_path / "run"),
-            "coreset": {"method": "loss", "budget": 8, "refresh_every": "never", "warmup": 0},
+            "coreset": {"method": "loss", "budget": 8, "refresh_every": "never", "refresh": {"warmup": 0}},
             "training": {
                 "max_steps": 2,
                 "per_device_train_batch_size": 4,
