@@ -39,8 +39,8 @@ from coretune.comparing.compare import mean_se
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
-from coretune.policies import policy_of
 from coretune.policies.approximation import compare, spearman
+from coretune.policies.reuse import policy_of
 from coretune.policies.update import update
 from coretune.refresh import remeasured, select
 from coretune.rounds.budget import parse_budget
@@ -171,7 +171,7 @@ def refreshed(config: CoresetConfig, state: State, measurement: Measurement, led
     policy = policy_of(config, state, measurement.online is not None, choose)
     before = measurement.with_references(state.pool, ledger) if policy.compares_anew else state.pool
     known = measurement.with_online(before, config.needs)
-    return remeasured(config.refresh, before, known, state.round, policy, measurement, ledger)[0]
+    return remeasured(config, replace(state, pool=before), known, policy, measurement, ledger)[0]
 
 
 def beside(

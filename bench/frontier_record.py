@@ -148,6 +148,6 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
     )
     # seen by the recorder alone: all rows are looked at again
     trainer.data_collator = with_example_id(trainer.data_collator)
-    Recorder.harvest = RunHarvest(trainer.model, SIGNALS, trainer.sight.settings, trainer.processes)
-    trainer.sight.harvest = Recorder.harvest
+    Recorder.harvest = RunHarvest(trainer.model, SIGNALS, trainer.signals.settings, trainer.processes)
+    trainer.signals.harvest = Recorder.harvest
     trainer.train()

@@ -120,7 +120,7 @@ def embedder(model_folder: str, autocast: str | None) -> Callable[[list[Row]], t
     from coretune.data.corpus import Corpus
     from coretune.measure.settings import MeasureSettings
     from coretune.measure.signals import measurer
-    from coretune.training.look import first_token
+    from coretune.training.row_signals import first_token
 
     tokenizer = run.load_tokenizer(model_folder)
     model = AutoModelForCausalLM.from_pretrained(

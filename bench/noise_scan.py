@@ -33,8 +33,8 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import common_ending, measurer
 from coretune.neighbors.graph import build
-from coretune.training.look import first_token
 from coretune.training.model_cost import model_shape
+from coretune.training.row_signals import first_token
 from coretune.types import EMPTY_PROMPT_LOSS, Array
 
 OTHERS, NEIGHBOURS, BATCH, MICRO = 4, 10, 16, 4

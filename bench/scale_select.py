@@ -21,7 +21,7 @@ from scale_row import Case, Line, measured, resident
 from coretune import run
 from coretune.config import RunConfig, check_config
 from coretune.playground import BASE_MODEL
-from coretune.training.look import FirstLook
+from coretune.training.row_signals import FirstScan
 from coretune.types import Array, Rows
 
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)
@@ -65,15 +65,15 @@ def _given(folder: Path, n: int) -> Iterator[None]:
     for name in list(drawn):
         np.save(folder / f"{name}.npy", drawn.pop(name))
 
-    def seen(look: FirstLook, rows: Rows) -> Mapping[str, Array]:
+    def seen(look: FirstScan, rows: Rows) -> Mapping[str, Array]:
         """Through maps that are gone at once: they are no part of what the command holds."""
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[rows] for name in look.look.signals}
 
-    looking, FirstLook.__call__ = FirstLook.__call__, seen
+    looking, FirstScan.__call__ = FirstScan.__call__, seen
     try:
         yield
     finally:
-        FirstLook.__call__ = looking
+        FirstScan.__call__ = looking
 
 
 CASES: tuple[Case, ...] = (Case("select", selecting, long=True),)

@@ -18,12 +18,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coretune.playground.real_pool import make_real_pool
 from coretune.progress import progress
+
+if TYPE_CHECKING:
+    from coretune.training.mixin import CoresetMixin
 
 UNTOUCHED = "untouched"
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -166,7 +169,7 @@ def _scores(model: Any, tokenizer: Any, asked: RealDemo) -> dict[str, float]:
     return {"loss": loss, "accuracy": first["exact_match"]}
 
 
-def _costs(trainer: Any, asked: RealDemo, name: str) -> dict[str, float]:
+def _costs(trainer: CoresetMixin, asked: RealDemo, name: str) -> dict[str, float]:
     """`wrong` is the mean over the selections of the share of chosen rows whose response is wrong."""
     from coretune.comparing.compute import charged_flops
     from coretune.recording.run_files import RunFiles

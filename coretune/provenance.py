@@ -20,6 +20,7 @@ from coretune.data.corpus import Corpus
 from coretune.storing.fingerprint import checksum
 from coretune.storing.inputs import DATA, MODEL, contents
 from coretune.training.identity import config_settings
+from coretune.training.mixin import CoresetMixin
 
 log = logging.getLogger("coretune")
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
@@ -37,9 +38,10 @@ REMEDIES = {
 }
 
 
-def provenance(config: RunConfig, trainer: Any) -> dict[str, Any]:
+def provenance(config: RunConfig, trainer: CoresetMixin) -> dict[str, Any]:
     """Of a trainer that has not trained; asked of process 0."""
     pool = trainer.pool_rows
+    assert isinstance(pool, Corpus)
     return {
         "versions": {"coretune": __version__, **{name: version(name) for name in VERSIONS}},
         "train_data": pool.fingerprint,
@@ -50,7 +52,7 @@ def provenance(config: RunConfig, trainer: Any) -> dict[str, Any]:
     }
 
 
-def inputs_of(config: RunConfig, trainer: Any) -> dict[str, str]:
+def inputs_of(config: RunConfig, trainer: CoresetMixin) -> dict[str, str]:
     """Name -> hex. Of rows, model and tokenizer as they are in memory: a copy elsewhere is the same."""
     known = {
         **trainer.resumption.parts,

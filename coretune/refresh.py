@@ -4,11 +4,8 @@
                             ▲      more?       │
                             └──────────────────┘
 
-A round is a fixed number of optimiser steps, one epoch of the Trainer. The warm-up fills the first rounds
-with random rows, so that gradients mean something; then a coreset is chosen, and again when a refresh is due:
-
-    rounds    0        1        2        3        4
-              warm-up  refresh  ·        refresh  ·          (a refresh every two rounds)
+A round is a fixed number of optimiser steps, one epoch of the Trainer. The first rounds train on random rows,
+the warm-up, so that gradients mean something; then a coreset is chosen, and again when a refresh is due.
 
 Pure functions over a state (`rounds/state.py`). Whom to measure: `policies/paper.py`, GRACE's, and
 `policies/reuse.py`, ours. What is measured: `rounds/measurement.py`. What that tells of the others:
@@ -24,16 +21,13 @@ from functools import partial
 import numpy as np
 
 from coretune.ledger import Ledger, Round, overlap
-from coretune.policies import policy_of
-from coretune.policies.adaptive import still_good
+from coretune.policies.approximation import beside_full_measurement, graph_figures, still_good
 from coretune.policies.deferral import draw, warmup_rows
-from coretune.policies.figures import beside_full_measurement, graph_figures
 from coretune.policies.narrowing import narrowed
-from coretune.policies.reuse import with_found
+from coretune.policies.reuse import policy_of, with_found
 from coretune.policies.update import update
 from coretune.rounds.measurement import NOBODY, Known, Measurement
 from coretune.rounds.order import round_order
-from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
 from coretune.rounds.transitions import NO_SELECTION, trained, warming_up
@@ -84,11 +78,10 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
         return record(state, before, drawn, ledger, ledger.clock() - began)
 
     # Plan, measure, update.
-    pool, known = remeasured(config.refresh, before, known, state.round, policy, source, ledger)
+    pool, known = remeasured(config, replace(state, pool=before), known, policy, source, ledger)
     if config.refresh_every == "adaptive" and still_good(config, state, pool, known.rows):
         return replace(state, pool=pool)
-
-    if source.rest is not None:
+    if source.rest is not None:  # signals that only the rows which the filter narrow leaves need
         pool = narrowed(config, pool, state.round, source.rest, ledger)
 
     # Filter and select.
@@ -106,21 +99,20 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
 
 
 def remeasured(
-    settings: AnchorRefresh,
-    before: Pool,
+    config: CoresetConfig,
+    state: State,
     known: Known,
-    round: int,
     policy: RefreshPolicy,
-    measurement: Measurement,
+    source: Measurement,
     ledger: Ledger,
 ) -> tuple[Pool, Known]:
-    """The pool as it is known now, and what is known of it under the weights of now."""
-    pool, wanted, turn = before, policy.plan(before), 0
+    """The state's pool as it is known now, and what is known of it under the weights of now."""
+    pool, wanted, turn = state.pool, policy.plan(state.pool), 0
     while True:
-        known = measurement.with_measured(known, wanted, pool, ledger)
+        known = source.with_measured(known, wanted, pool, ledger)
         with ledger.phase("graph"):
             # Always from the pool before, so that no row that was measured is moved by another.
-            pool = update(settings, before, known.rows, known.signals, round)
+            pool = update(config.refresh, state.pool, known.rows, known.signals, state.round)
         wanted, turn = np.setdiff1d(policy.more(pool, turn), known.rows), turn + 1
         if not len(wanted):
             return pool, known

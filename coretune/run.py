@@ -119,7 +119,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
         state = trainer.select()
         path = Path(config.output_dir) / CORESET
         if first:
-            _write_coreset(path, _corpus(trainer), state, trainer.sight.targets)
+            _write_coreset(path, _corpus(trainer), state, trainer.signals.targets)
             with side_product(Path(config.output_dir) / LEDGER):
                 trainer.ledger.write(Path(config.output_dir) / LEDGER)
             _write_report(config, trainer)
@@ -179,7 +179,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
             lambda: refuse_other_inputs(then, inputs_of(config, trainer)), lambda _: None
         )
     if config.report == "refresh":
-        trainer.add_callback(ReportWriter(trainer))
+        trainer.add_callback(ReportWriter(Path(config.output_dir), lambda: trainer.ledger))
     return trainer
 
 

@@ -12,7 +12,7 @@ from taught import Pupil
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.order import round_rows
+from coretune.rounds.order import round_order
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import Clock, CoresetConfig, coreset_rows, make_clock
 from coretune.rounds.state import State
@@ -55,7 +55,7 @@ class Run:
         return self
 
     def rows(self, state: State | None = None) -> list[int]:
-        return round_rows(state or self.state, self.clock, self.config.seed).tolist()
+        return round_order(state or self.state, self.clock, self.config.seed).rows.tolist()
 
 
 def pupil(**settings: Any) -> CoresetConfig:

@@ -31,8 +31,8 @@ from coretune import run
 from coretune.config import check_config
 from coretune.select import SELECTORS
 from coretune.training.identity import tensors_fingerprint, trained_checksums
-from coretune.training.look import Look
 from coretune.training.refusals import can_weigh
+from coretune.training.row_signals import RowSignals
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 8  # a step, over all processes
@@ -198,7 +198,7 @@ def failing(how: Callable[[], None]) -> Callable[[Path, int, int], dict[str, Any
     def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
         made = a_trainer(folder / "failing", world, save_strategy="no")
         if rank == 1:
-            Look.measurer = lambda *_: how()  # type: ignore[assignment,method-assign,return-value]
+            RowSignals.measurer = lambda *_: how()  # type: ignore[assignment,method-assign,return-value]
         try:
             made.train()
         except RuntimeError as error:

@@ -18,7 +18,7 @@ from coretune.neighbors import cells, graph
 from coretune.policies.update import update
 from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.order import round_rows
+from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, coreset_rows, make_clock
 from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool, row_weights
@@ -109,7 +109,7 @@ def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selecte
     stream: list[int] = []
     for number in range(begin, begin + rounds):
         state = dataclasses.replace(a_state(rows, number, selected_in), cursor=len(stream))
-        piece = round_rows(state, clock, seed=5)
+        piece = round_order(state, clock, seed=5).rows
         assert piece.shape == (clock.rows,)
         stream += piece.tolist()
     chosen = sorted(a_state(rows).coreset.indices)
@@ -119,10 +119,10 @@ def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selecte
 
 def test_the_order_hangs_on_the_seed_and_the_selection_alone() -> None:
     clock = Clock(5, 4, 0, 1)
-    order = round_rows(a_state(20, 3, 3), clock, 0)
-    assert np.array_equal(order, round_rows(a_state(20, 3, 3), clock, 0))
-    assert not np.array_equal(order, round_rows(a_state(20, 3, 3), clock, 1))
-    assert not np.array_equal(order, round_rows(a_state(20, 4, 4), clock, 0))
+    order = round_order(a_state(20, 3, 3), clock, 0).rows
+    assert np.array_equal(order, round_order(a_state(20, 3, 3), clock, 0).rows)
+    assert not np.array_equal(order, round_order(a_state(20, 3, 3), clock, 1).rows)
+    assert not np.array_equal(order, round_order(a_state(20, 4, 4), clock, 0).rows)
 
 
 def test_the_warmup_meets_distinct_random_rows_once_each() -> None:

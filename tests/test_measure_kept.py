@@ -9,12 +9,12 @@ import pytest
 from tiny_run import coreset_config, trainer
 
 from coretune.measure.meter import SignalMeter
-from coretune.training.look import Look
+from coretune.training.row_signals import RowSignals
 
 
 def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     references, looks = [], []
-    mean_gradient, look = SignalMeter.mean_gradient, Look.__call__
+    mean_gradient, look = SignalMeter.mean_gradient, RowSignals.__call__
 
     def counted(self, *arguments):
         references.append(1)
@@ -25,7 +25,7 @@ def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
         return look(self, rows)
 
     monkeypatch.setattr(SignalMeter, "mean_gradient", counted)
-    monkeypatch.setattr(Look, "__call__", looked)
+    monkeypatch.setattr(RowSignals, "__call__", looked)
     config = coreset_config()
     selector = replace(config.selector, importance="alignment", lambda_=0.5)
     run = trainer(tmp_path, replace(config, selector=selector))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,17 +14,18 @@ from coretune.measure.settings import MeasureSettings
 from coretune.training.optimizer_check import refuse_optimizer
 
 
-def having(folder: Path, optim: str = "adamw_torch", **given: Any) -> Any:
-    own = {"optimizer": None, "optimizer_cls_and_kwargs": None, **given}
-    return SimpleNamespace(args=arguments(folder, optim=optim), model=torch.nn.Linear(2, 2), **own)
+def having(
+    folder: Path, optim: str = "adamw_torch", optimizer: Any = None, made: Any = None
+) -> tuple[Any, Any, Any, Any]:
+    return optimizer, made, arguments(folder, optim=optim), torch.nn.Linear(2, 2)
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
 def test_adam_is_read(tmp_path: Path, optim: str) -> None:
-    refuse_optimizer(having(tmp_path, optim), "adam")
+    refuse_optimizer(*having(tmp_path, optim), "adam")
     weights = [torch.nn.Parameter(torch.zeros(3))]
-    refuse_optimizer(having(tmp_path, optimizer=torch.optim.Adam(weights, amsgrad=True)), "linear")
-    refuse_optimizer(having(tmp_path, optimizer_cls_and_kwargs=(torch.optim.AdamW, {"lr": 1e-3})), "adam")
+    refuse_optimizer(*having(tmp_path, optimizer=torch.optim.Adam(weights, amsgrad=True)), "linear")
+    refuse_optimizer(*having(tmp_path, made=(torch.optim.AdamW, {"lr": 1e-3})), "adam")
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_adam_is_read(tmp_path: Path, optim: str) -> None:
 )
 def test_others_are_refused_by_what_they_keep(tmp_path: Path, optim: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        refuse_optimizer(having(tmp_path, optim), "adam")
+        refuse_optimizer(*having(tmp_path, optim), "adam")
 
 
 def test_those_given_by_hand_are_looked_at_too(tmp_path: Path) -> None:
     weights = [torch.nn.Parameter(torch.zeros(3))]
     with pytest.raises(ValueError, match="SGD keeps momentum_buffer"):
-        refuse_optimizer(having(tmp_path, optimizer=torch.optim.SGD(weights, lr=0.1, momentum=0.9)), "adam")
+        refuse_optimizer(*having(tmp_path, optimizer=torch.optim.SGD(weights, lr=0.1, momentum=0.9)), "adam")
     with pytest.raises(ValueError, match="Adamax keeps exp_avg, exp_inf, step"):
-        refuse_optimizer(having(tmp_path, optimizer_cls_and_kwargs=(torch.optim.Adamax, {})), "adam")
+        refuse_optimizer(*having(tmp_path, made=(torch.optim.Adamax, {})), "adam")
     galore = {"params": [{"params": weights, "rank": 2}]}
     with pytest.raises(ValueError, match="AdamW keeps moments of something else than each weight"):
-        refuse_optimizer(having(tmp_path, optimizer_cls_and_kwargs=(torch.optim.AdamW, galore)), "adam")
+        refuse_optimizer(*having(tmp_path, made=(torch.optim.AdamW, galore)), "adam")
     with pytest.raises(ValueError, match=r"LBFGS keeps nothing that could be found out .TypeError"):
-        refuse_optimizer(having(tmp_path, optimizer_cls_and_kwargs=(torch.optim.LBFGS, {})), "adam")
+        refuse_optimizer(*having(tmp_path, made=(torch.optim.LBFGS, {})), "adam")
 
 
 def test_brief_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:

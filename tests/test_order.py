@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.rounds.order import by_length, fill, round_order, round_rows
+from coretune.rounds.order import by_length, fill, round_order
 from coretune.rounds.schedule import Clock
 from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool, relaid
@@ -27,7 +27,7 @@ def a_state(rows: int, cursor: int = 0, **counts: int) -> State:
 
 def stream(rows: int, length: int) -> list[int]:
     """What the passes over a coreset of `rows` rows hand out."""
-    return round_rows(a_state(rows), Clock(length, 1, 0, 1), 0).tolist()
+    return round_order(a_state(rows), Clock(length, 1, 0, 1), 0).rows.tolist()
 
 
 @given(rows=st.integers(1, N), packs=st.integers(1, 6), capacity=st.integers(19, 60), data=st.data())
@@ -73,8 +73,8 @@ def test_rows_of_like_length_stand_together_and_none_is_lost(rows: int, batch: i
 
 def test_grouping_by_length_spares_padding_and_keeps_the_passes() -> None:
     clock = Clock(20, 4, 0, 1)
-    plain = round_rows(a_state(N), clock, 0).reshape(-1, 4)
-    grouped = round_rows(a_state(N), dataclasses.replace(clock, group=4), 0).reshape(-1, 4)
+    plain = round_order(a_state(N), clock, 0).rows.reshape(-1, 4)
+    grouped = round_order(a_state(N), dataclasses.replace(clock, group=4), 0).rows.reshape(-1, 4)
     assert sorted(grouped.ravel()[:N]) == sorted(plain.ravel()[:N]) == list(range(N))
     assert np.ptp(COST[grouped], axis=1).sum() < 0.6 * np.ptp(COST[plain], axis=1).sum()
 

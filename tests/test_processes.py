@@ -166,7 +166,7 @@ def test_one_process_asks_nobody() -> None:
     alone.answers("rows", lambda n: n + 1)
     assert alone.call("rows", 2) == [3]
     look = dict
-    assert alone.door("look", look, np.ones(3)) is look
+    assert alone.divided("measure", look, np.ones(3)) is look
     alone.wait()
     assert alone.total(np.array([1.0, 2.0])).tolist() == [1.0, 2.0]
     with pytest.raises(ZeroDivisionError):

@@ -221,7 +221,7 @@ def test_while_a_run_goes_on_pages_take_a_bounded_share_of_its_time(monkeypatch:
 
     monkeypatch.setattr(watch, "write_report", write)
     ledger = Ledger(lambda: now[0])
-    writer = watch.ReportWriter(SimpleNamespace(ledger=ledger, args=SimpleNamespace(output_dir="run")))
+    writer = watch.ReportWriter(Path("run"), lambda: ledger)
     state = SimpleNamespace(is_world_process_zero=True, log_history=[])
     writer.on_log(None, state, None, logs={"loss": 1.0})
     assert not written

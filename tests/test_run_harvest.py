@@ -38,7 +38,7 @@ def test_rows_trained_on_need_no_look(tmp_path):
 def test_what_was_harvested_is_in_the_pool(tmp_path):
     run = harvesting(tmp_path)
     shown: list[Seen] = []
-    take = run.sight.harvest.harvest.take
+    take = run.signals.harvest.harvest.take
     run.processes.answers("harvest", lambda: shown.append(take()) or shown[-1])
     run.train()
     pool = run.coreset_state.pool
@@ -105,7 +105,7 @@ def test_a_step_that_hides_its_rows_is_refused_before_training(tmp_path, setting
 
 def test_by_default_what_steps_show_is_taken(tmp_path):
     """By GRACE, whose signals a forward pass shows, when candidates are looked at and again."""
-    assert trainer(tmp_path).sight.harvest is not None
+    assert trainer(tmp_path).signals.harvest is not None
     for method, settings in (
         ("grace", {"anchors": "priority"}),
         ("grace", {"anchors": "all"}),
@@ -116,7 +116,8 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
         ("gradient_norm", {}),
         ("random", {}),
     ):
-        assert trainer(tmp_path, coreset_config(method, **settings)).sight.harvest is None, (method, settings)
+        made = trainer(tmp_path, coreset_config(method, **settings))
+        assert made.signals.harvest is None, (method, settings)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
 )
 def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_path, caplog, settings, why):
     run = trainer(tmp_path, kind=CoresetSFTTrainer, **settings)
-    assert run.sight.harvest is None
+    assert run.signals.harvest is None
     assert f"rows just trained on are looked at again: {why}" in caplog.text
     run.train()
     assert [entry.approximation.get("rows_harvested") for entry in run.ledger.rounds] == [None] * 3

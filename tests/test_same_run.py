@@ -294,7 +294,7 @@ def test_a_store_of_signals_is_of_config_and_versions_too(
     """The folder that a first look goes into, or is taken from."""
 
     def parts(model: str) -> dict[str, str]:
-        return dict(trainer(tmp_path / "run", model=model).sight._parts([]))
+        return dict(trainer(tmp_path / "run", model=model).signals.parts([]))
 
     plain = parts(str(model_folder()))
     other = parts(str(another_config(tmp_path / "model", rms_norm_eps=1e-2)))

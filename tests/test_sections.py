@@ -504,14 +504,14 @@ def test_the_coreset_takes_the_trainers_seed_unless_it_has_its_own(
 ) -> None:
     asked = coreset("loss", budget="25%", refresh={"k": 4}, **own)
     made = trainer(tmp_path, asked, **given)
-    assert (made.coreset_config.seed, made.sight.settings.seed) == (seed, seed)
+    assert (made.coreset_config.seed, made.signals.settings.seed) == (seed, seed)
     assert type(made.coreset_config.seed) is int
 
 
 def test_a_measurement_with_a_seed_of_its_own_keeps_it(tmp_path: Path) -> None:
     asked = coreset("loss", budget="25%", refresh={"k": 4})
     made = trainer(tmp_path, replace(asked, signals=MeasureSettings(seed=0)), seed=3)
-    assert (made.coreset_config.seed, made.sight.settings.seed) == (3, 0)
+    assert (made.coreset_config.seed, made.signals.settings.seed) == (3, 0)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from trl import SFTTrainer
 from coretune.measure.settings import MeasureSettings
 from coretune.neighbors import cells
 from coretune.recording import audit
-from coretune.rounds.order import Order, round_rows
+from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import PreparedRows, RoundSampler, with_positions
-from coretune.training.look import Look
 from coretune.training.refusals import can_weigh
+from coretune.training.row_signals import RowSignals
 from coretune.training.train import CoresetSFTTrainer
 
 needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
@@ -74,7 +74,7 @@ def test_the_rows_trained_on_are_the_rows_of_the_rounds(
 ) -> None:
     config = coreset_config("grace", **settings)
     made, states = watched(tmp_path, config, gradient_accumulation_steps=accumulate, max_steps=7)
-    handed_out = [name for state in states for name in names(made, round_rows(state, made.clock, 0))]
+    handed_out = [name for state in states for name in names(made, round_order(state, made.clock, 0).rows)]
     trained = [name for batch in made.trained for name in batch]
     assert trained == handed_out[: len(trained)]
     assert len(trained) == 7 * 4 * accumulate
@@ -495,9 +495,9 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
     broken: int,
     shown: str,
 ) -> None:
-    measurer = Look.measurer
+    measurer = RowSignals.measurer
 
-    def poisoned(self: Look, *args: Any) -> Any:
+    def poisoned(self: RowSignals, *args: Any) -> Any:
         measure = measurer(self, *args)
 
         def measured(rows: Any) -> Any:
@@ -507,7 +507,7 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
 
         return measured
 
-    monkeypatch.setattr(Look, "measurer", poisoned)
+    monkeypatch.setattr(RowSignals, "measurer", poisoned)
     with caplog.at_level(logging.WARNING, logger="coretune"):
         made, _ = watched(tmp_path, coreset_config("grace", refresh_every=1), max_steps=4)
     warnings = [record.getMessage() for record in caplog.records if "excluded" in record.getMessage()]

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coretune.comparing.compare import Job, Prices, Result
 from coretune.console import NOISE
@@ -25,6 +25,9 @@ from coretune.ledger import Cost
 from coretune.planning.workload import looked_at
 from coretune.recording.run_files import METRICS
 from coretune.storing.fingerprint import checksum
+
+if TYPE_CHECKING:
+    from coretune.training.mixin import CoresetMixin
 
 Run = Callable[[Job], Result]
 CHECKSUM = "checksum"  # of a result, in its file
@@ -131,7 +134,7 @@ def run_job(job: Job) -> Result:
     }
 
 
-def _prices(trainer: Any) -> Prices:
+def _prices(trainer: CoresetMixin) -> Prices:
     """What the run's steps and looks came to."""
     costs, rounds, clock = trainer.ledger.by_phase(), trainer.ledger.rounds, trainer.clock
     seen, measured = [entry.rows_measured for entry in rounds], costs["measurement"].flops or 0.0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coretune.planning.workload import counted
+
+if TYPE_CHECKING:
+    from coretune.training.mixin import CoresetMixin
 
 #: Phases that are not charged: scoring is the same for all arms.
 UNCHARGED = ("evaluation",)
 
 
-def affordable_steps(trainer: Any, config: Any, flops: float) -> int:
+def affordable_steps(trainer: CoresetMixin, config: Any, flops: float) -> int:
     """The most steps of this trainer that are predicted to cost at most `flops`; 0 when none are.
 
     trainer  built and not trained yet; its max_steps is changed while counting, so set it afterwards
@@ -36,7 +39,7 @@ def most(cost: Callable[[int], float], limit: float) -> int:
     return low
 
 
-def charged_flops(trainer: Any) -> float:
+def charged_flops(trainer: CoresetMixin) -> float:
     """What the run has cost so far, scoring left out."""
     costs = trainer.ledger.by_phase()
     return sum(cost.flops or 0.0 for name, cost in costs.items() if name not in UNCHARGED)

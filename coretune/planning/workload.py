@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,25 +20,29 @@ from coretune.secrets import without_secrets
 from coretune.storing.inputs import inputs
 from coretune.types import Rows
 
+if TYPE_CHECKING:
+    from coretune.training.mixin import CoresetMixin
+
+
 # Rows looked at for one chosen, with anchors "candidates" and looks that are good for one refresh; with
 # look_again L it is L^¾ times less [choice, for predictions without a probe: with L = 2 it was 1.0 on two
 # pools of 4,000 rows of which a fifth were wrong].
 LOOKED_AT = 1.75
 
 
-def workload(trainer: Any, config: RunConfig) -> Workload:
+def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
     """Counted, not measured: what this trainer would do."""
     cost, clock, args, settings = trainer.cost, trainer.clock, trainer.args, trainer.coreset_config
     length, n = trainer.pool_rows.length, len(trainer.pool_rows.length)
     everyone = np.arange(n)
     pool = Work(n, int(length.sum()), cost.training(everyone))
     rows_a_step = clock.batch * clock.density
-    if trainer.sight.lesson is not None:
-        lesson = trainer.sight.lesson.rows
+    if trainer.signals.lesson is not None:
+        lesson = trainer.signals.lesson.rows
         warmup = Work(len(lesson), int(length[lesson].sum()), cost.training(lesson))
         warmup_steps = 0
-    elif trainer.sight.target_lessons is not None:
-        lengths = trainer.sight.target_lessons.lengths
+    elif trainer.signals.target_lessons is not None:
+        lengths = trainer.signals.target_lessons.lengths
         warmup = Work(len(lengths), int(lengths.sum()), cost.training_of(lengths))
         warmup_steps = 0
     else:
@@ -93,7 +97,7 @@ def about_run(config: RunConfig) -> dict[str, Any]:
     return {**without_secrets(known), "inputs": inputs(known)}
 
 
-def look(trainer: Any, rows: Rows, first: bool) -> Work:
+def look(trainer: CoresetMixin, rows: Rows, first: bool) -> Work:
     measurement = trainer.measurement
     if measurement is None:
         return Work(0, 0, 0.0)
@@ -104,12 +108,13 @@ def look(trainer: Any, rows: Rows, first: bool) -> Work:
         return work
     # Average rows, as many as the filter narrow leaves.
     config, n = trainer.coreset_config, len(length)
+    assert config.narrow is not None
     left = min(1.0, config.narrow.times * coreset_rows(config, empty_pool(length)) / n)
     more = Work(n, int(length.sum()), measurement.rest.flops(np.arange(n))).scaled(left)
     return Work(work.rows + more.rows, work.tokens + more.tokens, work.flops + more.flops)
 
 
-def _held_out(trainer: Any) -> Work:
+def _held_out(trainer: CoresetMixin) -> Work:
     if trainer.eval_dataset is None:
         return Work(0, 0, 0.0)
     lengths = np.array([len(ids) for ids in trainer.eval_dataset["input_ids"]])
@@ -125,7 +130,7 @@ def _evaluations(args: Any, rounds: int) -> int:
     return during + bool(args.eval_on_start) + 1
 
 
-def counted(trainer: Any, config: RunConfig) -> dict[str, Any]:
+def counted(trainer: CoresetMixin, config: RunConfig) -> dict[str, Any]:
     """A prediction by formulas alone: rows, tokens and FLOPs by phase; seconds are None."""
     work, coreset = workload(trainer, config), trainer.coreset_config
     again = looked_at(coreset.refresh, work.pool_rows, work.budget_rows)

@@ -16,13 +16,13 @@ from functools import cached_property
 import numpy as np
 
 from coretune.filters import TellsNoise
-from coretune.policies.anchors import some
+from coretune.policies.anchors import Planned, some
 from coretune.rounds.measurement import NOBODY
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.grace import Grace
 from coretune.select.importance import STANDING_LOSS
-from coretune.types import MATCHED, UNIT, Coreset, Pool, Rows
+from coretune.types import MATCHED, UNIT, Coreset, Pool, RefreshPolicy, Rows
 
 TURNS = 4  # of choosing and measuring in one refresh
 #: Of a selection: the share of rows measured, and not flagged as noisy before, that are flagged now; so low
@@ -150,6 +150,16 @@ class Reuse:
         old = self._old(pool, np.flatnonzero(flagged & pool.usable))
         most = int(self.config.refresh.anchor_share * pool.usable.sum())
         return np.sort(self.rng.choice(old, min(len(old), most), replace=False))
+
+
+def policy_of(
+    config: CoresetConfig, state: State, online: bool, choose: Callable[[Pool], Coreset]
+) -> RefreshPolicy:
+    """The policy that `AnchorRefresh.anchors` names, for one refresh; arguments as of `Reuse`."""
+    rng = np.random.default_rng([config.seed, state.round, 3])
+    if config.refresh.anchors == "candidates":
+        return Reuse(config, state, online, choose, rng)
+    return Planned(config.refresh, state.round, rng)
 
 
 def may_stand(config: CoresetConfig, online: bool) -> bool:

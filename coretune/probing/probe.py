@@ -55,7 +55,7 @@ def make_plan(
         whole = run.build_trainer(elsewhere(config, folder, "whole"))
         work, rounds, ages = workload(whole, config), whole.clock, ages_of(whole.args)
         coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
-        harvests = whole.sight.harvest is not None
+        harvests = whole.signals.harvest is not None
         sizes = _sizes(whole)
         about, notes = about_run(config), _notes(whole)
         small = small_config(whole, config, Path(folder))

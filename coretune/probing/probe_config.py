@@ -15,6 +15,7 @@ from coretune.files import whole
 from coretune.keys import put
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
+from coretune.training.mixin import CoresetMixin
 from coretune.training.sections import ROWS_ONLY
 from coretune.types import Rows
 
@@ -37,14 +38,14 @@ def elsewhere(config: RunConfig, folder: str | Path, name: str) -> RunConfig:
     return config.model_copy(update={**changes, "report": "never", "training": training})
 
 
-def small_config(trainer: Any, config: RunConfig, folder: Path) -> RunConfig:
+def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path) -> RunConfig:
     """The run of this trainer on a few random rows, WARMUP + EVERY + AFTER steps long."""
     assert isinstance(trainer.pool_rows, Corpus)
     n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, trainer.clock.batch
     batch *= trainer.clock.density
     few = min(n, max(ROWS, 8 * batch))
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
-    lesson = trainer.sight.lesson
+    lesson = trainer.signals.lesson
     warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
     section = copy.deepcopy(config.coreset)
     share = coreset_rows(settings, empty_pool(trainer.pool_rows.length)) / n

@@ -64,11 +64,6 @@ def round_order(state: State, clock: Clock, seed: int) -> Order:
     return Order(np.concatenate([over, rows]), np.cumsum(sizes), skipped)
 
 
-def round_rows(state: State, clock: Clock, seed: int) -> Rows:
-    """The rows of the state's round in training order."""
-    return round_order(state, clock, seed).rows
-
-
 def fill(stream: Iterator[int], cost: Array, packs: int, capacity: int) -> tuple[Rows, Array]:
     """The longest beginning of the stream that goes into `packs` packs, and the packs' sizes.
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +22,10 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, set_seed
 
+from coretune import refresh
 from coretune.ledger import Ledger
-from coretune.recording import selection_log
-from coretune.recording.run_files import LEDGER
+from coretune.progress import loops_shown
+from coretune.recording.run_files import LEDGER, SIGNALS, TEACHER
 from coretune.recording.run_lock import run_lock
 from coretune.rounds import state, transitions
 from coretune.rounds.order import Order, round_order
@@ -33,28 +35,30 @@ from coretune.rounds.sampler import (
     PoolRows,
     PreparedRows,
     RoundSampler,
-    row_lengths,
     with_example_id,
     with_positions,
 )
 from coretune.rounds.schedule import CoresetConfig, seeded
 from coretune.rounds.state import State
 from coretune.rounds.targets import Target, targets_of, without_examples
+from coretune.training.booking import BookingTrainer
 from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
-from coretune.training.decision import next_round
-from coretune.training.finite import refuse_broken_loss, refuse_broken_weights, tell_broken_evaluation
+from coretune.training.decision import first_pool, record, tell_excluded
+from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
     refuse_arguments,
     refuse_dataset,
+    refuse_first_fsdp,
     refuse_frozen_model,
     refuse_measuring,
     refuse_parallelism,
     refuse_rows,
     refuse_steps,
+    unnamed_rows,
 )
 from coretune.training.resume import Resumed, Resumption
 from coretune.training.row_checks import (
@@ -64,15 +68,16 @@ from coretune.training.row_checks import (
     tell_dropped,
     with_response,
 )
-from coretune.training.saving import SavingTrainer, side_product
-from coretune.training.sight import Sight
+from coretune.training.run_signals import Live, RunSignals
+from coretune.training.saving import side_product
+from coretune.training.teacher import Setup
 from coretune.training.trackers import tell_trackers
 from coretune.training.weighting import loss_weights
 
 log = logging.getLogger("coretune")
 
 
-class CoresetMixin(SavingTrainer):
+class CoresetMixin(BookingTrainer):
     """A stock trainer on a changing coreset of `train_dataset`.
 
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword. Its draws
@@ -125,8 +130,6 @@ class CoresetMixin(SavingTrainer):
         self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)
-        self.step_began = 0.0
-        self._evaluated = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
         if self.pool_rows.weight is not None:
             self._refuse(self.args, replace(coreset, weighted=True), stock)
         self._weights = torch.ones(len(self.pool_rows.length))
@@ -135,12 +138,24 @@ class CoresetMixin(SavingTrainer):
         self._refuse_rows(targets_of(target))
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
-        self.clock, self.args.max_steps = clock_of(
-            coreset, self.pool_rows.length, self.args, self._pack_tokens()
+        length, pack = self.pool_rows.length, self._pack_tokens()
+        self.clock, self.args.max_steps = clock_of(coreset, length, self.args, pack)
+        self.setup = self._setup()
+        unnamed = None if rows is None else unnamed_rows(self.train_dataset)
+        self.signals = RunSignals(
+            coreset,
+            self.setup,
+            Live(
+                step=lambda: int(self.state.global_step),
+                rate=lambda: float(self.lr_scheduler.get_last_lr()[0]),
+                optimizer=lambda: self.optimizer,
+            ),
+            self.processes,
+            targets=targets_of(target),
+            store=Path(signals_dir or Path(self.args.output_dir) / SIGNALS).expanduser(),
+            obstacle=unnamed or self.harvest_obstacle(self.args, self.compute_loss_func),
         )
-        self.tells_rows = rows is None or EXAMPLE_ID in self.train_dataset[0]
-        self.sight = Sight(self, targets_of(target), signals_dir)
-        self.cost, self.measurement = self.sight.cost, self.sight.measurement
+        self.cost, self.measurement = self.signals.cost, self.signals.measurement
         self.ledger.counts_flops = self.cost.counted
         if self._rows_are_told:
             if rows is None:
@@ -150,6 +165,15 @@ class CoresetMixin(SavingTrainer):
             self.train_dataset = PackedRows(self.train_dataset)
         make_readable(self)
         self.add_callback(Rounds(self))
+
+    def _setup(self) -> Setup:
+        """As this trainer was made, before its dataset and collator tell rows."""
+        if self.coreset_config.needs and self.is_fsdp_enabled:
+            refuse_first_fsdp(self.accelerator.state.fsdp_plugin.fsdp_version)
+        split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        own = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
+        rest = self.processing_class, {name: getattr(self, name) for name in own}
+        return Setup(self.stock, self.model, self.args, self.train_dataset, self.pool_rows, *rest, split)
 
     def _prepared_rows(self, given: Any) -> PreparedRows:
         """Those of train_dataset of which the loss counts a token; the others leave it, if the stock trainer
@@ -209,11 +233,8 @@ class CoresetMixin(SavingTrainer):
                 path = Path(self.args.output_dir) / LEDGER
                 with side_product(path):
                     self.ledger.write(path)
-            self._refuse_broken_weights()
+            refuse_broken_weights(self.model, self.state.global_step, self.args.output_dir)
         return result
-
-    def _refuse_broken_weights(self) -> None:
-        refuse_broken_weights(self.model, self.state.global_step, self.args.output_dir)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -228,8 +249,8 @@ class CoresetMixin(SavingTrainer):
         self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
         self.ledger.counts_flops = self.cost.counted
         self.args.max_steps = found.max_steps
-        if self.sight.harvest is not None:
-            self.sight.harvest.load(Path(found.folder))
+        if self.signals.harvest is not None:
+            self.signals.harvest.load(Path(found.folder))
 
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
@@ -246,8 +267,8 @@ class CoresetMixin(SavingTrainer):
     def _prepare(self) -> None:
         """Before a run's first step."""
         refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
-        self.sight.prepare()
-        if self.coreset_config.taught or self.sight.target_lessons is not None:
+        self.signals.prepare(self.ledger, Path(self.args.output_dir) / TEACHER)
+        if self.coreset_config.taught or self.signals.target_lessons is not None:
             # What is drawn from here on is the same with a teacher made or found.
             set_seed(self.args.seed)
 
@@ -258,37 +279,45 @@ class CoresetMixin(SavingTrainer):
         """
         before = self.coreset_state
         now = self.processes.decide(
-            lambda: next_round(self, global_step), lambda decided: state.news(decided, before)
+            lambda: self._decide(global_step // self.clock.steps), lambda decided: state.news(decided, before)
         )
         if not self.processes.first:
             now = state.told(now, before, transitions.empty_pool(self.pool_rows.length))
         self.coreset_state = now
-        if self.sight.harvest is not None:
-            self.sight.harvest.began = bool(now.selections)
+        if self.signals.harvest is not None:
+            self.signals.harvest.began = bool(now.selections)
         self._order = round_order(now, self.clock, self.coreset_config.seed)
         weights = loss_weights(now, self.pool_rows.weight, self.coreset_config.weighted)
         self._weights = torch.from_numpy(weights).float().to(self.args.device)
         return now
 
-    def begin_step(self) -> None:
-        self.step_began = self.ledger.clock()
+    def _decide(self, number: int) -> State:
+        """The round of that number, on process 0; a selection that is made is recorded."""
+        before, config, ledger = self.coreset_state, self.coreset_config, self.ledger
+        if before is not None and before.round >= number:
+            return before
+        rows, tokenizer = self.pool_rows, self.processing_class
+        run = self.clock, self.measurement, ledger
+        with loops_shown(not self.args.disable_tqdm):
+            if before is None:
+                pool = first_pool(config, rows, self.signals.duplicates, self.target_rows, tokenizer)
+                now = refresh.start(config, pool, *run)
+            else:
+                now = refresh.advance(config, before, *run)
+        tell_excluded(before, now, rows.ids)
+        if now.selections > (before.selections if before else 0):
+            # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
+            folder, say = Path(self.args.output_dir), partial(Trainer.log, self)
+            record(now, folder, config, rows, tokenizer, self.signals.targets, ledger, say)
+        return now
 
     def end_step(self, global_step: int) -> bool:
-        """Book the step that ended: its rows, tokens and FLOPs, as warm-up or as training."""
+        """Book the step that ended; whether training ends here."""
         assert self.coreset_state is not None
         at = (global_step - 1) % self.clock.steps * self.clock.batch
         rows = self._order.of(at, at + self.clock.batch)
-        tokens, flops = int(self.pool_rows.length[rows].sum()), self.cost.training(rows)
-        if self.coreset_state.selections:  # the seconds are those of the phase that `train` has opened
-            self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
-        else:
-            seconds = self.ledger.clock() - self.step_began
-            self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
+        self.book_step(rows, self.pool_rows.length, not self.coreset_state.selections)
         return global_step == self.stop_at
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The stock line, and what the run has cost so far."""
-        super().log({**logs, **selection_log.totals(self.ledger)}, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------ Trainer's seams
 
@@ -306,9 +335,9 @@ class CoresetMixin(SavingTrainer):
 
     def begin_checkpoint(self, folder: Path) -> None:
         """Ours, into the stock checkpoint."""
-        self._refuse_broken_weights()
+        refuse_broken_weights(self.model, self.state.global_step, self.args.output_dir)
         if self.coreset_state is not None:
-            self.resumption.save(folder)
+            self.resumption.save(folder, self.coreset_state)
 
     def checkpoint_content(self) -> Mapping[str, Any]:
         return self.resumption.content()
@@ -325,7 +354,7 @@ class CoresetMixin(SavingTrainer):
     @property
     def _rows_are_told(self) -> bool:
         """Whether a batch says which rows of the pool it holds."""
-        return self._weighs or self.sight.harvest is not None
+        return self._weighs or self.signals.harvest is not None
 
     @property
     def _weighs(self) -> bool:
@@ -334,7 +363,7 @@ class CoresetMixin(SavingTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with what it shows of its rows kept where the refresh asks for that."""
-        harvest = self.sight.harvest
+        harvest = self.signals.harvest
         around = nullcontext() if harvest is None else harvest.around(inputs, self.state.global_step)
         with around:
             loss = super().training_step(model, inputs, *args, **kwargs)
@@ -352,7 +381,7 @@ class CoresetMixin(SavingTrainer):
         """The stock loss; with weights that of `weighting.py`."""
         ids = inputs.pop(EXAMPLE_ID, None)
         if not self.model.training:
-            self._count_evaluation(inputs)
+            self.book_evaluated(inputs)
         if not self._weighs or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if ids is None:
@@ -361,24 +390,6 @@ class CoresetMixin(SavingTrainer):
                 f"{EXAMPLE_ID} with each row's place among `rows`, and keep the collator the trainer has"
             )
         return self._weighted_loss(model, inputs, self._weights[ids], return_outputs, num_items_in_batch)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The stock evaluation, booked. The random state stays as it was: an evaluation that comes after a
-        checkpoint is not made again by a run that goes on from there."""
-        random = torch.get_rng_state()
-        with self.ledger.phase("evaluation"):
-            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-            rows, tokens, flops = self.processes.total(self._evaluated)
-            self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
-            self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
-        torch.set_rng_state(random)
-        if self.is_world_process_zero():
-            tell_broken_evaluation(metrics, self.state.global_step)
-        return metrics
-
-    def _count_evaluation(self, inputs: Mapping[str, Any]) -> None:
-        lengths = row_lengths(inputs)
-        self._evaluated += (len(lengths), lengths.sum(), self.cost.evaluation(lengths))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The stock card, with method, settings and cost."""

@@ -17,13 +17,14 @@ SIDE = 4  # of the parameter tried on
 OF_THE_MODEL = ("params", "model", "optimizer_dict")
 
 
-def refuse_optimizer(trainer: Any, preconditioner: str) -> None:
-    """ValueError where the optimiser that `trainer` has, or will make, does not keep Adam's moments."""
-    kind, settings = _optimizer_of(trainer)
+def refuse_optimizer(optimizer: Any, made: Any, args: Any, model: Any, preconditioner: str) -> None:
+    """ValueError where the optimiser that a trainer has, or will make, does not keep Adam's moments.
+
+    optimizer    None: it is made by `made` (class, settings) or, where that is None too, as `args` say
+    """
+    kind, settings = _optimizer_of(optimizer, made, args, model)
     whole = any(name in settings for name in OF_THE_MODEL)
-    keeps = (
-        "moments of something else than each weight" if whole else _kept(kind, settings, trainer.args.device)
-    )
+    keeps = "moments of something else than each weight" if whole else _kept(kind, settings, args.device)
     if keeps is not None:
         raise ValueError(
             f"preconditioner is {preconditioner}, which reads Adam's moments, and {kind.__name__} keeps "
@@ -31,14 +32,11 @@ def refuse_optimizer(trainer: Any, preconditioner: str) -> None:
         )
 
 
-def _optimizer_of(trainer: Any) -> tuple[type, dict[str, Any]]:
-    made = trainer.optimizer
-    if made is not None:
-        known = inspect.signature(type(made)).parameters
-        return type(made), {name: value for name, value in made.defaults.items() if name in known}
-    kind, settings = trainer.optimizer_cls_and_kwargs or Trainer.get_optimizer_cls_and_kwargs(
-        trainer.args, trainer.model
-    )
+def _optimizer_of(optimizer: Any, made: Any, args: Any, model: Any) -> tuple[type, dict[str, Any]]:
+    if optimizer is not None:
+        known = inspect.signature(type(optimizer)).parameters
+        return type(optimizer), {name: value for name, value in optimizer.defaults.items() if name in known}
+    kind, settings = made or Trainer.get_optimizer_cls_and_kwargs(args, model)
     return kind, dict(settings)
 
 

@@ -1,6 +1,6 @@
-"""Several processes, one run: the first decides, all of them look.
+"""Several processes, one run: the first decides, all of them measure.
 
-    process 0     decide ─► look(rows) ─────────────► merge ─► … ─► decision ─► all
+    process 0     decide ─► measure(rows) ──────────► merge ─► … ─► decision ─► all
                               │ a share of rows each     ▲
     processes 1…  answer ─────┴─► measure ───────────────┘
 
@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch.distributed as dist
 
-from coretune.types import Array, Rows
+from coretune.types import Array, Measure, Rows
 
 Decided = TypeVar("Decided")
-Look = Callable[[Rows], Mapping[str, Array]]
 #: What gloo and NCCL say of a process that is gone; they raise plain RuntimeErrors too.
 _LOST = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
 DECIDED, FAILED, CALL = "decided", "failed", "call"
@@ -66,32 +65,37 @@ class Processes:
         self._tell(told)
         return decided
 
-    def door(self, name: str, look: Look, cost: Array) -> Look:
-        """`look` with its rows dealt out to all processes; for process 0, while it decides.
+    def divided(self, name: str, measure: Measure, cost: Array) -> Measure:
+        """`measure` with its rows dealt out to all processes; for process 0, while it decides.
 
-        Every process makes the same doors. cost (n,): tokens of each row, to deal out equal work.
+        Called on every process. cost (n,): tokens of each row, to deal out equal work.
         A row's values may differ in the last bits with the number of processes: it meets other rows in its
         batches.
         """
         if self.world == 1:
-            return look
+            return measure
 
         def share(rows: Rows) -> Mapping[str, Array]:
             mine = deal(cost[rows], self.world)[self.rank]
-            return look(rows[mine])  # of none too: where weights are split, the others wait for this look
+            return measure(rows[mine])  # of none too: where weights are split, the others wait for it
 
         self._calls[name] = share
 
-        def looked(rows: Rows) -> Mapping[str, Array]:
+        def measured(rows: Rows) -> Mapping[str, Array]:
             if not len(rows):
-                return look(rows)
+                return measure(rows)
             return merge(self.call(name, rows), deal(cost[rows], self.world))
 
-        return looked
+        return measured
 
     def answers(self, name: str, work: Callable[..., Any]) -> None:
         """Have every process do `work` when process 0 makes the call of that name."""
         self._calls[name] = work
+
+    def everywhere(self, name: str, work: Callable[[], Any]) -> Callable[[], Any]:
+        """`work` done by every process, for process 0 while it decides; gives what it gives there."""
+        self.answers(name, work)
+        return lambda: self.call(name)[0]
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
         """What the work of that name gives on every process, by rank; for process 0, while it decides."""

@@ -11,6 +11,7 @@ import datasets
 from peft import PeftModel
 from torch.utils.data import IterableDataset
 
+from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array
 
@@ -120,6 +121,13 @@ def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
     if not can_weigh(version("trl")):
         return f"harvest needs TRL 1.16 or later, here is {version('trl')}"
     return None
+
+
+def unnamed_rows(dataset: Any) -> str | None:
+    """Why batches of this train_dataset do not say which rows of the pool they hold; None: they do."""
+    if EXAMPLE_ID in dataset[0]:
+        return None
+    return f"train_dataset has no column {EXAMPLE_ID} with each row's place among `rows`"
 
 
 def refuse_plain_arguments(args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coretune.ledger import Ledger
 from coretune.rounds import state, transitions
@@ -45,6 +45,9 @@ from coretune.training.learnt import compared
 from coretune.training.processes import Processes
 from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew, remove_checkpoint
 
+if TYPE_CHECKING:
+    from coretune.training.mixin import CoresetMixin
+
 LEDGER = "coretune_ledger.json"  # beside the weights in every checkpoint
 log = logging.getLogger("coretune")
 
@@ -69,7 +72,7 @@ class Resumption:
     Made once for a trainer (`mixin.py`); every process has one, and process 0 writes.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: CoresetMixin) -> None:
         self.trainer = trainer
         self.note: Note | None = None  # on process 0, once training begins
 
@@ -85,7 +88,7 @@ class Resumption:
         trainer = self.trainer
         with trainer.ledger.phase("other"):
             known = parts_of(
-                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.sight.targets
+                trainer.model, trainer.processing_class, trainer.pool_rows, trainer.signals.targets
             )
         if trainer.coreset_config.quota is not None:
             known["sources"] = sources_fingerprint(trainer.pool_rows)
@@ -114,11 +117,11 @@ class Resumption:
         """What this run is."""
         trainer, args = self.trainer, self.trainer.args
         stock = {
-            "data_collator": trainer.sight.collator,
-            "compute_loss_func": trainer.compute_loss_func,
+            **trainer.setup.settings,
             "optimizer": trainer.optimizer_cls_and_kwargs or trainer.optimizer,
             "lr_scheduler": trainer.lr_scheduler,
         }
+        del stock["optimizer_cls_and_kwargs"]
         training, around = compared(args, stock)
         if trainer.held_out_fingerprint is not None:  # which picks the best model, and stops training early
             around["held-out rows"] = trainer.held_out_fingerprint
@@ -127,22 +130,22 @@ class Resumption:
             for name, value in settings_of(trainer.coreset_config).items()
             if not name.startswith("signals.")
         }
-        settings = asked | settings_of(trainer.sight.settings)
+        settings = asked | settings_of(trainer.signals.settings)
         settings |= {"pack": str(trainer.clock.pack), **config_settings(trainer.model), **training}
         batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
         return Note(self.parts, settings, trainer.clock, batches, args.max_steps, {**versions(), **around})
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, now: State) -> None:
         """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
         trainer = self.trainer
         if trainer.processes.first:
             remove_checkpoint(folder)
             folder.mkdir(parents=True)
-            state.save(transitions.lasting(trainer.coreset_config, trainer.coreset_state), folder)
+            state.save(transitions.lasting(trainer.coreset_config, now), folder)
             trainer.ledger.write(folder / LEDGER)
         trainer.processes.wait()
-        if trainer.sight.harvest is not None:
-            trainer.sight.harvest.save(folder)
+        if trainer.signals.harvest is not None:
+            trainer.signals.harvest.save(folder)
 
     def content(self) -> dict[str, Any]:
         """For the note in a checkpoint, on process 0."""

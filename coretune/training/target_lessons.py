@@ -19,7 +19,7 @@ from coretune.rounds.sampler import PoolRows
 from coretune.rounds.targets import Target
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
-from coretune.training.teacher import Lesson, School, teach
+from coretune.training.teacher import Lesson, Setup, teach
 from coretune.types import Array
 
 
@@ -38,12 +38,12 @@ class TargetLessons:
         return cls(targets, tuple(Lesson.of_target(len(t.rows.length), batch, epochs) for t in targets))
 
     def teach(
-        self, school: School, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
+        self, setup: Setup, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
     ) -> None:
         """Have the checkpoints: found, gone on with, or made, each from the base model. Booked as warm-up."""
         self.folders = []
         for number, (target, lesson) in enumerate(zip(self.targets, self.lessons, strict=True)):
-            own = replace(school, dataset=_dataset(target.rows), rows=target.rows)
+            own = replace(setup, dataset=_dataset(target.rows), rows=target.rows)
             self.folders += teach(own, lesson, folder / f"target-{number}", ledger, cost, processes)
 
     @property

@@ -75,12 +75,13 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class School:
-    """All that training a teacher takes of the trainer it is for.
+class Setup:
+    """What a trainer was made of: all that measuring its pool, and training a teacher for it, take of it.
 
     stock     the class of the stock trainer
     dataset   the pool as that trainer takes it, row i of it `rows`' row i
     settings  its arguments beside model, args, train_dataset, processing_class and callbacks
+    split     FSDP or DeepSpeed holds the model in parts
     """
 
     stock: type
@@ -90,16 +91,21 @@ class School:
     rows: PoolRows
     tokenizer: Any
     settings: Mapping[str, Any]
+    split: bool
 
 
-def refuse_school(trainer: Any, teaching: bool) -> None:
-    """ValueError for a trainer whose model cannot take a teacher's weights, or train one if it is to."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+def refuse_teaching(split: bool, own_optimizer: bool) -> None:
+    """ValueError for a trainer whose model cannot take a teacher's weights, or train one.
+
+    split          FSDP or DeepSpeed holds the model in parts
+    own_optimizer  a teacher is to be trained, and the optimizer was made already
+    """
+    if split:
         raise ValueError(
             "a method that looks through a teacher puts its weights into the whole model, and FSDP and "
             "DeepSpeed split it: select without them (coretune select), and train on coreset.jsonl"
         )
-    if teaching and trainer.optimizer is not None:
+    if own_optimizer:
         raise ValueError(
             "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
             "of optimizers, or a folder of checkpoints as the teacher of the method"
@@ -107,21 +113,21 @@ def refuse_school(trainer: Any, teaching: bool) -> None:
 
 
 def teach(
-    school: School, lesson: Lesson, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
+    setup: Setup, lesson: Lesson, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
 ) -> list[Path]:
     """The teacher's checkpoint folders, one a mark: found in `folder`, gone on with, or made. Called by all.
 
     Booked as warm-up: rows, tokens and FLOPs also where it is found, since the coreset rests on them; seconds
     are those spent here. ValueError when the folder holds a teacher of something else, naming what differs.
     """
-    args = _arguments(school.args, folder, lesson)
-    lengths = school.rows.length[lesson.rows]
+    args = _arguments(setup.args, folder, lesson)
+    lengths = setup.rows.length[lesson.rows]
     tokens, flops = int(lengths.sum()), cost.training_of(lengths)
     with ledger.phase("warm-up", rows=len(lesson.rows), tokens=tokens, flops=flops):
-        finished, newest = processes.decide(lambda: _begin(school, args, lesson, folder), lambda begun: begun)
+        finished, newest = processes.decide(lambda: _begin(setup, args, lesson, folder), lambda begun: begun)
         if not finished:
-            with lent(school.model):
-                _train(school, args, lesson, newest)
+            with lent(setup.model):
+                _train(setup, args, lesson, newest)
             processes.wait()
             if processes.first:
                 write_json(folder / NOTE, {**_read(folder), "finished": True}, indent=2)
@@ -129,9 +135,9 @@ def teach(
     return find_snapshots(folder, len(lesson.marks))
 
 
-def _begin(school: School, args: Any, lesson: Lesson, folder: Path) -> tuple[bool, Path | None]:
+def _begin(setup: Setup, args: Any, lesson: Lesson, folder: Path) -> tuple[bool, Path | None]:
     """Whether the teacher is there, and else what to go on from."""
-    parts, found = _parts(school, args, lesson), _read(folder)
+    parts, found = _parts(setup, args, lesson), _read(folder)
     if found and (different := differences(found["parts"], parts)):
         raise ValueError(
             f"{folder} holds a teacher of something else: {'; '.join(different)}. Remove it or take another "
@@ -187,32 +193,32 @@ def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
     return args
 
 
-def _parts(school: School, args: Any, lesson: Lesson) -> dict[str, str]:
+def _parts(setup: Setup, args: Any, lesson: Lesson) -> dict[str, str]:
     """All that decides what the teacher learns, as text by name."""
     return {
-        **model_parts(school.model, school.tokenizer),
-        **config_settings(school.model),
-        "rows": drawn_fingerprint(school.rows, lesson.rows),
+        **model_parts(setup.model, setup.tokenizer),
+        **config_settings(setup.model),
+        "rows": drawn_fingerprint(setup.rows, lesson.rows),
         "marks": " ".join(map(str, lesson.marks)),
-        "trainer": school.stock.__qualname__,
+        "trainer": setup.stock.__qualname__,
         "device": f"{args.device.type} × {args.world_size}",
-        **{name: described(value) for name, value in school.settings.items()},
+        **{name: described(value) for name, value in setup.settings.items()},
         **learnt(args),
         **versions(),
     }
 
 
-def _train(school: School, args: Any, lesson: Lesson, resume: Path | None) -> None:
+def _train(setup: Setup, args: Any, lesson: Lesson, resume: Path | None) -> None:
     set_seed(args.seed)
     bar = _Lesson(lesson.marks, args.disable_tqdm or not args.should_log)
     # In memory only: what the teacher is of (`_parts`) says the stock class.
-    trainer = type("Teacher", (SealedCheckpoints, school.stock), {})(
-        model=school.model,
+    trainer = type("Teacher", (SealedCheckpoints, setup.stock), {})(
+        model=setup.model,
         args=args,
-        train_dataset=school.dataset.select(lesson.rows),
-        processing_class=school.tokenizer,
+        train_dataset=setup.dataset.select(lesson.rows),
+        processing_class=setup.tokenizer,
         callbacks=[bar],
-        **school.settings,
+        **setup.settings,
     )
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)

@@ -1,8 +1,8 @@
-"""A look at the pool through a model under training, or through its teacher's snapshots, with a bar.
+"""Rows measured by a model under training, or through its teacher's snapshots, with a bar.
 
-Look        what the weights of that moment, or a teacher's, say of some rows
-StoredLook  the same of all rows, kept on disk block by block: a pass that was cut goes on, one that is
-            through is not made again
+RowSignals  what the weights of that moment, or a teacher's, say of some rows
+StoredScan  the same of all rows, kept on disk block by block: a scan that was cut goes on, one that is
+            finished is not made again
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ ONE_TARGET = ("alignment",)  # signals that compare with a single target
 
 
 @dataclass(frozen=True)
-class Look:
+class RowSignals:
     """Measures `signals` of `rows` under the snapshots of that moment.
 
-    snapshots  what is looked through (see `taught_measurer`): a teacher's, or the live state alone
+    snapshots  what is measured through (see `taught_measurer`): a teacher's, or the live state alone
     targets    trusted rows, with shares of the budget
     tuned      a snapshot for each target: the model after a warm-up on it alone, for `target_loss`
     once       when references are measured (see `signals.measurer`)
-    decoys     pairs of a prompt and another row's response: their loss is among the references, and that of
+    pairs      of a prompt and another row's response: their loss is among the references, and that of
                the same responses after their own prompts
 
-    It holds no projections between looks, which may be larger than an adapter.
+    It holds no projections between measurements, which may be larger than an adapter.
     """
 
     model: Any
@@ -72,7 +72,7 @@ class Look:
     targets: Sequence[Target] = ()
     bar: bool = True
     once: Once = anew
-    decoys: Mismatched | None = None
+    pairs: Mismatched | None = None
     tuned: Callable[[], Sequence[Snapshot]] = tuple
 
     @property
@@ -102,7 +102,7 @@ class Look:
         """For `Pool.references`: what losses are compared with; where there are targets, trajectories, which
         target each example is of, the shares of the budget, and how similar the examples are to each other.
         """
-        found = {} if self.decoys is None else self._compared(self.decoys)
+        found = {} if self.pairs is None else self._compared(self.pairs)
         if self.examples is not None and TARGET_SIGNALS & set(self.signals):
             found |= {TARGET_OF: self.examples.of, SHARE: self.examples.share.astype(np.float32)}
         if self.examples is not None and TARGET_SIMILARITY in self.signals:
@@ -124,15 +124,15 @@ class Look:
         )
         return {**found, **pursued}
 
-    def _compared(self, decoys: Mismatched) -> dict[str, Array]:
+    def _compared(self, pairs: Mismatched) -> dict[str, Array]:
         """(m,) each: responses after other prompts, after their own and, where it is a signal, after an empty
         one, where all are finite; and their tokens."""
-        other = self._measured(decoys, np.arange(len(decoys)), ["loss"])["loss"]
+        other = self._measured(pairs, np.arange(len(pairs)), ["loss"])["loss"]
         names = {"loss": MATCHED, EMPTY_PROMPT_LOSS: UNPROMPTED}
         asked = [name for name in names if name == "loss" or name in self.signals]
-        own = self._measured(self.rows, decoys.responses, asked)
+        own = self._measured(self.rows, pairs.responses, asked)
         found = {MISMATCHED: other, **{names[name]: own[name] for name in asked}}
-        tokens = self.rows.response_length[decoys.responses]
+        tokens = self.rows.response_length[pairs.responses]
         good = np.isfinite(list(found.values())).all(axis=0)
         return {name: value[good] for name, value in {**found, PAIR_TOKENS: tokens}.items()}
 
@@ -179,11 +179,11 @@ def first_token(tokenizer: Any) -> int:
     return int(first if first is not None else tokenizer.eos_token_id)
 
 
-class FirstLook:
-    """A look at all rows that keeps snapshots, projections, references from block to block, until `close`."""
+class FirstScan:
+    """A scan of all rows that keeps snapshots, projections, references from block to block, until `close`."""
 
-    def __init__(self, look: Look) -> None:
-        self.look = look
+    def __init__(self, signals: RowSignals) -> None:
+        self.signals = signals
         self.snapshots: Sequence[Snapshot] = ()
         self._measure: Measure | None = None
 
@@ -194,40 +194,41 @@ class FirstLook:
 
     def open(self) -> None:
         if self._measure is None:
-            self.snapshots = self.look.snapshots()
-            look = replace(self.look, once=Kept(lambda: 0))  # nothing is trained before it is closed
-            self._measure = look.measurer(self.snapshots, None)
+            self.snapshots = self.signals.snapshots()
+            signals = replace(self.signals, once=Kept(lambda: 0))  # nothing is trained before it is closed
+            self._measure = signals.measurer(self.snapshots, None)
 
     def close(self) -> None:
         self.snapshots, self._measure = (), None
 
 
 @dataclass(frozen=True)
-class StoredLook:
-    """A look at all rows, or at all that a filter left, kept in a store below `folder`, of which its arrays
+class StoredScan:
+    """A scan of all rows, or of all that a filter left, kept in a store below `folder`, of which its arrays
     are private memory maps: line i of them is of the i-th row asked for.
 
-    first    the look
-    measure  the same look with its rows dealt out to all processes
+    scan     of rows, block after block
+    measure  the same with its rows dealt out to all processes
     close    has every process let go of it
-    parts    what decides the signals beside the look's settings: model, snapshots, tokenizer, rows, targets
+    parts    what decides the signals beside the settings: model, snapshots, tokenizer, rows, targets
 
-    [choice] Only a run's first look is kept: it is the dear one, the only one that other runs can share, and
-    later ones are of weights that no other run will have. float32: numpy has no bfloat16, and gradients
-    leave the range of float16.
+    [choice] Only a run's first measurement is kept: it is the largest, the only one that other runs can
+    share, and later ones are of weights that no other run will have. float32: numpy has no bfloat16, and
+    gradients leave the range of float16.
     """
 
-    first: FirstLook
+    scan: FirstScan
     measure: Measure
     close: Callable[[], object]
     folder: Path
     parts: Callable[[Sequence[Snapshot]], Mapping[str, str]]
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
-        self.first.open()
-        parts = {**self.parts(self.first.snapshots), **_settings_parts(self.first.look), **self._some(rows)}
+        self.scan.open()
+        signals = self.scan.signals
+        parts = {**self.parts(self.scan.snapshots), **_settings_parts(signals), **self._some(rows)}
         folder = store_folder(self.folder, parts)
-        with self.first.look.shown(len(rows)) as bar:
+        with signals.shown(len(rows)) as bar:
 
             def measure(places: Rows) -> Mapping[str, Array]:
                 found = self.measure(rows[places])
@@ -238,11 +239,11 @@ class StoredLook:
                 self._fill(folder, parts, measure, len(rows), bar)
             finally:
                 self.close()
-        return {name: np.load(array_path(folder, name), mmap_mode="c") for name in self.first.look.signals}
+        return {name: np.load(array_path(folder, name), mmap_mode="c") for name in signals.signals}
 
     def _some(self, rows: Rows) -> dict[str, str]:
-        """Which of the rows are looked at, where it is not all of them."""
-        if np.array_equal(rows, np.arange(len(self.first.look.rows.length))):
+        """Which of the rows are scanned, where it is not all of them."""
+        if np.array_equal(rows, np.arange(len(self.scan.signals.rows.length))):
             return {}
         return {"looked at": checksum(np.asarray(rows, "<i8").tobytes())}
 
@@ -269,11 +270,11 @@ def _layout(
     return {name: (value.shape[1:], value.dtype.str) for name, value in first.items()}, first
 
 
-def _settings_parts(look: Look) -> dict[str, str]:
-    """What this look's settings, device and code add to the fingerprint."""
-    settings = {**asdict(look.settings), "signals": sorted(look.signals), "block": BLOCK}
+def _settings_parts(signals: RowSignals) -> dict[str, str]:
+    """What settings, device and code add to the fingerprint."""
+    settings = {**asdict(signals.settings), "signals": sorted(signals.signals), "block": BLOCK}
     return {
         "settings": json.dumps(settings, sort_keys=True),
-        "device": look.model.device.type,
+        "device": signals.model.device.type,
         "code": fingerprint_of_folder(Path(__file__).parent.parent / "measure", "*.py"),
     }

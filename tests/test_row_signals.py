@@ -20,8 +20,8 @@ from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.snapshots import Snapshot
 from coretune.rounds.targets import Target, targets_of
-from coretune.training import look as looking
-from coretune.training.look import FirstLook, Look, StoredLook
+from coretune.training import row_signals
+from coretune.training.row_signals import FirstScan, RowSignals, StoredScan
 from coretune.types import Array, Rows
 
 EVERYONE = np.arange(48)
@@ -35,7 +35,7 @@ def model() -> Any:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looking, "BLOCK", 16)
+    monkeypatch.setattr(row_signals, "BLOCK", 16)
 
 
 def moved(model: Any, seed: int, rate: float) -> Snapshot:
@@ -54,8 +54,8 @@ def a_look(
     snapshots: Sequence[Snapshot] = (Snapshot("now", {}, 1.0),),
     targets: Any = None,
     settings: MeasureSettings = SETTINGS,
-) -> Look:
-    return Look(
+) -> RowSignals:
+    return RowSignals(
         model,
         corpus(),
         signals,
@@ -70,10 +70,10 @@ def a_look(
 class Counted:
     """A stored look, with the number of rows it measured and a place to stop it."""
 
-    def __init__(self, look: Look, folder: Path, stop_after: int = 1000, **parts: str) -> None:
+    def __init__(self, look: RowSignals, folder: Path, stop_after: int = 1000, **parts: str) -> None:
         self.measured, self.stop_after = 0, stop_after
-        self.first = FirstLook(look)
-        self.stored = StoredLook(
+        self.first = FirstScan(look)
+        self.stored = StoredScan(
             self.first, self.measure, self.first.close, folder, lambda snapshots: {"weights": "w", **parts}
         )
 
@@ -140,7 +140,7 @@ def test_anything_that_decides_a_signal_makes_it_another_store(model: Any, tmp_p
 
 
 def test_a_stored_look_is_at_everyone(model: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="12 of 48 rows: a stored look is at all rows"):
+    with pytest.raises(ValueError, match="12 of 48 rows: a stored scan is of all rows"):
         Counted(a_look(model), tmp_path).stored(EVERYONE[:12])
 
 
@@ -162,7 +162,7 @@ def test_trajectories_are_kept_and_their_targets_have_shares(model: Any, tmp_pat
 def test_decoys_are_measured_under_the_weights_of_the_moment(model: Any) -> None:
     rows = corpus()
     decoys = Mismatched.of(rows, rows.length, 8, seed=0)
-    look = dataclasses.replace(a_look(model, ("loss",)), decoys=decoys)
+    look = dataclasses.replace(a_look(model, ("loss",)), pairs=decoys)
     before = look.references()
     assert before["mismatched_loss"].shape == (8,)
     own = look(decoys.responses)["loss"]
@@ -192,9 +192,9 @@ def test_a_response_is_compared_where_all_its_losses_are_finite(
             "empty_prompt_loss": np.float32([8, 8, 9, 8, np.nan]),
         },
     }
-    monkeypatch.setattr(Look, "_measured", lambda look, of, which, signals: losses[id(of)])
+    monkeypatch.setattr(RowSignals, "_measured", lambda look, of, which, signals: losses[id(of)])
     look = a_look(model, ("loss", "empty_prompt_loss"))
-    found = dataclasses.replace(look, rows=rows, decoys=decoys).references()
+    found = dataclasses.replace(look, rows=rows, pairs=decoys).references()
     assert found["mismatched_loss"].tolist() == [2, 3]
     assert found["matched_loss"].tolist() == [6, 7]
     assert found["unprompted_loss"].tolist() == [8, 9]

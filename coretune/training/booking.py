@@ -1,0 +1,64 @@
+"""A stock trainer whose steps and evaluations are booked in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from coretune.ledger import Ledger
+from coretune.recording import selection_log
+from coretune.rounds.sampler import row_lengths
+from coretune.training.finite import tell_broken_evaluation
+from coretune.training.model_cost import ModelCost
+from coretune.training.processes import Processes
+from coretune.training.saving import SavingTrainer
+from coretune.types import Array, Rows
+
+
+class BookingTrainer(SavingTrainer):
+    """Whose ledger, costs and processes are set before anything is trained."""
+
+    ledger: Ledger
+    cost: ModelCost
+    processes: Processes
+    _step_began = 0.0
+    _evaluated: Array = np.zeros(3)  # rows, tokens, FLOPs that are not booked yet
+
+    def begin_step(self) -> None:
+        self._step_began = self.ledger.clock()
+
+    def book_step(self, rows: Rows, lengths: Array, warming_up: bool) -> None:
+        """A step on these rows, lengths (n,) the pool's tokens; as training or as warm-up."""
+        tokens, flops = int(lengths[rows].sum()), self.cost.training(rows)
+        if warming_up:
+            seconds = self.ledger.clock() - self._step_began
+            self.ledger.add("warm-up", seconds=seconds, rows=len(rows), tokens=tokens, flops=flops)
+        else:  # the seconds are those of the phase that `train` has opened
+            self.ledger.add("training", rows=len(rows), tokens=tokens, flops=flops)
+
+    def book_evaluated(self, inputs: Mapping[str, Any]) -> None:
+        """A batch of an evaluation, until `evaluate` books all."""
+        lengths = row_lengths(inputs)
+        batch = np.array([len(lengths), lengths.sum(), self.cost.evaluation(lengths)])
+        self._evaluated = self._evaluated + batch
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """The stock line, and what the run has cost so far."""
+        super().log({**logs, **selection_log.totals(self.ledger)}, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, booked. The random state stays as it was: an evaluation that comes after a
+        checkpoint is not made again by a run that goes on from there."""
+        random = torch.get_rng_state()
+        with self.ledger.phase("evaluation"):
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            rows, tokens, flops = self.processes.total(self._evaluated)
+            self.ledger.add("evaluation", rows=int(rows), tokens=int(tokens), flops=float(flops))
+            self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
+        torch.set_rng_state(random)
+        if self.is_world_process_zero():
+            tell_broken_evaluation(metrics, self.state.global_step)
+        return metrics
