@@ -172,8 +172,8 @@ class CoresetMixin(BookingTrainer):
             refuse_first_fsdp(self.accelerator.state.fsdp_plugin.fsdp_version)
         split = self.is_fsdp_enabled or self.is_deepspeed_enabled
         own = ("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs")
-        rest = self.processing_class, {name: getattr(self, name) for name in own}
-        return Setup(self.stock, self.model, self.args, self.train_dataset, self.pool_rows, *rest, split)
+        made = self.stock, self.model, self.args, self.train_dataset, self.pool_rows, self.processing_class
+        return Setup(*made, {name: getattr(self, name) for name in own}, split)
 
     def _prepared_rows(self, given: Any) -> PreparedRows:
         """Those of train_dataset of which the loss counts a token; the others leave it, if the stock trainer
