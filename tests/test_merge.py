@@ -113,6 +113,24 @@ def test_what_cannot_be_merged_is_one_line(adapter: Path, tmp_path: Path) -> Non
     assert "PROMPT_TUNING, which adds tokens" in refused("merge", tmp_path / "prompts")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", b"{", "adapter_config.json cannot be read, restore it"),
+        ("adapter_config.json", b'{"peft_type": "NOBODY"}', "adapter_config.json cannot be read, restore it"),
+        ("adapter_model.safetensors", b"xx", "does not fit its model, or is damaged"),
+        ("adapter_model.safetensors", None, "no weights of it: restore them"),
+    ],
+)
+def test_a_damaged_adapter_is_one_line(adapter: Path, file: str, content: bytes | None, message: str) -> None:
+    (adapter / file).unlink()
+    if content is not None:
+        (adapter / file).write_bytes(content)
+    for command in ("merge", "chat"):
+        assert message in refused(command, adapter)
+    assert not list(adapter.glob("merged*"))
+
+
 def test_a_conversation_through_a_pipe_is_answered_line_by_line(
     adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from peft import PeftConfig
-
-from coretune.commands.trained_model import ADAPTER, holds_adapter, load, refuse_without_model
+from coretune.commands.trained_model import ADAPTER, adapter_of, holds_adapter, load, refuse_without_model
 from coretune.files import PART, disk_full, free_bytes, sync_folder, writing
 from coretune.yaml_text import ConfigError
 
@@ -49,7 +47,7 @@ def _refuse_unmergeable(run: Path) -> None:
         raise ConfigError(
             f"{run} holds no adapter ({ADAPTER}): its weights are whole already, use it as it is"
         )
-    config = PeftConfig.from_pretrained(run)
+    config = adapter_of(run)
     if config.is_prompt_learning:
         raise ConfigError(
             f"{run} is an adapter of type {config.peft_type.value}, which adds tokens and changes no "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -14,6 +15,7 @@ from coretune.training.tokenizers import WHERE, load_tokenizer, read_here
 from coretune.yaml_text import ConfigError
 
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.*"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -27,7 +29,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     if not holds_adapter(folder):
         refuse_without_model(folder)
         return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
-    base = str(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+    base = str(adapter_of(folder).base_model_name_or_path)
     if not Path(base).is_dir() and base.count("/") != 1:
         raise ConfigError(
             f"{folder} is an adapter of {base}, and there is no such folder: start the command where "
@@ -38,11 +40,31 @@ def load(folder: Path) -> tuple[Any, Any]:
     model = _base(base, where)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a template's tokens were added
         model.resize_token_embeddings(len(tokenizer))
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer
+    return _adapted(model, folder), tokenizer
 
 
 def holds_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
+
+
+def adapter_of(folder: Path) -> Any:
+    """Its PeftConfig. ConfigError where it is damaged, or its weights are not there."""
+    if not any(folder.glob(ADAPTER_WEIGHTS)):
+        raise ConfigError(f"{folder} holds an adapter's {ADAPTER} and no weights of it: restore them")
+    try:
+        return PeftConfig.from_pretrained(folder)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{folder / ADAPTER} cannot be read, restore it ({_reason(error)})") from None
+
+
+def _adapted(model: Any, folder: Path) -> Any:
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"the adapter in {folder} does not fit its model, or is damaged: restore the files of both "
+            f"({_reason(error)})"
+        ) from None
 
 
 def refuse_without_model(folder: Path) -> None:
@@ -76,6 +98,9 @@ def _base(name: str, where: dict[str, Any]) -> Any:
     given = {key: value for key, value in where.items() if value is not None}
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype="auto", **given).eval()
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"no model can be loaded from {name}: {reason}") from None
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"no model can be loaded from {name}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
