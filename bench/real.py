@@ -82,11 +82,15 @@ def in_processes(
     pool: Path, model: Path, data: Path, guard: Path | None, workers: int, runs: Sequence[Run]
 ) -> Iterator[Result]:
     """Results as they are finished: so many runs at a time, each in a process of its own."""
+    return in_workers(partial(run_one, pool=pool, model=model, data=data, guard=guard), runs, workers)
+
+
+def in_workers(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
+    """What the work gives of each job, as it is finished: so many at a time, each in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, begin, max_tasks_per_child=1) as executor:
-        futures = [executor.submit(run_one, run, pool, model, data, guard) for run in runs]
-        for future in as_completed(futures):
+        for future in as_completed([executor.submit(work, job) for job in jobs]):
             yield future.result()
 
 

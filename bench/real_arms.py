@@ -6,9 +6,9 @@ full       the whole pool, every row once before any comes twice
 distinct   the same, without exact duplicates
 longest    a share of the pool: the longest responses, for as many passes as there are steps
 static     a share of the pool drawn once at random, for as many passes
-nearest    a share of the pool: nearest to the target rows by weighted mean hidden states (RDS+)
+bm25       a share of the pool: nearest to the target rows by their words (real_words.py)
 clean      distinct rows that are not wrong, by their labels: the ceiling, not a method
-any method of coretune: grace, grace-paper, brief, gtp, d2, ifd, less, …
+any method of coretune: grace, grace-paper, brief, gtp, d2, ifd, less, rds, loss_drop, …
 
 Settings, as paths in the `coreset` section, follow a colon:
 d2:filters=[duplicates,noise];refresh.anchors=all · full:filters=[noise]
@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 from pools import distinct_rows, labels_of, read_rows, whole, write_lines
+from real_words import nearest_by_words
 
 from coretune.comparing.arms import FULL, arm_section
 
-UNTOUCHED, NEAREST = "untouched", "nearest"
+UNTOUCHED, BM25 = "untouched", "bm25"
 #: Arms that train in turn on the rows of a file.
-FILES = ("full", "distinct", "longest", "static", NEAREST, "clean")
-NEEDS_TARGET = ("less", NEAREST)
+FILES = ("full", "distinct", "longest", "static", BM25, "clean")
+NEEDS_TARGET = ("less", "rds", "loss_drop")
 
 
 def section_of(arm: str, budget: str) -> dict[str, Any]:
@@ -50,6 +51,8 @@ def rows_of(arm: str, pool: Path, data: Path, share: float, seed: int) -> Path:
         return _longest(pool, data, share)
     if arm == "static":
         return _static(pool, data, share, seed)
+    if arm == BM25:
+        return nearest_by_words(pool, share, data)
     return whole(pool, data)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from pools import labels_of, read_rows
-from real_arms import NEAREST, UNTOUCHED, rows_of, section_of, target_of
+from real_arms import UNTOUCHED, rows_of, section_of, target_of
 
 BATCH, MICRO = 16, 4  # rows a step, and of one forward pass
 LONGEST = 1024  # tokens of a row, SFTConfig's default
@@ -62,6 +62,19 @@ def _spelled_out(run: Run) -> Mapping[str, Any]:
     return spelled_out(made, section) if made.needs else {}
 
 
+class Unaffordable(SystemExit):
+    """Choosing alone costs more than a run may. choosing: its FLOPs; epoch: those of the whole pool once."""
+
+    def __init__(self, arm: str, allowed: float, trainer: Any, config: Any, epoch: float) -> None:
+        from coretune.planning.workload import counted
+
+        super().__init__(f"{arm}: choosing alone costs more than the {allowed:.2e} FLOPs allowed")
+        trainer.args.max_steps = 1  # one selection
+        phases = counted(trainer, config)["phases"]
+        self.choosing = sum(phases[name]["flops"] or 0.0 for name in ("warm-up", "measurement"))
+        self.epoch = epoch
+
+
 def content_of(pool: Path, model: Path) -> str:
     """Of what the pool's files hold, and of the model's configuration."""
     found = hashlib.sha256()
@@ -86,22 +99,25 @@ def run_one(run: Run, pool: Path, model: Path, data: Path, guard: Path | None) -
     """Train and score; everything a table needs. Nothing is left on disk but files of rows in `data`."""
     began = time.perf_counter()
     if run.arm == UNTOUCHED:
-        trained, cost = _untouched(model), {"flops": 0.0, "steps": 0}
+        trained, cost = untouched(model), {"flops": 0.0, "steps": 0}
     else:
-        trained, cost = _train(run, pool, model, data)
+        trained, cost = train(run, pool, model, data, target_of(run.arm, pool))
     network, tokenizer = trained
-    scores = _score(network, tokenizer, pool, guard)
+    scores = score(network, tokenizer, pool, guard)
     return {**asdict(run), "key": run.key, **scores, **cost, "wall_seconds": time.perf_counter() - began}
 
 
-def _untouched(model: Path) -> tuple[Any, Any]:
+def untouched(model: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="eager")
     return network, AutoTokenizer.from_pretrained(model)
 
 
-def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, Any], dict[str, Any]]:
+def train(
+    run: Run, pool: Path, model: Path, data: Path, target: Path | None
+) -> tuple[tuple[Any, Any], dict[str, Any]]:
+    """The trained model with its tokenizer, and what it cost."""
     from transformers import TrainerCallback
 
     from coretune import run as coretune_run
@@ -111,13 +127,8 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
 
     share = float(run.budget.rstrip("%")) / 100
     rows = rows_of(run.arm, pool, data, share, run.seed)
-    extra = 0.0
-    if run.arm.partition(":")[0] == NEAREST:
-        from real_nearest import nearest_rows
-
-        rows, extra = nearest_rows(pool, model, data, share)
     with TemporaryDirectory() as folder, redirect_stdout(None), sped_up():
-        config = check_config(_config(run, pool, model, rows, folder))
+        config = check_config(_config(run, model, rows, folder, target))
         seen: list[np.ndarray] = []
 
         class Seen(TrainerCallback):
@@ -129,19 +140,20 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
 
         trainer = coretune_run.build_trainer(config, callbacks=[Seen()])
         if run.epochs is not None:
-            allowed = run.epochs * epoch_flops(trainer, pool) - extra
+            allowed = run.epochs * epoch_flops(trainer, pool)
             trainer.args.max_steps = affordable_steps(trainer, config, allowed)
             if trainer.args.max_steps == 0:
-                raise SystemExit(f"{run.arm}: choosing alone costs more than the {allowed:.2e} FLOPs allowed")
+                raise Unaffordable(run.arm, allowed, trainer, config, epoch_flops(trainer, pool))
         trainer.train()
         costs = trainer.ledger.by_phase()
         charged = {name: cost for name, cost in costs.items() if name not in UNCHARGED}
+        aside = trainer.sight.lesson is not None or trainer.sight.target_lessons is not None
+        choosing = ("measurement", "graph", "selection", *(["warm-up"] if aside else []))
         ids = [trainer.pool_rows.ids[row] for row in np.concatenate(seen)]
         found = {
             "steps": trainer.state.global_step,
-            "flops": sum(cost.flops or 0.0 for cost in charged.values()) + extra,
-            "choosing_flops": sum(charged[n].flops or 0.0 for n in ("measurement", "graph", "selection"))
-            + extra,
+            "flops": sum(cost.flops or 0.0 for cost in charged.values()),
+            "choosing_flops": sum(charged[name].flops or 0.0 for name in choosing),
             "epoch_flops": epoch_flops(trainer, pool),
             "seconds": sum(cost.seconds for cost in charged.values()),
             "choosing_seconds": sum(charged[n].seconds for n in ("measurement", "graph", "selection")),
@@ -152,8 +164,7 @@ def _train(run: Run, pool: Path, model: Path, data: Path) -> tuple[tuple[Any, An
         return (trainer.model, trainer.processing_class), found
 
 
-def _config(run: Run, pool: Path, model: Path, rows: Path, folder: str) -> dict[str, Any]:
-    target = target_of(run.arm, pool)
+def _config(run: Run, model: Path, rows: Path, folder: str, target: Path | None) -> dict[str, Any]:
     return {
         "model_name_or_path": str(model),
         "train_data": str(rows),
@@ -198,7 +209,7 @@ def wrong_share(ids: list[str], pool: Path) -> float | None:
     return float(np.mean([kinds.get(name) == "wrong" for name in ids]))
 
 
-def _score(network: Any, tokenizer: Any, pool: Path, guard: Path | None) -> dict[str, float]:
+def score(network: Any, tokenizer: Any, pool: Path, guard: Path | None) -> dict[str, float]:
     """Held-out loss in nats a response token, exact match, and the guard's loss in nats a token."""
     import torch
 

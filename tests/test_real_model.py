@@ -196,7 +196,7 @@ def test_a_finished_run_of_the_benchmark_is_read_and_not_repeated(folder: Path, 
     pool.write(tmp_path / "pool")
     runs = [
         real.Run("pool", "tiny", arm, 0, 2, None, 4, 1e-3, "10%", "content")
-        for arm in ("full:filters=[duplicates]", "clean", "longest", "nearest")
+        for arm in ("full:filters=[duplicates]", "clean", "longest", "rds")
     ]
     runs.append(real.Run("pool", "tiny", "untouched", 0, None, None, 0, 0.0, "", "content"))
     file, guard = tmp_path / "results.jsonl", tmp_path / "guard.txt"
@@ -222,7 +222,7 @@ def test_a_finished_run_of_the_benchmark_is_read_and_not_repeated(folder: Path, 
         "full:filters=[duplicates]",
         "clean",
         "longest",
-        "nearest",
+        "rds",
         "untouched",
     ]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coretune.keys import nearest, put
-from coretune.presets import known_methods
+from coretune.presets import PRESETS, known_methods
 from coretune.types import Taught
 from coretune.yaml_text import ConfigError, read_text
 
@@ -33,9 +33,9 @@ def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """The `coreset` section of an arm, whose settings are paths in it.
 
     What the shared section sets for its own method alone is left out for another, and refresh.audit_every for
-    all: an audit's looks are not the method's, and would be charged to it. [choice] A method that
-    looks through a teacher keeps its own way of looking and training, unless the arm says otherwise: with
-    another schedule it would be another method.
+    all: an audit's looks are not the method's, and would be charged to it. [choice] A method that chooses
+    once, as one that looks through a teacher, keeps its own way of looking and training, unless the arm says
+    otherwise: with another schedule it would be another method.
     Raises ConfigError for an unknown method or a setting that is not `path=value`.
     """
     method, _, settings = arm.partition(":")
@@ -62,7 +62,10 @@ def _shared_with(method: str, kind: type, shared: Mapping[str, Any]) -> dict[str
     same = given == method or (isinstance(given, Mapping) and method in given)
     made = kind()
     section.get("refresh", {}).pop("audit_every", None)
-    for key, value in made.defaults.items() if isinstance(made, Taught) and not same else ():
+    preset = {key: value for key, value in PRESETS.get(method, {}).items() if key != "method"}
+    own = made.defaults if isinstance(made, Taught) else preset
+    once = isinstance(made, Taught) or own.get("refresh_every") == "never"
+    for key, value in own.items() if once and not same else ():
         if isinstance(value, Mapping):
             section[key] = {name: one for name, one in section.get(key, {}).items() if name not in value}
         else:
