@@ -10,8 +10,8 @@ the Trainer reads the sampler's length once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from coretune import refresh
 from coretune.ledger import Ledger
 from coretune.progress import loops_shown
 from coretune.recording.run_files import LEDGER, SIGNALS, TEACHER
-from coretune.recording.run_lock import run_lock
 from coretune.rounds import state, transitions
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import (
@@ -62,9 +61,7 @@ from coretune.training.refusals import (
 )
 from coretune.training.resume import Resumed, Resumption
 from coretune.training.row_checks import (
-    refuse_strange_datasets,
-    refuse_strange_rows,
-    refuse_without_response,
+    refuse_strange,
     tell_dropped,
     with_response,
 )
@@ -135,7 +132,7 @@ class CoresetMixin(BookingTrainer):
         self._weights = torch.ones(len(self.pool_rows.length))
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_frozen_model(self.model)
-        self._refuse_rows(targets_of(target))
+        refuse_strange(self.model, self.pool_rows, targets_of(target), self.eval_dataset)
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
         length, pack = self.pool_rows.length, self._pack_tokens()
@@ -184,14 +181,6 @@ class CoresetMixin(BookingTrainer):
         self.train_dataset = rows.dataset
         return rows
 
-    def _refuse_rows(self, targets: Sequence[Target]) -> None:
-        """ValueError for rows that the model cannot be trained on, evaluated on or measured with."""
-        pools = [("train_dataset", self.pool_rows), *(("target", target.rows) for target in targets)]
-        for what, rows in pools:
-            refuse_without_response(rows, what)
-            refuse_strange_rows(self.model, rows, what)
-        refuse_strange_datasets(self.model, self.eval_dataset, "eval_dataset")
-
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         """ValueError for stock arguments that a coreset contradicts."""
         refuse_arguments(args, coreset.weighted, stock)
@@ -219,7 +208,7 @@ class CoresetMixin(BookingTrainer):
         fingerprints are named. FileNotFoundError: it has no coreset state.
         """
         self._refuse_second_run()
-        with self._alone():
+        with self.processes.alone(self.args.output_dir):
             found = self.resumption.begin(resume_from_checkpoint)
             if found is None:
                 self._prepare()
@@ -236,15 +225,6 @@ class CoresetMixin(BookingTrainer):
             refuse_broken_weights(self.model, self.state.global_step, self.args.output_dir)
         return result
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Inside, no other run is in the output_dir."""
-        with ExitStack() as held:
-            self.processes.decide(
-                lambda: held.enter_context(run_lock(self.args.output_dir)), lambda decided: None
-            )
-            yield
-
     def _go_on(self, found: Resumed) -> None:
         self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
         self.ledger.counts_flops = self.cost.counted
@@ -257,7 +237,7 @@ class CoresetMixin(BookingTrainer):
         self._refuse_second_run()
         self.coreset_config = replace(self.coreset_config, wait=False)
         self.stop_at = self.clock.warmup_rounds * self.clock.steps
-        with self._alone():
+        with self.processes.alone(self.args.output_dir):
             if self.stop_at:
                 self.train()
             else:

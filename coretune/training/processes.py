@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
 
+from coretune.recording.run_lock import run_lock
 from coretune.types import Array, Measure, Rows
 
 Decided = TypeVar("Decided")
@@ -107,6 +108,13 @@ class Processes:
         if faults:
             raise ProcessFailed(f"process {faults[0][0]}: {faults[0][1]}")
         return [value for _, value in given]
+
+    @contextmanager
+    def alone(self, folder: str) -> Iterator[None]:
+        """Inside, no other run is in the folder."""
+        with ExitStack() as held:
+            self.decide(lambda: held.enter_context(run_lock(folder)), lambda decided: None)
+            yield
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -16,6 +16,7 @@ from torch import nn
 from coretune.measure.batches import IGNORED
 from coretune.measure.parameters import full_shape
 from coretune.rounds.sampler import BLOCK, PoolRows, PreparedRows
+from coretune.rounds.targets import Target
 from coretune.types import Array, Rows
 
 Tell = Callable[..., object]  # of one process alone
@@ -85,6 +86,14 @@ def refuse_strange_rows(model: Any, rows: PoolRows, what: str) -> None:
         return rows.tokens(block), rows.labels(block)
 
     _refuse_strange(model, len(rows.length), rows.ids, read, what)
+
+
+def refuse_strange(model: Any, rows: PoolRows, targets: Sequence[Target], held_out: Any) -> None:
+    """ValueError for rows that the model cannot be trained on, evaluated on or measured with."""
+    for what, given in [("train_dataset", rows), *(("target", target.rows) for target in targets)]:
+        refuse_without_response(given, what)
+        refuse_strange_rows(model, given, what)
+    refuse_strange_datasets(model, held_out, "eval_dataset")
 
 
 def refuse_strange_datasets(model: Any, given: Any, what: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from coretune.measure.bases import SpecialTokens
 from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.mismatched import Mismatched
@@ -112,17 +113,8 @@ class RowSignals:
         if TRAJECTORY not in self.signals or not self.targets:
             return found
         targets, shares = [t.rows for t in self.targets], [t.share for t in self.targets]
-        pursued = references(
-            self.model,
-            self.rows,
-            targets,
-            shares,
-            self.settings,
-            self.snapshots(),
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=first_token(self.tokenizer),
-        )
-        return {**found, **pursued}
+        given = self.model, self.rows, targets, shares, self.settings, self.snapshots()
+        return {**found, **references(*given, **self._special)}
 
     def _compared(self, pairs: Mismatched) -> dict[str, Array]:
         """(m,) each: responses after other prompts, after their own and, where it is a signal, after an empty
@@ -138,21 +130,15 @@ class RowSignals:
 
     def _measured(self, rows: TokenRows, which: Rows, signals: Sequence[str]) -> Mapping[str, Array]:
         """Signal -> (m, …) float32 under the weights of that moment."""
-        measure = measurer(
-            self.model,
-            rows,
-            signals,
-            self.settings,
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=first_token(self.tokenizer),
+        return measurer(self.model, rows, signals, self.settings, **self._special)(which)
+
+    @property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(
+            pad_token_id=self.tokenizer.pad_token_id, bos_token_id=first_token(self.tokenizer)
         )
-        return measure(which)
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
-        special = {
-            "pad_token_id": self.tokenizer.pad_token_id,
-            "bos_token_id": first_token(self.tokenizer),
-        }
         plain = taught_measurer(
             self.model,
             self.rows,
@@ -162,11 +148,11 @@ class RowSignals:
             target=self.examples,
             progress=progress,
             once=self.once,
-            **special,
+            **self._special,
         )
         if TARGET_LOSS not in self.signals:
             return plain
-        tuned = tuned_measurer(self.model, self.rows, self.settings, self.tuned, **special)
+        tuned = tuned_measurer(self.model, self.rows, self.settings, self.tuned, **self._special)
         return lambda rows: {**plain(rows), **tuned(rows)}
 
     def shown(self, total: int) -> Any:
