@@ -52,6 +52,10 @@ print(json.dumps(loaded))
     assert not {"faiss", "numba", "numpy", "pyarrow", "scipy"} & set(loaded["coretune"])
 
 
+def test_one_refresh_is_on_one_screen() -> None:
+    assert len((ROOT / "coretune" / "refresh.py").read_text(encoding="utf-8").splitlines()) < 150
+
+
 def test_every_public_name_is_found_and_an_unknown_one_is_refused() -> None:
     assert dir(coretune) == sorted(coretune.__all__)
     for name in coretune.__all__:
