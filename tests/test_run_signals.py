@@ -1,0 +1,64 @@
+"""What measures a run's pool is made of model, rows and settings; no trainer is needed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from taught import Pupil
+from tiny_run import arguments, coreset_config, corpus, model_folder
+from tiny_tokenizer import tiny_tokenizer
+from transformers import AutoModelForCausalLM
+from trl import SFTTrainer
+
+from coretune.select import SELECTORS
+from coretune.training.processes import Processes
+from coretune.training.run_signals import Live, RunSignals
+from coretune.training.teacher import Setup
+
+
+def run_signals(folder: Path, coreset: Any = None, obstacle: str | None = None, split: bool = False) -> Any:
+    model, pool = AutoModelForCausalLM.from_pretrained(model_folder()), corpus()
+    settings = dict.fromkeys(("data_collator", "compute_loss_func", "optimizer_cls_and_kwargs"))
+    setup = Setup(SFTTrainer, model, arguments(folder), pool.dataset, pool, tiny_tokenizer(), settings, split)
+    live = Live(step=lambda: 0, rate=lambda: 1.0, optimizer=lambda: None)
+    return RunSignals(
+        coreset or coreset_config(),
+        setup,
+        live,
+        Processes(0, 1, 60.0),
+        targets=(),
+        store=folder / "signals",
+        obstacle=obstacle,
+    )
+
+
+def test_the_first_measurement_and_later_ones_agree_under_the_same_weights(tmp_path: Path) -> None:
+    made, everyone = run_signals(tmp_path), np.arange(48)
+    first, later = made.measurement.first.measure(everyone), made.measurement.measure(everyone)
+    assert first.keys() == later.keys() == set(made.config.needs)
+    for name, value in later.items():
+        np.testing.assert_allclose(first[name], value, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        made.setup.model.get_output_embeddings().weight.mul_(1.5)
+    assert not np.allclose(made.measurement.measure(everyone)["loss"], later["loss"])
+
+
+def test_why_steps_show_nothing_is_said_and_nothing_is_taken_from_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run_signals(tmp_path).measurement.online is not None
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        assert run_signals(tmp_path, obstacle="packing is on").measurement.online is None
+    assert "packing is on" in caplog.text
+
+
+def test_a_model_held_in_parts_takes_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+    alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.5}
+    with pytest.raises(ValueError, match="FSDP and DeepSpeed split it"):
+        run_signals(tmp_path, coreset_config("pupil", **alone), split=True)
