@@ -112,7 +112,7 @@ def test_rows_without_such_answers_are_named(row: dict[str, Any], says: str, lef
     assert encoded["left_out"] == [left_out]
 
 
-def test_answers_are_never_cut_and_what_precedes_the_first_is() -> None:
+def test_an_answer_is_never_cut_and_what_precedes_the_first_is() -> None:
     tokenizer = tiny_tokenizer(CHATML)
     row = {"messages": [SYSTEM, *turns("a", "one", "b", "two")]}
     whole = encode([row], "messages", tokenizer, loss=ALL)
@@ -120,8 +120,32 @@ def test_answers_are_never_cut_and_what_precedes_the_first_is() -> None:
     cut = encode([row], "messages", tokenizer, length - begin + 1, ALL)
     assert (cut["truncated"], cut["prompt_length"]) == ([True], [1])
     assert cut["labels"][0][1:] == whole["labels"][0][begin:]
-    (problem,) = encode([row], "messages", tokenizer, length - begin, ALL)["problem"]
-    assert f"the response alone is {length - begin} tokens" in problem
+
+
+def test_of_a_row_that_is_too_long_the_first_answers_are_left_out_whole_and_counted(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(CHATML)
+    row = {"messages": turns("a", "one", "b", "two", "c", "three")}
+    whole = encode([row], "messages", tokenizer, loss=ALL)
+    length, begin = len(whole["input_ids"][0]), whole["prompt_length"][0]
+    found = {}
+    for room in range(2, length + 1):
+        cut = encode([row], "messages", tokenizer, room, ALL)
+        if cut["problem"] == [None]:
+            assert len(cut["input_ids"][0]) == min(room, length)
+            counted = [label for label in cut["labels"][0] if label != -100]
+            found[room] = (tokenizer.decode(counted), cut["unfit"][0])
+        else:
+            assert "the response alone is" in cut["problem"][0]
+    answers = ["one</s>\n", "two</s>\n", "three</s>\n"]
+    assert set(found.values()) == {("".join(answers[out:]), out) for out in range(3)}
+    assert found[length - begin + 1][1] == 0
+    assert found[length - begin][1] == 1
+    rows = write(tmp_path / "p.jsonl", [row, {"messages": turns("a", "one")}])
+    corpus = Corpus.build(rows, tokenizer, max_length=length - begin, train_on="all")
+    assert corpus.notes == [
+        "1 answers of 1 rows are not trained on: with them the rows are longer than max_length; raise it to "
+        "train on them"
+    ]
 
 
 #: Leaves what an answer says before its last word out once another turn follows, as reasoning models' do.

@@ -1,4 +1,5 @@
 """The user's rows, tokenised once and frozen.
 
-raw.py read ─► records.py recognised ─► encode.py tokenised ─► freeze.py ordered ─► Corpus (corpus.py)
+sources.py ─► finding.py ─► records.py read ─► gather.py recognised ─► render.py, encode.py tokenised
+─► freeze.py ordered ─► Corpus (corpus.py)
 """

@@ -90,6 +90,7 @@ EMPTY: Mapping[str, Any] = {
     "truncated": False,
     "id": "",
     "source": None,
+    "unfit": 0,
     "weight": 1.0,
     "digest": b"",
     "left_out": False,
@@ -151,8 +152,26 @@ def _settle(row: Rendered, tokens: Tokens, bos: int | None, max_length: int) -> 
         raise BadRow(
             "no token of the row counts in the loss: the chat template marks none as the assistant's"
         )
+    unfit = _leave_out_first(counted, [*map(len, tokens.earlier[::2]), begin], max_length)
     several = row.written is not None or row.earlier
-    return _fitted(ids, counted, min(begin, int(np.argmax(counted))) if several else begin, bos, max_length)
+    start = min(begin, int(np.argmax(counted))) if several else begin
+    return {**_fitted(ids, counted, start, bos, max_length), "unfit": unfit}
+
+
+def _leave_out_first(counted: np.ndarray[Any, Any], starts: Sequence[int], max_length: int) -> int:
+    """How many answers, the first ones, are no longer counted, since with them the row does not fit: an
+    answer is trained on as a whole or not at all.
+
+    starts  of each answer
+    """
+    number = 0
+    while (
+        number < len(starts) - 1 and len(counted) > max_length and len(counted) - starts[number] >= max_length
+    ):
+        number += 1
+    if number:
+        counted[: starts[number]] = False
+    return number
 
 
 def _settle_ids(row: Tokenised, bos: int | None, max_length: int) -> dict[str, Any]:

@@ -49,6 +49,7 @@ ENCODED = datasets.Features(
         "truncated": datasets.Value("bool"),
         "id": datasets.Value("string"),
         "source": datasets.Value("string"),
+        "unfit": datasets.Value("int64"),
         "weight": datasets.Value("float64"),
         "digest": datasets.Value("binary"),
         "left_out": datasets.Value("bool"),
@@ -270,7 +271,7 @@ def _freeze(
         truncated=sum(small["truncated"].to_pylist()),
         fingerprint=_digest(contents, settings["max_length"], _identity(settings["tokenizer"])),
         rows=_hash([(ROWS, work / "frozen" / ROWS)]),
-        notes=[*known.notes, *_weights(list(weighed.values()))],
+        notes=[*known.notes, *_weights(list(weighed.values())), *_unfit(small["unfit"].to_pylist())],
         absent=known.absent,
         columns={file: dict(mapping) for file, mapping in settings["columns"].items()},
     )
@@ -282,6 +283,18 @@ def _weights(weights: Sequence[float]) -> list[str]:
     if not weights:
         return []
     return [f"`weight` multiplies the loss of {len(weights):,} rows by {min(weights):g} to {max(weights):g}"]
+
+
+def _unfit(counts: Sequence[int]) -> list[str]:
+    """A line for the answers that are not trained on since their rows are too long; none where there are
+    none."""
+    rows = [count for count in counts if count]
+    if not rows:
+        return []
+    return [
+        f"{sum(rows):,} answers of {len(rows):,} rows are not trained on: with them the rows are longer than "
+        "max_length; raise it to train on them"
+    ]
 
 
 def _refuse_nothing_left(
