@@ -7,9 +7,10 @@
 A round is a fixed number of optimiser steps, one epoch of the Trainer. The first rounds train on random rows,
 the warm-up, so that gradients mean something; then a coreset is chosen, and again when a refresh is due.
 
-Pure functions over a state (`rounds/state.py`). Whom to measure: `policies/paper.py`, GRACE's, and
-`policies/reuse.py`, ours. What is measured: `rounds/measurement.py`. What that tells of the others:
-`policies/update.py`. Filters and method: `CoresetConfig.select`.
+Pure functions over a state (`rounds/state.py`). Whom to measure: `policies/reuse.py`, ours and the default,
+which may also draw at random for now, and `policies/paper.py`, GRACE's. What is measured:
+`rounds/measurement.py`. What that tells of the others: `policies/update.py`. Filters and method:
+`CoresetConfig.select`.
 """
 
 from __future__ import annotations

@@ -303,6 +303,14 @@ def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() ->
     assert not Noise(least_told=1.0).on(noisy_pool(0.3)[0])
 
 
+def test_any_least_that_has_to_be_told_counts() -> None:
+    pool, _ = noisy_pool(0.2, told=0.25)
+    told = Noise().judge(pool, Budget(5)).figures["noise_told"]
+    assert 0.5 < told < 1.0
+    assert Noise(least_told=told - 0.01).on(pool)
+    assert not Noise(least_told=told + 0.01).on(pool)
+
+
 def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_right_rows() -> None:
     """Prompts save little, so nine in ten wrong rows cannot be had."""
     pool, is_wrong = noisy_pool(0.3, told=0.5)

@@ -9,9 +9,9 @@ What wrong responses score is measured on pairs made for it, responses after oth
 of wrong rows and no threshold has to be given:
 
     share    π = 2 · P(s above the pairs' median), for hardly any right response scores so high
-    cut      the lowest t that all but MISSED of the pairs reach and that flags, as far as is known, at most
-             FLAGGED of the right rows: P(s ≥ t) − π P(pairs ≥ t) ≤ FLAGGED (1 − π), give or take π's error;
-             never so low that more than MOST_WRONG of all rows are flagged
+    cut      begins at the t below which MISSED of the pairs score, and rises, to their median at most, until
+             at most FLAGGED of the right rows score as high: P(s ≥ t) − π P(pairs ≥ t) ≤ FLAGGED (1 − π),
+             allowed for the error of π; never so low that more than MOST_WRONG of all rows are flagged
 
 l / h is IFD's ratio (Li et al., NAACL 2024). [choice] √T, for a mean over T tokens varies as 1 / √T: a short
 response has to differ more from the others before it is flagged. docs/filters.md compares.
@@ -28,9 +28,8 @@ from scipy.special import ndtri
 from coretune.types import Array
 
 MISSED, FLAGGED = 0.09, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
-#: Detection is on where right and wrong are told apart at least so well (area under the ROC curve), and the
-#: share of wrong rows that is estimated is at most so large.
-LEAST_TOLD, MOST_WRONG = 0.9, 0.6
+#: A larger estimated share of wrong rows is not believed: no row is flagged then.
+MOST_WRONG = 0.6
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Decision:
     share: float
     told: float
 
-    @property
-    def on(self) -> bool:
-        return self.told >= LEAST_TOLD and self.share <= MOST_WRONG
+    def on(self, least_told: float) -> bool:
+        """Whether rows are flagged, where right and wrong ones have to be told apart at least so well."""
+        return self.told >= least_told and self.share <= MOST_WRONG
 
 
 def decide(scores: Array, own: Array, pairs: Array) -> Decision:

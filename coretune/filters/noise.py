@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from coretune.filters.contrast import LEAST_TOLD, Decision, decide
+from coretune.filters.contrast import Decision, decide
 from coretune.select.importance import LEAST_LOSS
 from coretune.select.ranking import usable_feature
 from coretune.types import (
@@ -33,7 +33,9 @@ class Noise:
                 responses after their own prompts and after an empty one (`Pool.references`): they say what
                 wrong responses score
     least_told  in [0, 1]: noise detection is on where right and wrong responses are told apart at least so
-                well (area under the ROC curve); else no row is taken out, and the log says so. 0 = always on
+                well (area under the ROC curve); else, or where more than 60 % of the rows seem wrong, no row
+                is taken out, and the log says so.
+                0 = always on, however many seem wrong
 
     How many rows are flagged is decided from the scores; no share has to be given.
 
@@ -43,7 +45,7 @@ class Noise:
     """
 
     pairs: int = 64
-    least_told: float = LEAST_TOLD
+    least_told: float = 0.9  # [choice]
 
     name: ClassVar[str] = "noise"
     says: ClassVar[str] = "flagged as noisy: its prompt does not make its response likelier"
@@ -100,7 +102,7 @@ class Noise:
         return decide(scores(pool)[pool.usable] if measured else own, own, other)
 
     def _is_on(self, found: Decision) -> bool:
-        return self.least_told == 0.0 or (found.on and found.told >= self.least_told)
+        return self.least_told == 0.0 or found.on(self.least_told)
 
 
 def scores(pool: Pool) -> Array:

@@ -26,16 +26,16 @@ class AnchorRefresh:
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    anchors         "candidates" [choice]: the rows about to be chosen (`looking.py` asks the selector);
-                    "priority" [paper]: `anchors.priority`; "random"; "all": every
+    anchors         "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`);
+                    "priority" [paper]: `paper.priority`; "random"; "all": every
                     usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
                     last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
     look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
                     old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
                     refresh looks at all it may choose
     anchor_share    share of the usable rows measured at a refresh ("priority" and "random"); with
-                    "candidates" the most of those held back as contradicted that are looked at again, and
-                    those drawn at random while nobody can be told to be wrong (`looking.py`)
+                    "candidates" the most of those flagged as noisy that are measured again, and those
+                    drawn at random while noise cannot be told
     propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "fit": what they tell
                     of every row by what rows are like (`drift.py`); "none"
     repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
@@ -51,9 +51,9 @@ class AnchorRefresh:
     harvest         take the signals of rows that training passes through from the training step itself: at
                     the next refresh they count as measured, at the weights their step had and under its
                     dropout, and only the other anchors are looked at. With anchors "trained" that is all;
-                    with "candidates" those are looked at only as long as some are found contradicted
-                    (`looking.py`). "auto" [choice]: with these two anchors, where all signals are `PASSED`
-                    and the trainer's steps show them
+                    with "candidates" those are measured only as long as some are found noisy. "auto"
+                    [choice]: with these two anchors, where all signals are `PASSED` and the trainer's steps
+                    show them
 
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured

@@ -51,9 +51,9 @@ class CoresetConfig:
                    methods that look at nothing have none. For a method that looks through a teacher: share of
                    the pool that the teacher is trained on, aside; the training itself has no warm-up then
     wait           [choice] GRACE with the filter noise measures the pool first once the model tells responses
-                   after their own prompts from those after others (`waiting.py`): until then coresets are
-                   random draws. They and the warm-up have each of equal rows once, and no row twice before
-                   all came once. A deferred first measurement also needs a response that seems wrong
+                   after their own prompts from those after others: until then coresets are random draws
+                   (`policies/deferral.py`). They and the warm-up have each of equal rows once, and no row
+                   twice before all came once. A deferred first measurement also needs a response that seems wrong
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.

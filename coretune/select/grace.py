@@ -1,7 +1,9 @@
-"""GRACE's published objective, and nothing else: importance plus coverage of the pool.
+"""GRACE's objective: importance plus coverage of the pool.
 
-What we add is in other files: which rows may be chosen in `coretune/filters/`, what covering a row is worth
-in `importance.regional_loss`, GRACE's refresh, which rows to measure again, in `coretune/policies/paper.py`.
+As published, as far as the paper says: `lambda: 0.5`, `demand: equal` and what else `presets.GRACE_PAPER`
+lists (`method: grace-paper`). Ours are `demand: loss` and the other defaults below; and in other files, which
+rows may be chosen (`coretune/filters/`). GRACE's refresh, which rows to measure again, is
+`coretune/policies/paper.py`.
 """
 
 from __future__ import annotations
