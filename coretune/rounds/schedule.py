@@ -53,7 +53,8 @@ class CoresetConfig:
     wait           [choice] GRACE with the filter noise measures the pool first once the model tells responses
                    after their own prompts from those after others: until then coresets are random draws
                    (`policies/deferral.py`). They and the warm-up have each of equal rows once, and no row
-                   twice before all came once. A deferred first measurement also needs a response that seems wrong
+                   twice before all came once. A deferred first measurement also needs a response that
+                   seems wrong
     audit_every    after every so many selections, at the next one, measure the whole pool and report how far
                    the propagated values are from the truth (the first selection measures everything anyway);
                    None = never. Costs a full measurement each time.
