@@ -103,7 +103,9 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
     assert state.pool.feature("trajectory").shape == (48, 32)
     assert [entry.rows_measured for entry in made.ledger.rounds] == [48, 48]
     everyone = np.arange(48)
-    expected = sum(made.cost.measurement(everyone, snapshots) for snapshots in (2, 1))
+    # The first look also tells how near each row is to the examples.
+    expected = made.measurement.first.flops(everyone) + made.cost.measurement(everyone)
+    assert made.measurement.first.flops(everyone) > made.cost.measurement(everyone, 2)
     assert made.ledger.by_phase()["measurement"].flops == pytest.approx(expected)
     resolved = spelled_out(run.build_coreset(section, 0), section)
     assert (resolved["signals"]["preconditioner"], resolved["weighted"]) == ("linear", True)
@@ -113,3 +115,21 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
 def test_the_shares_of_targets_sum_to_1(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the shares of target_data sum to 0\.5"):
         config(data, tmp_path, GTP, target_data={"a.jsonl": 0.5})
+
+
+@pytest.mark.parametrize("method", ["brief", "gtp"])
+def test_a_cascade_measures_gradients_through_the_teacher_of_few_rows(
+    method: str, data: Path, tmp_path: Path
+) -> None:
+    section = {"brief": BRIEF, "gtp": GTP}[method]
+    by = {"brief": "spread", "gtp": "target"}[method]
+    narrow = {**section, "budget": 6, "filters": [{"narrow": {"times": 2, "by": by}}]}
+    target = {"target_data": str(data / "math.jsonl")} if by == "target" else {}
+    made = run.build_trainer(config(data, tmp_path, narrow, **target))
+    chosen = made.select().coreset
+    kept = np.flatnonzero(chosen.filtered == 0)
+    assert len(kept) == 12
+    assert set(chosen.indices) <= set(kept)
+    cost, first = made.ledger.by_phase()["measurement"], made.measurement.first
+    assert cost.rows == 48 + 12
+    assert cost.flops == pytest.approx(first.flops(np.arange(48)) + first.rest.flops(kept))
