@@ -96,6 +96,23 @@ def assert_equal_to_the_loop(model, rows, target, parameters, last_blocks):
     np.testing.assert_allclose(found["target_cosine"], units[0] @ units[1].T, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_similarities_are_cosines_of_position_weighted_means_of_one_row_at_a_time(family):
+    model, rows, target = tiny_model(family).eval(), random_rows(7, seed=21), random_rows(3, seed=22)
+    found = measure(model, rows, ["weighted_embedding", "target_similarity"], target, batch_tokens=50)
+
+    def embedding(tokens):
+        with torch.no_grad():
+            out = model(input_ids=torch.from_numpy(tokens)[None], output_hidden_states=True)
+        hidden = out.hidden_states[-1][0].double().numpy()
+        mean = (np.arange(1, len(hidden) + 1)[:, None] * hidden).sum(0)
+        return mean / np.linalg.norm(mean)
+
+    ours, theirs = ([embedding(t) for t in some.tokens(np.arange(n))] for some, n in ((rows, 7), (target, 3)))
+    np.testing.assert_allclose(found["weighted_embedding"], np.stack(ours), atol=1e-5)
+    np.testing.assert_allclose(found["target_similarity"], np.stack(ours) @ np.stack(theirs).T, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["none", "adam", "linear"])
 @pytest.mark.parametrize(("parameters", "last_blocks"), CHOICES)
 @pytest.mark.parametrize("family", FAMILIES)
