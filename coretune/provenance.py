@@ -26,8 +26,8 @@ log = logging.getLogger("coretune")
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "faiss-cpu", "numpy")
 #: Of what a fingerprint is, and what restores it; other inputs are named by their setting.
 REMEDIES = {
-    "data": "train_data, its tokenizer or max_length",
-    "held_out": "eval_data or eval_fraction",
+    "data": "train_data, its tokenizer, max_length or eval_fraction",
+    "held_out": "eval_data",
     "target": "target_data",
     "file": "evaluate.file",
     "sources": "the sources of train_data, which the quota goes by",
@@ -71,7 +71,7 @@ def refuse_other_data(then: Mapping[str, Any], pool: Corpus) -> None:
     if then.get("train_data") != pool.fingerprint:
         raise ConfigError(
             f"train_data has fingerprint {pool.fingerprint[:16]}, the run to replay had "
-            f"{str(then.get('train_data'))[:16]}: data, tokenizer or max_length differ; "
+            f"{str(then.get('train_data'))[:16]}: data, tokenizer, max_length or eval_fraction differ; "
             f"restore them, or remove `{PROVENANCE}` from the config to train on what is there now"
         )
 
