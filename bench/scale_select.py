@@ -65,15 +65,15 @@ def _given(folder: Path, n: int) -> Iterator[None]:
     for name in list(drawn):
         np.save(folder / f"{name}.npy", drawn.pop(name))
 
-    def seen(look: FirstScan, rows: Rows) -> Mapping[str, Array]:
+    def seen(scan: FirstScan, rows: Rows) -> Mapping[str, Array]:
         """Through maps that are gone at once: they are no part of what the command holds."""
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[rows] for name in look.look.signals}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r")[rows] for name in scan.signals.signals}
 
-    looking, FirstScan.__call__ = FirstScan.__call__, seen
+    scanning, FirstScan.__call__ = FirstScan.__call__, seen
     try:
         yield
     finally:
-        FirstScan.__call__ = looking
+        FirstScan.__call__ = scanning
 
 
 CASES: tuple[Case, ...] = (Case("select", selecting, long=True),)
