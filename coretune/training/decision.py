@@ -1,4 +1,4 @@
-"""What process 0 decides when a round begins, and what is said of it: log, files, ledger."""
+"""The pool that a run begins with, and what is said of each selection: log, files, ledger. On process 0."""
 
 from __future__ import annotations
 
