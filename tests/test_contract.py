@@ -318,4 +318,5 @@ def test_synthetic_pool_is_the_same_for_the_same_seed() -> None:
     one, two, other = (synthetic_pool(50, 4, seed, copies=0.2) for seed in (1, 1, 2))
     for name, value in one.features.items():
         assert np.array_equal(value, two.features[name], equal_nan=True)
-        assert not np.array_equal(value, other.features[name], equal_nan=True)
+        if name != TARGET_ROW:  # every tenth row
+            assert not np.array_equal(value, other.features[name], equal_nan=True)
