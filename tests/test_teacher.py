@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,7 @@ def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> 
     made, _ = first
     config = pupil()
     selector = Pupil(teacher=str(Path(made.args.output_dir) / TEACHER))
-    given = CoresetConfig(
-        selector, config.refresh, config.budget, refresh_every="never", weighted=True, seed=0
-    )
+    given = replace(config, selector=selector, refresh_every="never", weighted=True, seed=0)
     other = taught(tmp_path / "two", given, peft_config=LORA)
     other.train()
     assert not (tmp_path / "two" / TEACHER).exists()
