@@ -147,7 +147,7 @@ def train(
         trainer.train()
         costs = trainer.ledger.by_phase()
         charged = {name: cost for name, cost in costs.items() if name not in UNCHARGED}
-        aside = trainer.sight.lesson is not None or trainer.sight.target_lessons is not None
+        aside = trainer.signals.lesson is not None or trainer.signals.target_lessons is not None
         choosing = ("measurement", "graph", "selection", *(["warm-up"] if aside else []))
         ids = [trainer.pool_rows.ids[row] for row in np.concatenate(seen)]
         found = {

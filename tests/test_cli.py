@@ -57,6 +57,7 @@ def refused(*arguments: object) -> str:
 def test_train_ends_with_its_cost_and_where_it_is(data: Path, tmp_path: Path) -> None:
     """In a process of its own, as a user has it: no library's notes among the lines."""
     command = [sys.executable, "-m", "coretune", "train", str(config_file(data, tmp_path)), "seed=3"]
+    command += ["coreset.refresh.warmup=0.05"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -100,7 +101,10 @@ def test_bad_rows_may_be_skipped_from_the_command_line(data: Path, tmp_path: Pat
         (["coreset.methd=grace"], "unknown key coreset.methd, did you mean 'coreset.method'?"),
         (["training.max_step=3"], "unknown key training.max_step, did you mean 'training.max_steps'"),
         (["training.packing=true", "training.packing_strategy=wrapped"], "cuts examples in two"),
-        (["training.max_steps=1"], "max_steps is 1 and the warm-up takes 1 steps"),
+        (
+            ["training.max_steps=1", "coreset.refresh.warmup=0.05"],
+            "max_steps is 1 and the warm-up takes 1 steps",
+        ),
         (["model_name_or_path=/nowhere/m"], "model_name_or_path is /nowhere/m, and there is no such folder"),
         (["train_data=/nowhere/pool.jsonl"], "/nowhere/pool.jsonl"),
         (["coreset"], "'coreset' is not an override; write key=value"),

@@ -284,10 +284,9 @@ def test_a_row_that_is_not_finite_spoils_itself_alone():
     healthy = RaggedRows([rows.token_rows[i] for i in keep], rows.prompt_length[keep])
     with torch.no_grad():
         model.model.embed_tokens.weight[52] = torch.nan
-    found = measure(model, rows, SIGNALS, target=rows)
+    found = measure(model, rows, SIGNALS, target=healthy)
     for name, expected in measure(model, healthy, SIGNALS, target=healthy).items():
         assert np.isnan(found[name][2]).all(), name
-        # The reference sample of alignment is the target here, and it leaves the broken row out.
         assert_close(found[name][keep], expected, 2e-4)
 
 
@@ -295,7 +294,9 @@ def test_a_row_without_response_is_nan_and_so_is_an_empty_one():
     rows = RaggedRows([[5, 6, 7], [5, 6], [4], []], [1, 2, 0, 0])
     found = measure(tiny_model("llama"), rows, SIGNALS, random_rows(2, 1))
     for name in SIGNALS:
-        alive = [True, name == "prompt_embedding", name == "prompt_embedding", False]
+        # A prompt alone has embeddings of its own.
+        prompt = name in ("prompt_embedding", "weighted_embedding", "target_similarity")
+        alive = [True, prompt, prompt, False]
         assert np.isfinite(found[name]).reshape(4, -1).all(1).tolist() == alive, name
         assert np.isnan(found[name][3]).all()
 

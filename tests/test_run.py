@@ -313,7 +313,7 @@ def test_select_writes_the_users_rows_with_their_reasons(done: Path, data: Path,
         assert line == source[line["id"]]
         assert list(line) == list(source[line["id"]])
         assert (facts["id"], facts["rank"], facts["weight"]) == (line["id"], rank, 1.0)
-        assert set(facts) == {"id", "rank", "weight", "gain", "components"}
+        assert set(facts) == {"id", "rank", "weight", "gain", "components", "why"}
         assert facts["components"]["coverage"] + facts["components"]["importance"] == pytest.approx(
             facts["gain"], abs=1e-6
         )
