@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coretune.escaping import shown
+from coretune.filters.contrast import MOST_WRONG
 from coretune.ledger import Ledger, Round
 from coretune.rounds.state import State
 from coretune.types import Array
@@ -103,11 +104,20 @@ def _filters(found: Mapping[str, float]) -> list[str]:
     if "suspects" in found:
         parts.append(f"{drawn}none of the responses asked about seems wrong ({costs})")
     elif not found["noise_on"]:
-        told = ""
-        if "noise_told" in found:
-            told = f"right and wrong are told apart with an AUC of {found['noise_told']:.2f}; "
-        parts.append(f"{drawn}noise detection is off ({told}{costs})")
+        parts.append(f"{drawn}noise detection is off ({_why_off(found)}{costs})")
     return parts
+
+
+def _why_off(found: Mapping[str, float]) -> str:
+    """Of the filter `noise`; "" for one that decides by the median losses."""
+    if "noise_told" not in found:
+        return ""
+    told = f"right and wrong are told apart with an AUC of {found['noise_told']:.2f}; "
+    if found["noise_share"] > MOST_WRONG:
+        told += (
+            f"{found['noise_share']:.0%} of the rows seem wrong, and at most {MOST_WRONG:.0%} are believed; "
+        )
+    return told
 
 
 def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:
