@@ -18,7 +18,6 @@ seconds are those of one such computation at 4,000 rows, times 15 and the square
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import sys
@@ -30,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
@@ -230,9 +230,7 @@ def machine() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", default=str(HEADLINE[0]), help="sizes, separated by commas")
     parser.add_argument("--dimensions", type=int, default=HEADLINE[1])
     parser.add_argument("--share", type=float, default=0.05)

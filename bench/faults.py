@@ -15,7 +15,6 @@ hangs, when it ends in an error that nobody foresaw, or does not go on after thr
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import multiprocessing
@@ -40,6 +39,7 @@ from typing import Any
 import torch
 import typer
 from accelerate.state import AcceleratorState
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -367,9 +367,7 @@ def preload() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--operations", type=int, default=300)
     parser.add_argument("--case", help="only the case of this name")
     parser.add_argument("--folder", help="where the runs go for the while; default: the temporary directory")

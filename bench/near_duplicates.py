@@ -35,7 +35,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pools import pool_and_model
+from command import parser_of, tell_missed
+from pools import below, pool_and_model, read_rows, write_lines
 from real_run import machine
 from scipy import sparse
 
@@ -131,10 +132,8 @@ def embedder(model_folder: str, autocast: str | None) -> Callable[[list[Row]], t
 
     def embedded(rows: list[Row]) -> tuple[Array, Array]:
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rows.jsonl"
-            file.write_text(
-                "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows), "utf-8"
-            )
+            lines = [json.dumps({"prompt": prompt, "completion": response}) for prompt, response in rows]
+            file = write_lines(Path(folder) / "rows.jsonl", lines)
             corpus = Corpus.build(file, tokenizer, max_length=1024, cache_dir=Path(folder) / "cache")
             settings = MeasureSettings(autocast=autocast, batch_tokens=2048)
             found = measurer(model.eval(), corpus, names, settings, **ends)(np.arange(len(rows)))
@@ -177,7 +176,7 @@ def figures(
 
 
 def distinct_of(pool: Path, count: int, seed: int) -> list[Row]:
-    lines = [json.loads(line) for line in (pool / "pool.jsonl").read_text("utf-8").split("\n") if line]
+    lines = map(json.loads, read_rows(pool / "pool.jsonl"))
     rows = list(dict.fromkeys((line["prompt"], line["completion"]) for line in lines))
     drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
     return [rows[i] for i in drawn]
@@ -185,14 +184,9 @@ def distinct_of(pool: Path, count: int, seed: int) -> list[Row]:
 
 def tables(asked: argparse.Namespace, folder: str) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
     for name in asked.pools.split(","):
-        place = name if name.startswith("made:") else str(Path(asked.data) / name)
-        pool, model = pool_and_model(place, asked.model, folder, Path(folder))
-        yield (
-            Path(pool).name,
-            figures(
-                distinct_of(Path(pool), asked.rows, asked.seed), embedder(model, asked.autocast), asked.seed
-            ),
-        )
+        pool, model = pool_and_model(below(asked.data, name), asked.model, folder, Path(folder))
+        rows = distinct_of(Path(pool), asked.rows, asked.seed)
+        yield Path(pool).name, figures(rows, embedder(model, asked.autocast), asked.seed)
 
 
 def show(pool: str, found: dict[str, dict[str, float]], rows: int) -> None:
@@ -216,9 +210,7 @@ def missed(pool: str, found: dict[str, float]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--data", default=".", help="the folder with the pools' folders")
     parser.add_argument("--pools", default=POOLS, help="as in pools.py, parted by commas")
@@ -239,9 +231,7 @@ def main() -> int:
         for pool, found in tables(asked, folder):
             show(pool, found, asked.rows)
             misses += missed(pool, found[asked.rule])
-    for miss in misses if asked.check else []:
-        print(f"missed: {miss}")
-    return 1 if misses and asked.check else 0
+    return tell_missed(misses, asked.check)
 
 
 if __name__ == "__main__":

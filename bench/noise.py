@@ -37,8 +37,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import parser_of, tell_missed
 from noise_scan import scans_of
-from pools import pool_and_model
+from pools import below, pool_and_model
 from scipy.stats import rankdata
 
 from coretune import run
@@ -65,12 +66,8 @@ POOLS = ",".join(
 )
 QUICK = "made:rows=500,made:rows=500;wrong=0;copies=0"
 AUCS = {"mixed": 0.97, "gsm8k": 0.95, "dialogsum": 0.95}  # at least, before any training
-WRONG, RIGHT, CLEAN, COST = (
-    0.90,
-    0.03,
-    0.02,
-    0.55,
-)  # flagged: at least, at most, at most; a scan's cost: at most
+#: Flagged: at least, at most, at most; a scan's cost: at most.
+WRONG, RIGHT, CLEAN, COST = 0.90, 0.03, 0.02, 0.55
 SCORE, DRAWS = "noise score", 20
 Scan = Mapping[str, Array]
 
@@ -175,20 +172,18 @@ def missed(line: dict[str, Any]) -> list[str]:
     least = next((least for name, least in AUCS.items() if line["pool"].startswith(name)), None)
     least = least if line["wrong"] else None
     if least is not None and line["auc"][SCORE] < least:
-        found.append(f"{told}: AUC {line['auc']['total']:.3f}, not {least}")
+        found.append(f"{told}: AUC {line['auc'][SCORE]:.3f}, not {least}")
     if least is not None and (flagged["wrong"] < WRONG or flagged["right"] > RIGHT):
         found.append(f"{told}: flagged {flagged['wrong']:.1%} of wrong, {flagged['right']:.1%} of right rows")
     if not line["wrong"] and flagged["right"] > CLEAN:
         found.append(f"{told}: {flagged['right']:.1%} of a clean pool flagged, not at most {CLEAN:.0%}")
     if line["cost"][SCORE] > COST:
-        found.append(f"{told}: a scan costs {line['cost']['total']:.2f} of training on the rows, not {COST}")
+        found.append(f"{told}: a scan costs {line['cost'][SCORE]:.2f} of training on the rows, not {COST}")
     return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--data", default=".", help="the folder with the pools' folders")
     parser.add_argument("--pools", default=POOLS, help="as in quality.py, parted by commas")
@@ -214,29 +209,19 @@ def main() -> int:
             asked.full, asked.near, asked.scans = True, True, Path(folder) / "scans"
             asked.out = Path(folder) / "noise.jsonl"
         misses = [miss for line in measured(asked, folder) for miss in missed(line) if not line["step"]]
-    for miss in misses if asked.check else []:
-        print(f"missed: {miss}")
-    return 1 if misses and asked.check else 0
+    return tell_missed(misses, asked.check)
 
 
 def measured(asked: argparse.Namespace, folder: str) -> Iterator[dict[str, Any]]:
     lines = []
     for name in asked.pools.split(","):
-        pool, asked.model = _place(name, asked, folder)
-        for step, scan in scans_of(pool, asked).items():
-            lines.append(line_of(pool, step, scan, asked))
+        place, asked.model = pool_and_model(below(asked.data, name), asked.model, folder, Path(folder))
+        for step, scan in scans_of(Path(place), asked).items():
+            lines.append(line_of(Path(place), step, scan, asked))
             show(lines[-1])
             yield lines[-1]
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-
-
-def _place(name: str, asked: argparse.Namespace, folder: str) -> tuple[Path, str]:
-    kind, colon, rest = name.rpartition(":")
-    if kind != "made":
-        name = f"{kind}{colon}{Path(asked.data) / rest}"
-    pool, model = pool_and_model(name, asked.model, folder, Path(folder))
-    return Path(pool), model
 
 
 def show(line: dict[str, Any]) -> None:

@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pools import labels_of
+from pools import labels_of, read_rows, write_lines
 from transformers import AutoModelForCausalLM
 
 from coretune import run
 from coretune.data.corpus import Corpus
+from coretune.measure.batches import IGNORED
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import common_ending, measurer
@@ -49,7 +50,7 @@ class Known:
 
     @classmethod
     def of(cls, pool: Path, tokenizer: Any, count: int, seed: int) -> Known:
-        lines = [json.loads(line) for line in (pool / "pool.jsonl").read_text("utf-8").split("\n") if line]
+        lines = map(json.loads, read_rows(pool / "pool.jsonl"))
         kinds = labels_of(pool) if (pool / "labels.jsonl").exists() else {}
         distinct = {
             (row["prompt"], row["completion"]): row for row in lines if kinds.get(row.get("id")) != "copy"
@@ -57,8 +58,7 @@ class Known:
         rows = list(distinct.values())
         drawn = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:count]]
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rows.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in drawn), "utf-8")
+            file = write_lines(Path(folder) / "rows.jsonl", [json.dumps(row) for row in drawn])
             corpus = Corpus.build(
                 file, tokenizer, max_length=1024, skip_bad_rows=True, cache_dir=pool / "noise"
             )
@@ -173,7 +173,10 @@ def trained(
 def _batch(known: Known, rows: Array) -> dict[str, torch.Tensor]:
     ids, labels = known.rows.tokens(rows), known.rows.labels(rows)
     longest = max(map(len, ids))
-    given, asked = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
+    given, asked = (
+        torch.zeros(len(rows), longest, dtype=torch.long),
+        torch.full((len(rows), longest), IGNORED),
+    )
     for place, (tokens, wanted) in enumerate(zip(ids, labels, strict=True)):
         given[place, : len(tokens)] = torch.as_tensor(np.array(tokens))
         asked[place, : len(wanted)] = torch.as_tensor(np.array(wanted))

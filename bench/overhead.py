@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -154,9 +155,7 @@ def report(pairs: list[dict[str, float]], console: Console) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default=BASE_MODEL)
     parser.add_argument("--pool", type=Path, help="default: a generated one")
     parser.add_argument("--method", default="loss", help="chooses between the steps that are timed")

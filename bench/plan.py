@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from command import parser_of, tell_missed
+
 WITHIN = 0.25
 METHODS: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
@@ -93,9 +95,7 @@ def rows_of(method: str, plan: dict[str, Any], was: dict[str, Any]) -> list[tupl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--pool", help="folder with pool.jsonl and eval.jsonl; left out, the playground's")
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--methods", default="random,grace", help=f"of {', '.join(METHODS)}")
@@ -139,9 +139,7 @@ def main() -> int:
         f"{pool.name}, {args.steps} steps of 16; {seconds} seconds, 1 thread; {name}, {os.cpu_count()} cores",
         table,
     )
-    for miss in misses:
-        print(f"missed: {miss}")
-    return 1 if misses and args.check else 0
+    return tell_missed(misses, args.check)
 
 
 if __name__ == "__main__":

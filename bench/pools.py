@@ -15,9 +15,8 @@ from coretune.playground.corrupt import corrupt
 
 MADE = "made:"  # a pool of the playground's kind, and how
 DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
-PART = (
-    ";"  # after a pool's folder: `characters=300`, rows of at most that length; `rows=2000`, so many of them
-)
+#: After a pool's folder: `characters=300`, rows of at most that length; `rows=2000`, so many of them.
+PART = ";"
 WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of
 HELD_OUT = 0.2  # share of the rows that are scored, of a pool that comes without rows for it
 
@@ -77,6 +76,12 @@ def pool_and_model(
         pool = f"{folder}/playground"
         make_pool(seed=0).write(pool)
     return str(_folder(pool, out / "data")), model or str(BASE_MODEL)
+
+
+def below(data: str, pool: str) -> str:
+    """The pool with its folder in `data`, as dirty:DATA/gsm8k of dirty:gsm8k; what is made has none."""
+    kind, colon, folder = pool.rpartition(":")
+    return pool if f"{kind}{colon}" == MADE else f"{kind}{colon}{Path(data) / folder}"
 
 
 def _folder(pool: str, data: Path) -> Path:

@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import os
 
+from command import parser_of
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: seconds of one core
 
-import argparse
 import platform
 import sys
 import tempfile
@@ -315,9 +316,7 @@ def machine() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", nargs="+", help="rows x dimensions x budget each, such as 100000x512x2000")
     parser.add_argument(
         "--folder", help="where the features go for the while; default: the temporary directory"

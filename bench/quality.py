@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import parser_of, tell_missed
 from pools import clean_rows, distinct_rows, labels_of, of_skill, pool_and_model, target_file, whole
 
 from coretune.comparing.arm_runs import outcomes, run_job
@@ -241,9 +242,7 @@ def missed(results: list[dict[str, Any]], method: str) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--pool", help="folder with pool.jsonl and eval.jsonl; left out, the playground's")
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--methods", default="full,random:refresh_every=never,random,grace")
@@ -284,9 +283,7 @@ def main() -> int:
         f"seeds {args.seeds}{wanted}; {machine}, {args.workers} at a time",
     )
     misses = missed(results, next(a for a in arms if a.startswith("grace"))) if args.check else []
-    for miss in misses:
-        print(f"missed: {miss}")
-    return 1 if misses else 0
+    return tell_missed(misses)
 
 
 def _number(text: str) -> int | str:

@@ -28,6 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from command import parser_of, tell_missed
 from pools import pool_and_model
 from real_arms import UNTOUCHED
 from real_run import Run, begin, content_of, machine, run_one
@@ -124,9 +125,7 @@ def groups_of(runs: Sequence[Run], results: Sequence[Result]) -> dict[str, list[
 
 
 def arguments() -> Any:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--pool", help="folder with pool.jsonl and eval.jsonl; see pools.py for parts of it")
     parser.add_argument("--model", help="model folder", default="runs/models/smollm2")
     parser.add_argument("--arms", default=ARMS)
@@ -176,9 +175,7 @@ def main() -> int:
             name = f"{file.stem}-{title.split(', ')[3].replace(' ', '-')}.md"
             (args.results / name).write_text(markdown(title, some), encoding="utf-8")
         misses += [f"{title}: {miss}" for miss in missed(some)] if args.check else []
-    for miss in misses:
-        print(f"missed: {miss}")
-    return 1 if misses else 0
+    return tell_missed(misses)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ All of them use synthetic pools.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import platform
@@ -19,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 from scale_graph import CASES as GRAPH_CASES
@@ -71,9 +71,7 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", help=f"of {', '.join(case.name for case in CASES)}")
     parser.add_argument("--all", action="store_true", help="the long ones too")
     parser.add_argument("--quick", action="store_true", help="small sizes")

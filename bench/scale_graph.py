@@ -17,6 +17,7 @@ from scale_files import CASES as FILE_CASES
 from scale_row import Case, Line, Measured, measured
 
 from coretune.neighbors import cells, graph
+from coretune.policies.anchors import planned
 from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.transitions import empty_pool
@@ -157,7 +158,7 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
     fresh["loss"] = rng.random(n, np.float32)
     pool = update(REFRESH, empty_pool(np.full(n, 100)), np.arange(n), fresh, 0)
     pool = replace(pool, references=COMPARED)
-    anchors = REFRESH.plan(pool, 1, rng)
+    anchors = planned(REFRESH, pool, 1, rng)
     news = {name: values[anchors] for name, values in fresh.items()}
     for name in ("prompt_embedding", "response_embedding"):
         share = np.where(np.arange(len(anchors)) % 5, np.float32(0.25), np.float32(0.5))[:, None]
@@ -167,7 +168,7 @@ def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
 
 
 def _refresh(pool: Pool, anchors: Rows, news: dict[str, Array], steps: dict[str, Measured]) -> None:
-    steps["plan"] = measured(partial(REFRESH.plan, pool, 1, np.random.default_rng(0)))
+    steps["plan"] = measured(partial(planned, REFRESH, pool, 1, np.random.default_rng(0)))
     steps["update"] = measured(partial(update, REFRESH, pool, anchors, news, 1))
     budget = Budget(pool.n // 20, "rows")
     now = steps["update"].result

@@ -12,7 +12,6 @@ test holds.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 import numpy as np
+from command import parser_of
 from rich.console import Console
 from rich.table import Table
 
@@ -147,9 +147,7 @@ def machine(home: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument(
         "--folder", help="where the stores go for the while; default: the temporary directory"

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from command import parser_of, tell_missed
 from real import LEARNING_RATE, in_workers, print_table
 from real_arms import BM25, UNTOUCHED
 from real_run import Run, Unaffordable, begin, content_of, machine, score, train, untouched
@@ -133,9 +134,7 @@ def run_all(
 
 
 def arguments() -> Any:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, help="folder of mixed-clean, choice-clean and dialogsum")
     parser.add_argument("--model", type=Path, help="model folder", default=Path("runs/models/smollm2"))
     parser.add_argument("--tasks", default=",".join(task.name for task in TASKS))
@@ -208,9 +207,7 @@ def main() -> int:
             name = f"{file.stem}-{key[0]}-{key[1]}-{key[2].rstrip('%')}.md"
             (args.results / name).write_text(markdown(key, some), encoding="utf-8")
     misses = missed(results) if args.check else []
-    for miss in misses:
-        print(f"missed: {miss}")
-    return 1 if misses else 0
+    return tell_missed(misses)
 
 
 if __name__ == "__main__":
