@@ -16,7 +16,7 @@ from tiny_tokenizer import tiny_tokenizer
 from coretune.data.corpus import Corpus
 from coretune.presets import ONCE
 from coretune.recording.run_files import TEACHER
-from coretune.rounds.targets import Target, TargetRows, equal_rows
+from coretune.rounds.targets import Target, TargetExamples, equal_rows
 from coretune.select import SELECTORS
 from coretune.select.by_target import NEAREST_OWN, NEAREST_POOL, nearness, turns, unserved, with_served
 from coretune.select.loss_drop import LossDrop
@@ -182,7 +182,7 @@ def target(n: int, seed: int, share: float = 1.0, name: str = "target") -> Targe
 
 
 BOTH = [target(6, 1, 0.75, "math"), target(5, 2, 0.25, "code")]
-EXAMPLES = TargetRows(tuple(BOTH))
+EXAMPLES = TargetExamples(tuple(BOTH))
 
 
 def test_examples_of_several_targets_are_one_list_of_rows() -> None:

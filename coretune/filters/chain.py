@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from coretune.filters.room import shrunk, sizes
+from coretune.filters.room import shrunk
+from coretune.select.ranking import sizes
 from coretune.types import Array, Budget, Coreset, Filter, Pool, Verdict
 
 log = logging.getLogger("coretune")

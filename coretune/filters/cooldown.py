@@ -7,8 +7,9 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
+from coretune.choices import refuse_other
 from coretune.filters.room import enough
-from coretune.select.importance import regional_loss
+from coretune.select.demand import regional_loss
 from coretune.types import TRAINED_AT, TRAINED_TIMES, Array, Budget, Pool, Verdict
 
 By = Literal["count", "loss"]
@@ -38,8 +39,7 @@ class Cooldown:
     def __post_init__(self) -> None:
         if self.coresets < 1:
             raise ValueError(f"cooldown.coresets is {self.coresets}: give at least 1, or leave cooldown out")
-        if self.by not in get_args(By):
-            raise ValueError(f"cooldown.by is {self.by!r}: give one of {', '.join(get_args(By))}")
+        refuse_other("cooldown.by", self.by, get_args(By))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -58,11 +58,7 @@ class Cooldown:
 
     def _worth(self, pool: Pool) -> Array:
         """(n,) float64 > 0, of mean 1 over the usable rows."""
-        worth: Array = np.ones(pool.n)
-        if self.by == "loss":
-            worth[pool.usable] = regional_loss(pool)[pool.usable]  # an unusable row's is NaN
-            worth[pool.usable] /= worth[pool.usable].mean()
-        return worth
+        return np.where(pool.usable, regional_loss(pool), 1.0) if self.by == "loss" else np.ones(pool.n)
 
 
 def _needed(pool: Pool, budget: Budget, key: Array, among: Array) -> Array:

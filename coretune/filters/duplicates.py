@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
+from coretune.choices import refuse_other
 from coretune.types import EQUAL_TO, FOLDED_TO, Array, Budget, Pool, Verdict
 
 Alike = Literal["exact", "folded"]
@@ -31,8 +32,7 @@ class Duplicates:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.alike not in get_args(Alike):
-            raise ValueError(f"duplicates.alike is {self.alike!r}: give one of {', '.join(get_args(Alike))}")
+        refuse_other("duplicates.alike", self.alike, get_args(Alike))
 
     def judge(self, pool: Pool, budget: Budget) -> Verdict:
         group = pool.feature(EQUAL_TO if self.alike == "exact" else FOLDED_TO)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
+from coretune.choices import refuse_other
 from coretune.filters.room import enough, shrunk
 from coretune.select.by_target import examples_of, turns_of_examples
 from coretune.select.ranking import usable_feature
@@ -40,8 +41,7 @@ class Narrow:
     def __post_init__(self) -> None:
         if not self.times >= 1:
             raise ValueError(f"narrow.times is {self.times}: give how many times the budget stays, 1 or more")
-        if self.by not in get_args(By):
-            raise ValueError(f"narrow.by is {self.by!r}: give one of {', '.join(get_args(By))}")
+        refuse_other("narrow.by", self.by, get_args(By))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -62,16 +62,13 @@ class Narrow:
 
 
 def _times(budget: Budget, times: float) -> Budget:
+    def up(amounts: Array | int) -> Array:
+        return np.ceil(times * amounts).astype(np.int64)
+
     quota = budget.quota
     if quota is not None:
-        quota = replace(
-            quota, least=np.ceil(times * quota.least).astype(np.int64), most=_up(times * quota.most)
-        )
-    return replace(budget, amount=int(np.ceil(times * budget.amount)), quota=quota)
-
-
-def _up(values: Array) -> Array:
-    return np.ceil(values).astype(np.int64)
+        quota = replace(quota, least=up(quota.least), most=up(quota.most))
+    return replace(budget, amount=int(up(budget.amount)), quota=quota)
 
 
 def spread_order(vectors: Array) -> Rows:

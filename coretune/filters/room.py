@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coretune.select.ranking import take_in_order
+from coretune.select.ranking import sizes, take_in_order
 from coretune.types import Array, Budget, Pool, Quota, Rows
 
 
@@ -41,11 +41,6 @@ def shrunk(budget: Budget, pool: Pool) -> Budget:
         quota = Quota(quota.group, np.minimum(quota.least, there), quota.most, quota.names)
         most = int(np.minimum(quota.most, there).sum())
     return replace(budget, amount=min(budget.amount, most), quota=quota)
-
-
-def sizes(pool: Pool, budget: Budget) -> Array:
-    """(n,) int64: what each row takes of the budget."""
-    return pool.cost if budget.unit == "tokens" else np.ones(pool.n, np.int64)
 
 
 def _first(order: Rows, size: Array, amount: int) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from coretune.choices import refuse_other
 from coretune.types import TRAINERS_SEED
 
 BASES = ("rademacher", "sjlt", "gradient_pca", "parameter_pca")
@@ -48,13 +49,7 @@ class MeasureSettings:
             raise ValueError(
                 f"last_blocks is {self.last_blocks}; it must be at least 1, or null for all blocks"
             )
-        if self.autocast not in (None, "bfloat16", "float16"):
-            raise ValueError(f"autocast is {self.autocast!r}; it must be null, bfloat16 or float16")
-        if self.basis not in BASES:
-            raise ValueError(f"basis is {self.basis!r}; it must be one of {', '.join(BASES)}")
-        if self.preconditioner not in ("none", "adam", "linear"):
-            raise ValueError(f"preconditioner is {self.preconditioner!r}; it must be none, adam or linear")
-        if self.parameters not in ("adapter_or_attention", "trainable"):
-            raise ValueError(
-                f"parameters is {self.parameters!r}; it must be adapter_or_attention or trainable"
-            )
+        refuse_other("autocast", self.autocast, (None, "bfloat16", "float16"))
+        refuse_other("basis", self.basis, BASES)
+        refuse_other("preconditioner", self.preconditioner, ("none", "adam", "linear"))
+        refuse_other("parameters", self.parameters, ("adapter_or_attention", "trainable"))

@@ -42,9 +42,7 @@ def draw(config: CoresetConfig, pool: Pool, measurement: Measurement, number: in
     number  of the round
     """
     order, luck = _order(config, pool, pool.feature(TRAINED_TIMES), measurement, number)
-    budget = config.budget.resolve(pool)
-    if config.quota is not None:
-        budget = config.with_quota(pool, budget)
+    budget = config.with_quota(pool, config.budget.resolve(pool))
     rows = take_in_order(order[trainable(config, pool)[order]], pool.cost, budget)
     assert config.noise is not None  # without it nothing is deferred
     nobody = {} if noise_is_off(config, pool) else {"suspects": 0}

@@ -39,8 +39,6 @@ def narrowed(config: CoresetConfig, pool: Pool, round: int, rest: Measurement, l
 
 def _left(config: CoresetConfig, pool: Pool, ledger: Ledger) -> Array:
     """(n,) bool: rows that the filters up to `narrow` leave."""
-    budget = config.budget.resolve(pool)
-    if config.quota is not None:
-        budget = config.with_quota(pool, budget)
+    budget = config.with_quota(pool, config.budget.resolve(pool))
     with ledger.phase("selection"):
         return chain.judged(config.filters[: config.narrows_at], pool, budget)[0].usable

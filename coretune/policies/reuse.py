@@ -20,8 +20,8 @@ from coretune.policies.anchors import Planned, some
 from coretune.rounds.measurement import NOBODY
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
+from coretune.select.demand import STANDING_LOSS
 from coretune.select.grace import Grace
-from coretune.select.importance import STANDING_LOSS
 from coretune.types import MATCHED, UNIT, Coreset, Pool, RefreshPolicy, Rows
 
 TURNS = 4  # of choosing and measuring in one refresh

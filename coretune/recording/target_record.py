@@ -9,13 +9,13 @@ from pathlib import Path
 from coretune.files import write_json
 from coretune.recording.run_files import TARGETS
 from coretune.recording.run_record import Decode, excerpts
-from coretune.rounds.targets import Target, TargetRows
+from coretune.rounds.targets import Target, TargetExamples
 from coretune.types import SERVES, TARGET_SIMILARITY, Array
 
 
 def record_targets(folder: str | os.PathLike[str], targets: Sequence[Target], decode: Decode) -> None:
     """Examples in the order of their numbers (component `serves`), their texts as excerpts."""
-    rows = TargetRows(tuple(targets))
+    rows = TargetExamples(tuple(targets))
     texts = excerpts(rows, decode)
     examples = [
         {"id": name, "target": targets[of].name, "prompt": prompt, "response": response}
@@ -33,6 +33,6 @@ def served_by(
     """The example that a row serves: its id, its target, their similarity; None where nothing says so."""
     if SERVES not in reasons or not reasons[SERVES][row] >= 0:
         return None
-    rows, number = TargetRows(tuple(targets)), int(reasons[SERVES][row])
+    rows, number = TargetExamples(tuple(targets)), int(reasons[SERVES][row])
     target = targets[int(rows.of[number])].name
     return {"id": rows.ids[number], "target": target, "similarity": float(reasons[TARGET_SIMILARITY][row])}

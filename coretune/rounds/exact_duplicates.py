@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -16,17 +16,34 @@ DIGEST = 16  # bytes
 Read = Callable[[Rows], Sequence[Array]]
 
 
-def digests(n: int, tokens: Read, labels: Read) -> Array:
-    """(n,) bytes of each row's tokens and labels: 128 bits, so no two rows are mixed up."""
+def digests(n: int, contents: Callable[[Rows], Iterable[bytes]]) -> Array:
+    """(n,) bytes of each row's content: 128 bits, so no two rows are mixed up.
+
+    contents  of some rows
+    """
     found = np.empty(n, f"S{DIGEST + 1}")
     for begin in range(0, n, BLOCK):
         block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
-        found[block] = [
-            # numpy takes zeros off the end of a text
-            blake2b(np.stack([ids, wanted]).astype("<i8").tobytes(), digest_size=DIGEST).digest() + b"."
-            for ids, wanted in zip(tokens(block), labels(block), strict=True)
-        ]
+        # numpy takes zeros off the end of a text
+        found[block] = [blake2b(one, digest_size=DIGEST).digest() + b"." for one in contents(block)]
     return found
+
+
+def row_digests(n: int, tokens: Read, labels: Read) -> Array:
+    """(n,) bytes of each row's tokens and labels."""
+    return digests(
+        n,
+        lambda block: (
+            np.stack([ids, wanted]).astype("<i8").tobytes()
+            for ids, wanted in zip(tokens(block), labels(block), strict=True)
+        ),
+    )
+
+
+def lowest_equal(keys: Array) -> Rows:
+    """(n,) int64: for each column of the keys (…, n) the first that is equal to it."""
+    _, lowest, of = np.unique(keys, axis=-1, return_index=True, return_inverse=True)
+    return lowest[of.reshape(-1)].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -45,14 +62,11 @@ class ExactDuplicates:
         n               rows in the pool
         tokens, labels  of some rows, as in `PoolRows`
         """
-        _, lowest, of = np.unique(digests(n, tokens, labels), return_index=True, return_inverse=True)
-        return cls(lowest[of.reshape(-1)].astype(np.int64))
+        return cls(lowest_equal(row_digests(n, tokens, labels)))
 
     def within(self, block: int) -> ExactDuplicates:
         """Equal rows of the same block of so many rows; those of different blocks count as different."""
-        key = np.stack([self.first, np.arange(len(self.first)) // block])
-        _, lowest, of = np.unique(key, axis=1, return_index=True, return_inverse=True)
-        return ExactDuplicates(lowest[of.reshape(-1)].astype(np.int64))
+        return ExactDuplicates(lowest_equal(np.stack([self.first, np.arange(len(self.first)) // block])))
 
     def together(self, rows: Rows) -> Rows:
         """These rows and all that are equal to one of them, rising."""

@@ -7,12 +7,11 @@ takes no row that must stay; shared words and cosines of embeddings do (`bench/n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from coretune.rounds.exact_duplicates import BLOCK, DIGEST, Read
+from coretune.rounds.exact_duplicates import Read, digests, lowest_equal
 from coretune.types import Rows
 
 #: How tokenizers of bytes and of pieces write a space, a line's end, a tabulator.
@@ -32,11 +31,9 @@ def folded_to(n: int, tokens: Read, pieces: list[bytes]) -> Rows:
     tokens  of some rows, as in `PoolRows`
     pieces  token -> its text, as `folded` has it
     """
-    digests = np.empty(n, f"S{DIGEST + 1}")
-    for begin in range(0, n, BLOCK):
-        block = np.arange(begin, min(n, begin + BLOCK), dtype=np.int64)
-        for row, ids in zip(block, tokens(block), strict=True):
-            text = b"".join([pieces[token] for token in np.asarray(ids).tolist()])
-            digests[row] = blake2b(text, digest_size=DIGEST).digest() + b"."  # numpy takes zeros off the end
-    _, lowest, of = np.unique(digests, return_index=True, return_inverse=True)
-    return lowest[of.reshape(-1)].astype(np.int64)
+
+    def contents(block: Rows) -> Iterator[bytes]:
+        for ids in tokens(block):
+            yield b"".join([pieces[token] for token in np.asarray(ids).tolist()])
+
+    return lowest_equal(digests(n, contents))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from coretune.choices import refuse_other
 from coretune.types import EMPTY_PROMPT_LOSS
 
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
@@ -78,8 +79,7 @@ class AnchorRefresh:
     def __post_init__(self) -> None:
         words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair, "harvest": Harvest}
         for name, known in words.items():
-            if (value := vars(self)[name]) not in get_args(known):
-                raise ValueError(f"{name} is {value!r}: give one of {', '.join(get_args(known))}")
+            refuse_other(name, vars(self)[name], get_args(known))
         if not self.look_again >= 1:
             raise ValueError(f"look_again is {self.look_again}: give 1 or more; 1 = at every refresh")
         if not 0 < self.anchor_share <= 1:

@@ -127,9 +127,7 @@ class CoresetConfig:
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         """The selector's answer, of the rows that the filters leave, within the quota."""
-        if self.quota is not None:
-            budget = self.with_quota(pool, budget)
-        left = chain.apply(self.filters, pool, budget)
+        left = chain.apply(self.filters, pool, self.with_quota(pool, budget))
         return left.noted(with_served(left.pool, self._chosen(left.pool, left.budget, rng)))
 
     def _chosen(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
@@ -143,8 +141,9 @@ class CoresetConfig:
         return select_on_ray(self.selector, pool, budget, rng, self.ray_address, limits)
 
     def with_quota(self, pool: Pool, budget: Budget) -> Budget:
-        """ValueError where the usable rows cannot fill the budget within the quota."""
-        assert self.quota is not None
+        """The budget with the quota, if there is one; ValueError where the usable rows cannot fill both."""
+        if self.quota is None:
+            return budget
         budget = replace(budget, quota=self.quota.resolve(pool, budget))
         check_budget(budget, pool.cost, pool.usable)
         return budget

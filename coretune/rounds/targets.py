@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from coretune.filters.target_rows import TargetRows as WithoutExamples
-from coretune.rounds.exact_duplicates import digests
+from coretune.filters.target_rows import TargetRows
+from coretune.rounds.exact_duplicates import row_digests
 from coretune.rounds.sampler import PoolRows
 from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array, Rows
@@ -38,7 +38,7 @@ def targets_of(given: PoolRows | Sequence[Target] | None) -> tuple[Target, ...]:
 
 
 @dataclass(frozen=True)
-class TargetRows:
+class TargetExamples:
     """The m examples of all targets, one target after the other; members as in `PoolRows`."""
 
     targets: tuple[Target, ...]
@@ -95,7 +95,7 @@ class TargetRows:
 
 def equal_rows(rows: PoolRows, examples: PoolRows) -> Array:
     """(n,) bool: rows of the pool with the tokens and labels of one of the examples."""
-    pool, wanted = (digests(len(one.length), one.tokens, one.labels) for one in (rows, examples))
+    pool, wanted = (row_digests(len(one.length), one.tokens, one.labels) for one in (rows, examples))
     return np.isin(pool, wanted)
 
 
@@ -106,13 +106,13 @@ def without_examples(
     row and nobody asked to train on it; and (n,) bool: these rows. None without a target."""
     if not targets:
         return config, None
-    found = equal_rows(rows, TargetRows(tuple(targets)))
+    found = equal_rows(rows, TargetExamples(tuple(targets)))
     count = int(found.sum())
     if count and not config.train_on_target:
         tell(
             "%d rows of the pool equal examples of the target and are left out (train_on_target keeps them)",
             count,
         )
-        named = any(each.name == WithoutExamples.name for each in config.filters)
-        config = config if named else replace(config, filters=(WithoutExamples(), *config.filters))
+        named = any(each.name == TargetRows.name for each in config.filters)
+        config = config if named else replace(config, filters=(TargetRows(), *config.filters))
     return config, found

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.select.ranking import coreset, ranked, take_in_order
+from coretune.select.ranking import coreset, ranked, sizes, take_in_order
 from coretune.types import (
     SERVES,
     SHARE,
@@ -55,18 +55,17 @@ def chosen_for_targets(
     """The rows of highest worth (n, S) for each target, for its share of the budget, in turns."""
     if worth.shape[1] == 1:
         return ranked(pool, worth[:, 0], budget, reasons)
-    order, taker = turns(worth, share, _size(pool, budget), np.flatnonzero(pool.usable))
-    return _chosen(pool, worth, order, taker, np.arange(len(share)), budget, reasons)
+    order, taker = turns(worth, share, sizes(pool, budget), np.flatnonzero(pool.usable))
+    return _chosen(pool, worth, order, _by_row(pool, order, taker), np.arange(len(share)), budget, reasons)
 
 
 def chosen_for_examples(pool: Pool, worth: Array, of: Array, share: Array, budget: Budget) -> Coreset:
     """The rows of highest worth (n, m) for each example, in turns; examples of a target share its share."""
     order, taker = turns_of_examples(pool, worth, of, share, budget)
     serves = np.where(pool.usable, np.argmax(worth, axis=1), -1).astype(np.float64)
-    chosen = _chosen(pool, worth, order, taker, of, budget, {SERVES: serves})
-    place = np.full(pool.n, -1, np.int64)
-    place[order] = taker
-    serves[chosen.indices] = place[chosen.indices]
+    example = _by_row(pool, order, taker)
+    chosen = _chosen(pool, worth, order, example, of, budget, {SERVES: serves})
+    serves[chosen.indices] = example[chosen.indices]
     return chosen
 
 
@@ -75,26 +74,27 @@ def turns_of_examples(
 ) -> tuple[Rows, Array]:
     """All usable rows in the order in which the m examples take them, and whose turn it was."""
     each = share[of] / np.bincount(of, minlength=len(share))[of]
-    return turns(worth, each, _size(pool, budget), np.flatnonzero(pool.usable))
+    return turns(worth, each, sizes(pool, budget), np.flatnonzero(pool.usable))
 
 
-def _size(pool: Pool, budget: Budget) -> Array:
-    return pool.cost if budget.unit == "tokens" else np.ones(pool.n, np.int64)
+def _by_row(pool: Pool, order: Rows, taker: Array) -> Array:
+    """(n,) int64: the column that took each row of the pool, -1 = none did."""
+    column = np.full(pool.n, -1, np.int64)
+    column[order] = taker
+    return column
 
 
 def _chosen(
     pool: Pool,
     worth: Array,
     order: Rows,
-    taker: Array,
+    column: Array,
     of: Array,
     budget: Budget,
     reasons: Mapping[str, Array],
 ) -> Coreset:
-    """What of the order the budget holds; of (c,): the target of each column."""
+    """What of the order the budget holds; column (n,): that took each row; of (c,): the target of each."""
     indices = take_in_order(order, pool.cost, budget)
-    column = np.full(pool.n, -1, np.int64)
-    column[order] = taker
     if int(of.max()) > 0:
         number = np.full(pool.n, -1.0)
         number[indices] = of[column[indices]]

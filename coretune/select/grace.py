@@ -1,9 +1,8 @@
 """GRACE's objective: importance plus coverage of the pool.
 
 As published, as far as the paper says: `lambda: 0.5`, `demand: equal` and what else `presets.GRACE_PAPER`
-lists (`method: grace-paper`). Ours are `demand: loss` and the other defaults below; and in other files, which
-rows may be chosen (`coretune/filters/`). GRACE's refresh, which rows to measure again, is
-`coretune/policies/paper.py`.
+lists (`method: grace-paper`). Ours are `demand: loss` (`demand.py`), the other defaults below, and which rows
+may be chosen (`coretune/filters/`). GRACE's refresh, which rows to measure again, is `policies/paper.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from coretune.select.demand import regional_loss
 from coretune.select.dense import MakeProducts, products_here
 from coretune.select.greedy import Engine, lazy_greedy
-from coretune.select.importance import importance, regional_loss, scaled
+from coretune.select.importance import importance, scaled
 from coretune.select.objective import Objective, coverage_worth
 from coretune.select.ranking import coreset
 from coretune.select.similarity import pool_similarity
@@ -41,7 +41,7 @@ class Grace:
                      "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
                      / mean tokens of a row)
     demand           what covering row v is worth: "equal"; "loss" [choice], d_v ∝ the median loss of v's
-                     neighbours in the graph (`importance.regional_loss`)
+                     neighbours in the graph (`demand.regional_loss`)
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
@@ -114,11 +114,7 @@ class Grace:
 
     def _demand(self, pool: Pool) -> Array:
         """(n,) float64 d_v, of mean 1 over the usable rows, 0 for the others."""
-        demand = pool.usable.astype(np.float64)
-        if self.demand == "loss":
-            demand[pool.usable] *= regional_loss(pool)[pool.usable]  # an unusable row's is NaN
-            demand /= demand[pool.usable].mean()
-        return demand
+        return regional_loss(pool) if self.demand == "loss" else pool.usable.astype(np.float64)
 
     def _terms(self, pool: Pool, budget: Budget) -> float:
         """What the sum of importances is divided by."""

@@ -16,7 +16,6 @@ from coretune.select.ranking import usable_feature
 from coretune.types import Array, Pool
 
 LEAST_LOSS = 0.02  # nats a token [choice]
-STANDING_LOSS = "standing_loss"  # a feature: the losses by which regions are weighed
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,6 @@ def neighbour_consistency(pool: Pool) -> Array:
     """
     own = _signal(pool, "loss")
     return np.where(pool.usable, around(pool, own) - own, 0.0)
-
-
-def regional_loss(pool: Pool) -> Array:
-    """(n,) float64 > 0: the median loss of each row's usable graph neighbours, and LEAST_LOSS.
-
-    Of the losses when the refresh began, where the pool has them as `standing_loss` (`policies/reuse.py`).
-    """
-    name = STANDING_LOSS if STANDING_LOSS in pool.features else "loss"
-    return np.maximum(around(pool, _signal(pool, name)), 0.0) + LEAST_LOSS
 
 
 def uniform(pool: Pool) -> Array:

@@ -39,6 +39,11 @@ def ranked(pool: Pool, worth: Array, budget: Budget, reasons: Mapping[str, Array
     return coreset(indices, worth[indices], reasons)
 
 
+def sizes(pool: Pool, budget: Budget) -> Array:
+    """(n,) int64: what each row takes of the budget."""
+    return pool.cost if budget.unit == "tokens" else np.ones(pool.n, np.int64)
+
+
 def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
     """(K,) int64 rows of `order`, in that order, that the budget holds; ValueError when they fall short.
 

@@ -27,7 +27,7 @@ from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taugh
 from coretune.measure.tuned import tuned_measurer
 from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
-from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
+from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetExamples
 from coretune.storing.fingerprint import checksum, fingerprint_of_folder, store_folder
 from coretune.storing.manifest import MANIFEST, Manifest, array_path
 from coretune.storing.store import BLOCK, Store, fill
@@ -77,8 +77,8 @@ class RowSignals:
     tuned: Callable[[], Sequence[Snapshot]] = tuple
 
     @property
-    def examples(self) -> TargetRows | None:
-        return TargetRows(tuple(self.targets)) if self.targets else None
+    def examples(self) -> TargetExamples | None:
+        return TargetExamples(tuple(self.targets)) if self.targets else None
 
     def check(self) -> None:
         """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""

@@ -26,7 +26,7 @@ from coretune.recording import selection_log
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
 from coretune.rounds.schedule import CoresetConfig
-from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetRows
+from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetExamples
 from coretune.storing.store import BLOCK
 from coretune.training.clock import batch_of
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
@@ -157,7 +157,7 @@ class RunSignals:
             setup.rows,
             signals,
             self.settings,
-            TargetRows(tuple(self.targets)) if targets else None,
+            TargetExamples(tuple(self.targets)) if targets else None,
             bool(setup.args.gradient_checkpointing),
             targets,
             len(targets),
