@@ -15,13 +15,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from coretune.measure import passes
-from coretune.measure.batches import IGNORED
 from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.meter import References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.types import IGNORED
 
 LENGTH, PROMPT = 256, 128
 PROJECTION_DIM, LESS_DIM = 1024, 8192

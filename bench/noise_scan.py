@@ -29,14 +29,13 @@ from transformers import AutoModelForCausalLM
 
 from coretune import run
 from coretune.data.corpus import Corpus
-from coretune.measure.batches import IGNORED
 from coretune.measure.mismatched import Mismatched
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import common_ending, measurer
 from coretune.neighbors.graph import build
 from coretune.training.model_cost import model_shape
 from coretune.training.row_signals import first_token
-from coretune.types import EMPTY_PROMPT_LOSS, Array
+from coretune.types import EMPTY_PROMPT_LOSS, IGNORED, Array
 
 OTHERS, NEIGHBOURS, BATCH, MICRO = 4, 10, 16, 4
 

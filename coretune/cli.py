@@ -18,8 +18,10 @@ from coretune.commands import chat_command, env_command, init_command, merge_com
 from coretune.comparing import compare_command
 from coretune.console import (
     NOISE,
+    Config,
     Json,
     LogFormatter,
+    Overrides,
     Quiet,
     Traceback,
     first_process,
@@ -36,10 +38,6 @@ app = typer.Typer(
     help="Fine-tune a language model on a small, changing coreset, and see what it cost.",
 )
 app.add_typer(cache_command.app, name="cache")
-Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")
-]
 Targets = Annotated[
     list[str] | None,
     typer.Option("--target", metavar="FILE", help="Trusted rows of what is wanted; several share alike."),
@@ -219,10 +217,9 @@ def _as_target(files: Sequence[str] | None) -> list[str]:
 
 
 def _load(path: str, overrides: Sequence[str] | None, skip_bad_rows: bool) -> Any:
-    from coretune.config import load_config, refuse_absent
+    from coretune.config import load_present
 
-    config = load_config(path, overrides or ())
-    refuse_absent(config)
+    config = load_present(path, overrides)
     return config.model_copy(update={"skip_bad_rows": True}) if skip_bad_rows else config
 
 

@@ -101,6 +101,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return check_config(raw)
 
 
+def load_present(path: str | Path, overrides: Sequence[str] | None) -> RunConfig:
+    """`load_config`, and ConfigError where the model or data is not there (`refuse_absent`)."""
+    config = load_config(path, overrides or ())
+    refuse_absent(config)
+    return config
+
+
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
     for key, remedy in _ELSEWHERE.items():

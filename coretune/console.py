@@ -20,6 +20,10 @@ OTHERS_WAIT = 2.0  # [choice] seconds
 UNFORESEEN = "unforeseen error, which --traceback tells the place of: "
 #: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
 NOISE = "`(is_)?gradient_checkpointing` is deprecated"
+Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="key=value", help="Overrides, as coreset.budget=5%.")
+]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No bars and no notes; errors still show.")]

@@ -24,6 +24,11 @@ def shown_in_json(text: str) -> str:
     return "".join(c if _harmless(c) or c == "\n" else _as_json(c) for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or else its kind."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def _harmless(character: str) -> bool:
     if character.isprintable() or character in JOINERS:
         return True

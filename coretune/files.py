@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from coretune.escaping import first_line
+
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A new file of our own: nothing that lies there, a planted link least of all, is written through.
@@ -122,8 +124,7 @@ def writing(folder: str | os.PathLike[str], needed: int | None, remedy: str) -> 
         if _full(error) or (needed is not None and free_bytes(folder) < needed):
             need = "more room" if needed is None else f"about {needed:,} bytes"
             raise disk_full(path, need, remedy) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{path} cannot be written ({reason}): {remedy}") from error
+        raise OSError(f"{path} cannot be written ({first_line(error)}): {remedy}") from error
 
 
 def disk_full(path: Path, needed: str, remedy: str = "make room and go on") -> OSError:

@@ -113,10 +113,15 @@ def _written_out(classes: Classes, word: str) -> Iterator[tuple[str, Any]]:
 
 def _fields(classes: Classes) -> Iterator[tuple[str, ast.AnnAssign]]:
     for package, file, name in classes:
-        spec = find_spec(package)
-        path = Path((spec.submodule_search_locations or [""])[0] if spec else "") / file
+        path = package_folder(package) / file
         if path.is_file():
             yield from _fields_of(path, name)
+
+
+def package_folder(name: str) -> Path:
+    """Of an installed package, which is not imported for it."""
+    spec = find_spec(name)
+    return Path((spec.submodule_search_locations or [""])[0] if spec else "")
 
 
 def _fields_of(path: Path, name: str) -> Iterator[tuple[str, ast.AnnAssign]]:

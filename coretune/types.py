@@ -22,6 +22,9 @@ class TrainersSeed(int):
 
 TRAINERS_SEED = TrainersSeed(0)
 
+#: The label of a token that the loss does not count, as in transformers.
+IGNORED = -100
+
 #: In `Pool.references`, (m,) float32: losses of responses after other rows' prompts, after their own, after
 #: an empty one; and the tokens of those responses.
 MISMATCHED, MATCHED, UNPROMPTED = "mismatched_loss", "matched_loss", "unprompted_loss"

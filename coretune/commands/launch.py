@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from coretune.stock_fields import package_folder
 from coretune.yaml_text import ConfigError, read_file
 
 PREDEFINED = "accelerate_configs"  # folder of TRL's own: multi_gpu, zero2, fsdp2, …
@@ -52,8 +52,7 @@ def _resolved(config: str) -> Path:
     """The file, or TRL's file of that name."""
     if Path(config).expanduser().is_file():
         return Path(config).expanduser()
-    spec = find_spec("trl")
-    folder = Path((spec.submodule_search_locations or [""])[0] if spec else "") / PREDEFINED
+    folder = package_folder("trl") / PREDEFINED
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if config not in known:
         raise ConfigError(

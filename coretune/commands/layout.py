@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from coretune.data.encode import IGNORED, encode_batch
+from coretune.data.encode import encode_batch
 from coretune.data.formats import Conversation, interpret
 from coretune.data.raw import BadRow, CorpusError
 from coretune.data.recognise import filled_columns, recognise
 from coretune.data.render import Loss
 from coretune.data.tokenised import Tokenised
-from coretune.types import Array
+from coretune.types import IGNORED, Array
 
 WHOLE = 1 << 40  # tokens; no row is cut to so many
 

@@ -15,14 +15,13 @@ from coretune.commands.layout import Turn, format_of, turns_of
 from coretune.commands.pieces import pieces
 from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
-from coretune.data.encode import IGNORED
 from coretune.data.formats import FORMATS, is_verdict
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import unused
 from coretune.data.sources import described
 from coretune.training.corpora import build_corpus
 from coretune.training.tokenizers import load_tokenizer, longest_row, read_here, row_tokenizer
-from coretune.types import Array
+from coretune.types import IGNORED, Array
 
 BINS = 10  # of the histogram
 LOOKED_AT = 200  # rows whose columns are listed

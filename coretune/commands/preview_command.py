@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json
+from coretune.console import Config, Json, Overrides, Traceback, guarded, print_json
 
 FIRST = 2000  # [choice] rows: seconds for any tokenizer
 
 
 def preview(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    config: Config,
+    overrides: Overrides = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
     first: Annotated[int, typer.Option(min=0, help="Rows to read; 0: all of them.")] = FIRST,
     as_json: Json = False,
@@ -22,10 +22,9 @@ def preview(
     """Rows as the model will see them: tokens, loss mask, turns, cuts, columns, rows left out. No weights."""
 
     def work() -> None:
-        from coretune.config import load_config, refuse_absent
+        from coretune.config import load_present
 
-        settings = load_config(config, overrides or ())
-        refuse_absent(settings)
+        settings = load_present(config, overrides)
         from coretune.commands.preview import preview  # seconds: after what is wrong with the config was said
 
         found = preview(settings, rows, first or None)

@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from coretune.escaping import first_line
 from coretune.recording.run_files import RunFiles, checkpoints_of
-from coretune.training.tokenizers import WHERE, load_tokenizer, read_here
+from coretune.training.model_kind import ADAPTER
+from coretune.training.tokenizers import load_tokenizer, loaded_from, read_here
 from coretune.yaml_text import ConfigError
 
-ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.*"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -25,7 +26,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     transformers_logging.disable_progress_bar()
     args = read_here(_training(folder))
     args.eos_token = args.pad_token = args.chat_template_path = None  # they are in the folder's tokenizer
-    where = _where(args)
+    where = loaded_from(args)
     if not holds_adapter(folder):
         refuse_without_model(folder)
         return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
@@ -54,7 +55,7 @@ def adapter_of(folder: Path) -> Any:
     try:
         return PeftConfig.from_pretrained(folder)
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{folder / ADAPTER} cannot be read, restore it ({_reason(error)})") from None
+        raise ConfigError(f"{folder / ADAPTER} cannot be read, restore it ({first_line(error)})") from None
 
 
 def _adapted(model: Any, folder: Path) -> Any:
@@ -63,7 +64,7 @@ def _adapted(model: Any, folder: Path) -> Any:
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"the adapter in {folder} does not fit its model, or is damaged: restore the files of both "
-            f"({_reason(error)})"
+            f"({first_line(error)})"
         ) from None
 
 
@@ -88,19 +89,9 @@ def _training(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _where(args: Any) -> dict[str, Any]:
-    kwargs = args.model_init_kwargs or {}
-    trusted = kwargs.get("trust_remote_code", args.trust_remote_code) is True
-    return {**{name: kwargs[name] for name in WHERE if name in kwargs}, "trust_remote_code": trusted}
-
-
 def _base(name: str, where: dict[str, Any]) -> Any:
     given = {key: value for key, value in where.items() if value is not None}
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype="auto", **given).eval()
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"no model can be loaded from {name}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ConfigError(f"no model can be loaded from {name}: {first_line(error)}") from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import Json, Overrides, Quiet, Traceback, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from coretune.comparing.compare import Job, Result
@@ -20,7 +20,7 @@ log = logging.getLogger("coretune")
 
 def compare(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="What all arms share.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    overrides: Overrides = None,
     arms: Annotated[
         str, typer.Option(help="Methods with settings, as grace:refresh.anchors=all, and full.")
     ] = ("full,random,grace"),
@@ -36,10 +36,9 @@ def compare(
 
     def work() -> None:
         from coretune.comparing.arms import split_arms
-        from coretune.config import load_config, refuse_absent
+        from coretune.config import load_present
 
-        settings = load_config(config, overrides or ())
-        refuse_absent(settings)
+        settings = load_present(config, overrides)
         folder = (out or Path(settings.output_dir)).expanduser()
         chosen = split_arms(arms)
         found = run_comparison(

@@ -18,14 +18,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from coretune.data.encode import IGNORED
 from coretune.data.freeze import ROWS, Account, freeze, refuse
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import candidates
 from coretune.data.render import Loss, Tokenizer
 from coretune.data.sources import sources_of
 from coretune.files import writing
-from coretune.types import Array, Rows
+from coretune.types import IGNORED, Array, Rows
 
 
 @dataclass(frozen=True, eq=False, repr=False)

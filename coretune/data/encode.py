@@ -23,9 +23,9 @@ from coretune.data.formats import identity, interpret, source_of, weight_of
 from coretune.data.raw import BadRow, LeftOut
 from coretune.data.render import Loss, Rendered, Tokenizer, render
 from coretune.data.tokenised import Tokenised, refuse_loss
+from coretune.types import IGNORED
 
 DIGEST_BYTES = 16
-IGNORED = -100  # the label that transformers' losses leave out
 
 
 @dataclass(frozen=True)

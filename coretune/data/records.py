@@ -35,6 +35,7 @@ from coretune.data.raw import (
 )
 from coretune.data.sources import Source
 from coretune.data.tables import meant, plain, refuse_doubled
+from coretune.escaping import first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 MARKS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -69,7 +70,7 @@ def read_file(path: Path) -> Iterator[Row]:
     except OSError as error:
         if path.suffix.lower() not in COMPRESSIONS or error.errno is not None:
             raise
-        raise CorpusError(f"{path.name} cannot be unpacked ({_first_line(error)}); write it anew") from None
+        raise CorpusError(f"{path.name} cannot be unpacked ({first_line(error)}); write it anew") from None
     if empty:
         raise CorpusError(f"{path.name} is empty: it holds no rows; remove it or name another file")
 
@@ -277,7 +278,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorpusError(
-            f"{path.name} cannot be read as parquet ({_first_line(error)}); write it anew"
+            f"{path.name} cannot be read as parquet ({first_line(error)}); write it anew"
         ) from None
 
 
@@ -298,7 +299,7 @@ def _read_arrow(path: Path) -> Iterator[Row]:
         raise
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise CorpusError(
-            f"{path.name} cannot be read as Arrow ({_first_line(error)}); write it anew"
+            f"{path.name} cannot be read as Arrow ({first_line(error)}); write it anew"
         ) from None
 
 
@@ -323,13 +324,9 @@ def hub_rows(source: Source) -> Iterator[Row]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(
             f"{source.path!r} is no file or folder here, and the hub gave no split {source.split!r} of that "
-            f"name ({_first_line(error)}); check the name, say which as {{path: {source.path}, name: …, "
+            f"name ({first_line(error)}); check the name, say which as {{path: {source.path}, name: …, "
             f"split: …}}, or save the rows as parquet and name that file"
         ) from None
     if not len(rows):
         raise CorpusError(f"{source.label!r} has no rows in split {source.split!r}; name another")
     yield from _rows_of_batches(source.label, iter(rows.with_format("arrow").iter(ROWS)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

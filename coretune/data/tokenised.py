@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coretune.data.raw import BadRow, CorpusError, kind
+from coretune.types import IGNORED
 
-IGNORED = -100
 LARGEST = 2**31  # ids are kept as int32
 MASKS = ("completion_mask", "assistant_masks")
 

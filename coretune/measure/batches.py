@@ -9,9 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from coretune.types import Array, Rows
-
-IGNORED = -100  # the label of a token that the loss does not count
+from coretune.types import IGNORED, Array, Rows
 
 
 class TokenRows(Protocol):

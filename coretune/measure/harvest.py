@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from coretune.measure.batches import IGNORED, Batch
+from coretune.measure.batches import Batch
 from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding
 from coretune.measure.forms import Form
 from coretune.measure.head_weight import tell_head
@@ -33,7 +33,7 @@ from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
 from coretune.measure.seen import Seen
 from coretune.measure.settings import MeasureSettings
-from coretune.types import Array
+from coretune.types import IGNORED, Array
 
 SEEDED = ("rademacher", "sjlt")  # bases that are drawn, not fitted
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coretune.measure.batches import IGNORED, TokenRows
-from coretune.types import Array, Rows
+from coretune.measure.batches import TokenRows
+from coretune.types import IGNORED, Array, Rows
 
 DRAWN = 4  # pairs drawn for one that is wanted: a pair whose responses are equal is none
 

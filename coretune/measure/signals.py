@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coretune.measure.batches import IGNORED, TokenRows
+from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Once, anew
 from coretune.measure.meter import PROJECTED, References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.passes import autocasting, untouched
 from coretune.measure.settings import MeasureSettings
-from coretune.types import EMPTY_PROMPT_LOSS, TARGET_SIMILARITY, Array, Measure, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, IGNORED, TARGET_SIMILARITY, Array, Measure, Rows
 
 SIGNALS = (
     "loss",

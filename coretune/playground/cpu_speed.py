@@ -23,7 +23,7 @@ import trl.trainer.utils as trl_utils
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
+from coretune.types import IGNORED
 
 
 class LabelledPositions:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from coretune.console import Json, Quiet, Traceback, guarded, print_json, print_lines, print_table
+from coretune.console import (
+    Config,
+    Json,
+    Overrides,
+    Quiet,
+    Traceback,
+    guarded,
+    print_json,
+    print_lines,
+    print_table,
+)
 
 
 def plan(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    config: Config,
+    overrides: Overrides = None,
     quiet: Quiet = False,
     as_json: Json = False,
     traceback: Traceback = False,
@@ -19,10 +25,9 @@ def plan(
     """What a run will cost and whether it can pay: a short probe on this machine, and nothing is trained."""
 
     def work() -> None:
-        from coretune.config import load_config, refuse_absent
+        from coretune.config import load_present
 
-        settings = load_config(config, overrides or ())
-        refuse_absent(settings)
+        settings = load_present(config, overrides)
         from coretune import run  # seconds: after what is wrong with the config was said
         from coretune.planning.plan import TABLE_HEADER, lines, table, write
         from coretune.probing.probe import PARTS, make_plan

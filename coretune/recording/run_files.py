@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from coretune.escaping import first_line
 from coretune.files import read_json
 from coretune.recording import audit
 from coretune.types import SERVES, Array
@@ -214,5 +215,6 @@ def _other_version(path: Path, absent: Sequence[str]) -> str:
 
 def _damaged(path: Path, error: Exception) -> str:
     """A run's files are written whole or not at all: a copy was cut, or somebody wrote into them."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path} cannot be read, it is damaged: {reason}; copy the run again, or remove the file"
+    return (
+        f"{path} cannot be read, it is damaged: {first_line(error)}; copy the run again, or remove the file"
+    )

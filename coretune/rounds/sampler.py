@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from coretune.measure.batches import IGNORED
 from coretune.rounds.order import Order
-from coretune.types import Array, Rows
+from coretune.types import IGNORED, Array, Rows
 
 EXAMPLE_ID = "example_id"  # column: the row's position in the pool
 BLOCK = 4096  # rows held at once

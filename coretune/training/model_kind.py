@@ -40,9 +40,8 @@ def refuse_adapter_folder(model: Any) -> None:
         base = "the model it was trained on"
     raise ValueError(
         f"{model} holds an adapter ({ADAPTER}) and no model of its own: give its base, {base}, to train a "
-        "new adapter; or merge it into a folder of its own, as AutoPeftModelForCausalLM.from_pretrained(…)"
-        ".merge_and_unload().save_pretrained(…) does, and give that; or in Python, to train the adapter on, "
-        "AutoPeftModelForCausalLM.from_pretrained(…, is_trainable=True) as model"
+        f"new adapter; or merge both (coretune merge {model}), and give that; or in Python, to train the "
+        "adapter on, AutoPeftModelForCausalLM.from_pretrained(…, is_trainable=True) as model"
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch.distributed as dist
 
+from coretune.escaping import first_line
 from coretune.recording.run_lock import run_lock
 from coretune.types import Array, Measure, Rows
 
@@ -183,10 +184,9 @@ class Processes:
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> ProcessLost:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return ProcessLost(
             f"process {self.rank} stops: another process is gone, or was silent for {self.timeout:.0f} s "
-            f"(ddp_timeout). Start all again with resume_from_checkpoint=True. [{reason}]"
+            f"(ddp_timeout). Start all again with resume_from_checkpoint=True. [{first_line(error)}]"
         )
 
 

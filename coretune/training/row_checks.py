@@ -13,11 +13,10 @@ import datasets
 import numpy as np
 from torch import nn
 
-from coretune.measure.batches import IGNORED
 from coretune.measure.parameters import full_shape
 from coretune.rounds.sampler import BLOCK, PoolRows, PreparedRows
 from coretune.rounds.targets import Target
-from coretune.types import Array, Rows
+from coretune.types import IGNORED, Array, Rows
 
 Tell = Callable[..., object]  # of one process alone
 NAMED = 10  # rows named in a warning

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from coretune.escaping import first_line
 from coretune.measure.snapshots import read_weights
 from coretune.training.checkpoints import saved_weights, seal, seal_state
 from coretune.training.identity import trained_checksums
@@ -71,7 +72,7 @@ def check_loaded(folder: str, model: nn.Module) -> None:
     try:
         _restore(Path(folder), model, wrong)
     except (ValueError, OSError, RuntimeError) as error:
-        reason = f" ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        reason = f" ({first_line(error)})"
     restored, wrong = wrong, _different(model, saved)
     if not wrong:
         log.warning(

@@ -15,6 +15,8 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from coretune.config import ConfigError
+from coretune.data.sources import is_path
+from coretune.escaping import first_line
 from coretune.stock_fields import SFT, defaults
 
 #: What from_pretrained of a tokenizer and of a config take of `model_init_kwargs`.
@@ -59,7 +61,7 @@ def load_tokenizer(name: str, args: Any = None) -> Any:
     ConfigError when there is no such model, or no such token or template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **_where(args))
+        tokenizer = AutoTokenizer.from_pretrained(name, **loaded_from(args))
     except (OSError, ValueError) as error:
         raise ConfigError(_no_model(name, error)) from None
     if args is not None:
@@ -89,11 +91,10 @@ def row_tokenizer(tokenizer: Any, args: Any) -> Any:
         )  # TRL runs no code of it either
         template = found.get_chat_template()
     except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"training.chat_template_path is {source}, and it is neither a {' or '.join(TEMPLATES)} file "
             "nor a "
-            f"tokenizer with a chat template: {reason}"
+            f"tokenizer with a chat template: {first_line(error)}"
         ) from None
     told = copy.deepcopy(tokenizer)
     told.chat_template = template
@@ -104,7 +105,7 @@ def row_tokenizer(tokenizer: Any, args: Any) -> Any:
 
 def longest_row(name: str, args: Any) -> int:
     """Tokens that a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
-    kwargs = {**(args.model_init_kwargs or {}), **_where(args)}
+    kwargs = {**(args.model_init_kwargs or {}), **loaded_from(args)}
     try:
         positions = AutoConfig.from_pretrained(name, **kwargs).get_text_config().max_position_embeddings
     except AttributeError:  # state-space models have no positions to run out of
@@ -117,7 +118,7 @@ def longest_row(name: str, args: Any) -> int:
     return int(min(limits))
 
 
-def _where(args: Any) -> dict[str, Any]:
+def loaded_from(args: Any) -> dict[str, Any]:
     """Where and how a tokenizer is loaded: as the model is. Its own Python runs if the config says true."""
     if args is None:
         return {"trust_remote_code": False}
@@ -150,12 +151,11 @@ def _read_template(path: str) -> str:
 
 
 def _no_model(name: str, error: Exception, what: str = "tokenizer") -> str:
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not Path(name).is_dir() and is_path(name):
         return f"model_name_or_path is {name}, and there is no such folder; give a model folder or a hub id"
     if "trust_remote_code" in str(error):
         return (
             f"model_name_or_path is {name}, which brings Python code of its own for its {what}, and nobody "
             "allowed that to run: read it, then set training.trust_remote_code=true"
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"model_name_or_path is {name}, and no {what} can be loaded from it: {reason}"
+    return f"model_name_or_path is {name}, and no {what} can be loaded from it: {first_line(error)}"

@@ -18,9 +18,8 @@ from torch.nn import functional
 
 from coretune.rounds.state import State
 from coretune.rounds.transitions import row_weights
-from coretune.types import Array
+from coretune.types import IGNORED, Array
 
-IGNORED = -100
 CHUNK = 1024  # tokens whose logits are held in fp32 at once, beside what autograd keeps
 
 
