@@ -1,12 +1,10 @@
-"""The frozen corpus: its order, its fingerprint, its refusals, and what a trainer gets from it."""
+"""The frozen corpus: its order, its fingerprint, tool rows, and what a trainer gets from it."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from test_records import write
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 
 from coretune.data.corpus import Corpus
-from coretune.data.finding import read_found
 from coretune.data.raw import CorpusError, json_line
 
 
@@ -189,101 +186,6 @@ def test_built_by_two_processes(tmp_path: Path, tokenizer: Any) -> None:
     assert same(one, two)
 
 
-BAD = [
-    ({"id": "1", "prompt": "Q", "completion": ""}, "p.jsonl line 2: empty response"),
-    ({"id": "2", "prompt": "Q", "completion": None}, "p.jsonl line 3: `completion` is null"),
-    ({"id": "3", "prompt": "Q", "completion": "word " * 50}, "p.jsonl line 4: the response alone is"),
-    ({"id": "4", "prompt": "Q"}, "p.jsonl line 5: `completion` is missing; the row has id, prompt"),
-    ({"id": None, "prompt": "Q", "completion": "A"}, "p.jsonl line 6: `id` is null"),
-    ({"id": "6", "prompt": 6, "completion": "A"}, "p.jsonl line 7: `prompt` is a number, not text"),
-]
-
-
-def test_all_bad_rows_are_named_in_one_go(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [{"id": "0", "prompt": "Q", "completion": "A"}, *(row for row, _ in BAD)]
-    file = write(tmp_path / "p.jsonl", rows)
-    with file.open("ab") as end:
-        end.write(b'{"broken\n')
-    with pytest.raises(CorpusError) as caught:
-        Corpus.build(file, tokenizer, max_length=40)
-    first, *named = str(caught.value).splitlines()
-    assert first == "7 bad rows; correct them or leave them out with skip_bad_rows (--skip-bad-rows):"
-    for line, says in zip(named, [*(says for _, says in BAD), "p.jsonl line 8: not valid JSON"], strict=True):
-        assert line.startswith(f"  {says}")
-
-    corpus = Corpus.build(file, tokenizer, max_length=40, skip_bad_rows=True)
-    assert corpus.ids == ["0"]
-    assert [f"  {place}: {reason}" for place, reason in corpus.dropped] == named
-
-
-def test_one_bad_row_is_one_line(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [*make_rows(3), {"id": "x", "prompt": "Q", "completion": " "}])
-    with pytest.raises(CorpusError) as caught:
-        Corpus.build(file, tokenizer, max_length=60)
-    assert str(caught.value) == (
-        "p.jsonl line 4: empty response: `completion` holds no text"
-        " (correct it or leave it out with skip_bad_rows (--skip-bad-rows))"
-    )
-
-
-def test_more_than_ten_bad_rows_are_counted(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [{"text": ""} for _ in range(13)] + [{"text": "fine"}]
-    with pytest.raises(CorpusError) as caught:
-        Corpus.build(write(tmp_path / "p.jsonl", rows), tokenizer, max_length=60)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 12
-    assert lines[0].startswith("13 bad rows")
-    assert lines[-1].strip() == "and 3 more"
-
-
-@pytest.mark.parametrize("skip", [True, False])
-def test_equal_ids_are_refused_with_both_places(tmp_path: Path, tokenizer: Any, skip: bool) -> None:
-    write(tmp_path / "a.jsonl", [{"id": 7, "text": "one"}, {"id": "8", "text": "two"}])
-    write(tmp_path / "b.jsonl", [{"id": "7", "text": "three"}])
-    with pytest.raises(CorpusError) as caught:
-        Corpus.build(tmp_path, tokenizer, max_length=60, skip_bad_rows=skip)
-    assert str(caught.value) == (
-        "b.jsonl line 1: id '7' is already that of a.jsonl line 1 (give every row its own id)"
-    )
-
-
-def test_a_skipped_row_holds_no_id(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [{"id": "7", "text": ""}, {"id": "7", "text": "one"}])
-    assert Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True).ids == ["7"]
-
-
-def test_nothing_left(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [{"text": ""}, {"text": " "}])
-    with pytest.raises(CorpusError, match=r"all 2 rows are bad, the first: p.jsonl line 1: empty response"):
-        Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True)
-    (tmp_path / "q.jsonl").write_text("not json\n")
-    with pytest.raises(CorpusError, match=r"all 1 rows are bad, the first: q.jsonl line 1: not valid JSON"):
-        Corpus.build(tmp_path / "q.jsonl", tokenizer, max_length=60, skip_bad_rows=True)
-
-
-def test_what_skipping_bad_rows_does_not_forgive(tmp_path: Path, tokenizer: Any) -> None:
-    cases = [
-        (
-            write(tmp_path / "wrong.csv", [{"question": "Q", "answer": "A"}]),
-            tokenizer,
-            r"no known format in its columns",
-        ),
-        (
-            write(tmp_path / "p.jsonl", [{"messages": []}]),
-            tiny_tokenizer(None),
-            "tokenizer has no chat template",
-        ),
-        (tmp_path / "none.jsonl", tokenizer, "no such file or folder"),
-    ]
-    write(
-        tmp_path / "p.jsonl",
-        [{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}],
-    )
-    for file, given_tokenizer, says in cases:
-        with pytest.raises(CorpusError, match=says):
-            Corpus.build(file, given_tokenizer, max_length=60, skip_bad_rows=True)
-
-
 def test_max_length_too_small_and_columns_misspelt(tmp_path: Path, tokenizer: Any) -> None:
     with pytest.raises(CorpusError, match="max_length is 1; a row needs 2 tokens"):
         Corpus.build(tmp_path / "unread", tokenizer, max_length=1)
@@ -298,90 +200,6 @@ def test_columns_mapping_reaches_the_rows(tmp_path: Path, tokenizer: Any) -> Non
     )
     assert corpus.ids == ["k"]
     assert corpus.record(0) == {"q": "Q?", "a": "A", "key": "k"}
-
-
-def test_cache_is_used_and_never_for_other_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, cache = tmp_path / "data", tmp_path / "cache"
-    data.mkdir()
-    file, rows = data / "p.jsonl", make_rows(30)
-    tokenizer = tiny_tokenizer()
-
-    def build(tokenizer: Any = tokenizer, **given: Any) -> Corpus:
-        return Corpus.build(file, tokenizer, cache_dir=cache, **{"max_length": 60, **given})
-
-    write(file, rows)
-    first = build()
-    stamp = os.stat(file)
-    assert [path.name for path in data.iterdir()] == ["p.jsonl"]
-    assert len(list(cache.iterdir())) == 1  # nothing half-made stays behind
-    with monkeypatch.context() as patched:
-        patched.setattr("coretune.data.freeze._freeze", lambda *_: pytest.fail("tokenised again"))
-        assert same(build(), first)
-
-    write(file, [{**row, "prompt": row["prompt"][::-1]} for row in rows])
-    os.utime(file, (stamp.st_atime, stamp.st_mtime))  # same name, size and date; other content
-    assert build().fingerprint != first.fingerprint
-    write(file, rows)
-    assert build(max_length=61).fingerprint != first.fingerprint
-    assert build(tokenizer=tiny_tokenizer("{# 2 #}" + TEMPLATE)).fingerprint != first.fingerprint
-    assert len(list(cache.iterdir())) == 4
-
-
-def _flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def _other_fingerprint(file: Path) -> None:
-    file.write_text(file.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("corpus.arrow", _flip),
-        ("corpus.arrow", _cut),
-        ("corpus.arrow", Path.unlink),
-        ("account.json", _cut),
-        ("account.json", _other_fingerprint),
-    ],
-)
-def test_a_damaged_cache_is_named_and_made_again(
-    tmp_path: Path, tokenizer: Any, name: str, damage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    file, cache = write(tmp_path / "p.jsonl", make_rows(20)), tmp_path / "cache"
-    first = Corpus.build(file, tokenizer, max_length=60)
-    Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
-    (kept,) = cache.iterdir()
-    whole = (kept / name).read_bytes()
-    damage(kept / name)
-    with caplog.at_level(logging.WARNING, logger="coretune"):
-        again = Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
-    assert f"{kept / name} is damaged and made again" in caplog.text
-    assert same(again, first)
-    assert (kept / name).read_bytes() == whole
-    assert list(cache.iterdir()) == [kept]
-    caplog.clear()
-    Corpus.build(file, tokenizer, max_length=60, cache_dir=cache)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("package", ["transformers", "datasets", "jinja2"])
-def test_a_cache_of_another_version_is_not_taken(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    file = write(tmp_path / "p.jsonl", make_rows(4))
-    Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(
-        "coretune.data.freeze.version", lambda name: "9" if name == package else version(name)
-    )
-    Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_all_cores_tokenise_many_rows_and_nothing_else_changes(
@@ -406,91 +224,16 @@ def test_all_cores_tokenise_many_rows_and_nothing_else_changes(
     assert together.dropped == [("p.jsonl line 31", "`prompt` is missing; the row has text")]
 
 
-def test_a_file_that_is_written_to_while_it_is_read_is_refused(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = write(tmp_path / "p.jsonl", make_rows(5))
-
-    def reading(every: Any, tell: Any) -> Any:
-        yield from read_found(every, tell)
-        with file.open("a") as opened:
-            opened.write("{}")
-
-    monkeypatch.setattr("coretune.data.gather.read_found", reading)
-    with pytest.raises(CorpusError, match="was written to while it was read"):
-        Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_cached_bad_rows_are_still_refused_and_listed(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [{"text": "fine"}, {"text": ""}])
-    kept = tmp_path / "cache"
-    for _ in range(2):
-        corpus = Corpus.build(file, tokenizer, max_length=60, skip_bad_rows=True, cache_dir=kept)
-        assert corpus.dropped == [("p.jsonl line 2", "empty response: `text` holds no text")]
-    with pytest.raises(CorpusError, match=r"p.jsonl line 2: empty response"):
-        Corpus.build(file, tokenizer, max_length=60, cache_dir=kept)
-
-
-def test_refused_data_leaves_nothing_behind(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [{"text": ""}])
-    with pytest.raises(CorpusError):
-        Corpus.build(file, tokenizer, max_length=60, cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_record_text_is_json_a_writer_can_extend(corpus: Corpus) -> None:
     line = json.dumps({**corpus.record(0), "coretune": {"rank": 0}})
     assert json.loads(line)["note"] == corpus.record(0)["note"]
-
-
-# ----------------------------------------------------------------------- nothing is lost without a word
-
-
-MIXED = [
-    {"id": "0", "prompt": "Q", "completion": "A"},
-    {"id": "1", "prompt": "Q", "completion": ""},
-    {"id": "2", "prompt": "Q?", "completion": "B"},
-    {"id": "", "prompt": "Q", "completion": "A"},
-    {"id": "4", "prompt": "Q", "completion": "word " * 60},
-    {"id": "5", "prompt": "word " * 60, "completion": "A"},
-]
-
-
-@pytest.mark.parametrize(
-    "name", ["p.jsonl", "p.json", "p.csv", "p.parquet", "p.arrow", "p.file.arrow", "hub"]
-)
-def test_rows_in_are_rows_trained_and_rows_named_in_every_format(
-    tmp_path: Path, tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name == "hub":
-        rows = datasets.Dataset.from_list(MIXED)
-        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-        source: Any = "owner/name"
-    else:
-        source = write(tmp_path / name, MIXED)
-    if name == "p.jsonl":
-        with source.open("ab") as end:
-            end.write(b'{"id": "6", "id": "7", "prompt": "Q", "completion": "A"}\n[]\n\xff\n\n')
-    if name == "p.json":
-        text = source.read_text(encoding="utf-8").rstrip()[:-1]
-        source.write_text(text + ', 5, {"id": 6, "id": 7, "prompt": "Q", "completion": "A"}]')
-    if name == "p.csv":
-        with source.open("ab") as end:
-            end.write(b'8,Q\n9,"Q"x,A\n10,Q,caf\xe9\n')
-    more = {"p.jsonl": 3, "p.json": 2, "p.csv": 3}.get(name, 0)
-    corpus = Corpus.build(source, tokenizer, max_length=40, skip_bad_rows=True)
-    assert sorted(corpus.ids) == ["0", "2", "5"]
-    assert len(corpus) + len(corpus.dropped) == len(MIXED) + more
-    assert len({place for place, _ in corpus.dropped}) == len(corpus.dropped)
-    with pytest.raises(CorpusError, match=f"{len(corpus.dropped)} bad rows"):
-        Corpus.build(source, tokenizer, max_length=40)
 
 
 TOOL = {
     "type": "function",
     "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}},
 }
+
 OTHER = {
     "type": "function",
     "function": {"name": "g", "parameters": {"properties": {"zone": {"type": "text"}}}},
@@ -510,7 +253,9 @@ def tool_row(number: int, tool: dict[str, Any], arguments: dict[str, Any]) -> di
 
 
 ALIKE = [tool_row(number, TOOL, {"a": number}) for number in range(3)]
+
 UNLIKE = [tool_row(0, TOOL, {"a": 1}), tool_row(1, OTHER, {"zone": "north"}), tool_row(2, TOOL, {"a": 2})]
+
 WRITES_TOOLS = (
     "{{ bos_token }}{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}"
     "<|{{ m['role'] }}|>{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% "
@@ -558,107 +303,8 @@ def test_a_null_that_the_user_wrote_stays(tmp_path: Path) -> None:
     }
 
 
-def test_half_a_character_is_named_where_it_matters_and_kept_where_not(
-    tmp_path: Path, tokenizer: Any
-) -> None:
-    row = {"id": "a", "prompt": "Q", "completion": "A"}
-    rows = [{**row, "note": "cut \ud83d"}, {**row, "id": "\udc00"}, {**row, "id": "b", "source": "\ud800"}]
-    corpus = Corpus.build(
-        write_ascii(tmp_path / "p.jsonl", rows), tokenizer, max_length=60, skip_bad_rows=True
-    )
-    assert corpus.ids == ["a"]
-    assert [(place, reason[:30]) for place, reason in corpus.dropped] == [
-        ("p.jsonl line 2", "`id` holds half a surrogate pa"),
-        ("p.jsonl line 3", "`source` holds half a surrogat"),
-    ]
-    line, nulls = json_line(corpus.record(0))
-    assert json.loads(line.encode()) == corpus.record(0)
-    assert nulls == 0
-
-
-def write_ascii(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
-    return path
-
-
 def test_a_line_is_valid_json_and_says_what_it_could_not_hold() -> None:
     nan = float("nan")
     line, nulls = json_line({"a": nan, "b": [1.5, {"c": -float("inf")}], "d": "é"})
     assert line == '{"a": null, "b": [1.5, {"c": null}], "d": "é"}'
     assert nulls == 2
-
-
-def test_columns_and_files_that_are_not_used_are_named(tmp_path: Path, tokenizer: Any) -> None:
-    row = {"prompt": "Q", "completion": "A"}
-    write(tmp_path / "train-a.jsonl", [{**row, "score": 1}, {**row, "rank\x1b": 2}])
-    write(tmp_path / "train-b.csv", [{**row, "score": "1", "rank\x1b": "2"}])
-    write(tmp_path / "train-c.csv", [row])
-    write(tmp_path / "test.jsonl", [row])
-    corpus = Corpus.build(tmp_path, tokenizer, max_length=60, cache_dir=tmp_path.parent / "cache")
-    assert len(corpus) == 4
-    assert corpus.notes == [
-        f"{tmp_path}: not read: test.jsonl",
-        "train-a.jsonl and 1 more: columns that are not used: rank\\x1b, score",
-    ]
-    again = Corpus.build(tmp_path, tokenizer, max_length=60, cache_dir=tmp_path.parent / "cache")
-    assert again.notes == corpus.notes
-
-
-@pytest.mark.parametrize(
-    ("name", "labels", "kept", "named"),
-    [
-        ("p.jsonl", [0, 1], 2, True),
-        ("p.parquet", [0, 1], 2, True),
-        ("p.csv", ["0", "1"], 2, True),
-        ("p.jsonl", [False, True], 1, False),
-        ("p.parquet", [False, True], 1, False),
-        ("p.csv", ["False", "true"], 1, False),
-        ("p.jsonl", [None, True], 2, False),
-    ],
-)
-def test_a_label_that_is_a_number_is_a_column_that_is_not_used(
-    tmp_path: Path, tokenizer: Any, name: str, labels: list[Any], kept: int, named: bool
-) -> None:
-    rows = [{"prompt": f"Q{label}", "completion": "A", "label": label} for label in labels]
-    corpus = Corpus.build(write(tmp_path / name, rows), tokenizer, max_length=60, skip_bad_rows=True)
-    assert len(corpus) == kept
-    assert corpus.notes == ([f"{name}: columns that are not used: label"] if named else [])
-
-
-def test_a_column_without_a_name_is_named_as_that(tmp_path: Path, tokenizer: Any) -> None:
-    (tmp_path / "p.csv").write_text(",prompt,completion\n0,Q,A\n")
-    corpus = Corpus.build(tmp_path / "p.csv", tokenizer, max_length=60)
-    assert corpus.notes == ["p.csv: columns that are not used: (one without a name)"]
-
-
-def test_a_mapped_column_that_no_row_has_is_known(tmp_path: Path, tokenizer: Any) -> None:
-    file = write(tmp_path / "p.jsonl", [{"prompt": "Q", "completion": "A", "kind": "k"}])
-    for columns, absent in (({"source": "kind"}, []), ({"source": "kin", "tools": "t"}, ["source", "tools"])):
-        assert Corpus.build(file, tokenizer, max_length=60, columns=columns).absent == absent
-
-
-def test_the_loss_decides_labels_prompt_lengths_and_the_cache(tmp_path: Path, tokenizer: Any) -> None:
-    turns = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
-    file, cache = write(tmp_path / "p.jsonl", [{"messages": turns}]), tmp_path / "cache"
-    built = [
-        Corpus.build(file, tokenizer, max_length=60, cache_dir=cache, **loss)
-        for loss in ({}, {"completion_only_loss": False}, {"assistant_only_loss": True})
-    ]
-    assert len({corpus.fingerprint for corpus in built}) == 3
-    for corpus in built:
-        (ids,), (labels,) = corpus.tokens([0]), corpus.labels([0])
-        begin = int(corpus.prompt_length[0])
-        assert corpus.dataset[0]["labels"] == labels.tolist()
-        assert (labels[:begin] == -100).all()
-        assert labels[begin] == ids[begin]
-    counted = [int((corpus.labels([0])[0] != -100).sum()) for corpus in built]
-    assert counted == [3, int(built[1].length[0]) - 1, 4]
-
-
-def test_the_first_rows_alone_are_a_corpus_of_their_own(tmp_path: Path, tokenizer: Any) -> None:
-    rows = [*make_rows(20), {"prompt": "no answer", "completion": ""}]
-    path = write(tmp_path / "pool.jsonl", rows)
-    head = Corpus.build(path, tokenizer, max_length=64, cache_dir=tmp_path / "kept", first=8)
-    assert sorted(head.ids) == sorted(f"r{number}" for number in range(8))
-    with pytest.raises(CorpusError, match="line 21"):  # no cache of the first rows is taken for the whole
-        Corpus.build(path, tokenizer, max_length=64, cache_dir=tmp_path / "kept")

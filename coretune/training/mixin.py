@@ -10,6 +10,7 @@ the Trainer reads the sampler's length once.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -74,7 +75,7 @@ from coretune.training.weighting import loss_weights
 log = logging.getLogger("coretune")
 
 
-class CoresetMixin(BookingTrainer):
+class CoresetMixin(BookingTrainer, ABC):
     """A stock trainer on a changing coreset of `train_dataset`.
 
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword. Its draws
@@ -193,11 +194,11 @@ class CoresetMixin(BookingTrainer):
         """Why training steps with these arguments do not show their rows' signals; None: they do."""
         return "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer"
 
+    @abstractmethod
     def _weighted_loss(
         self, model: Any, inputs: dict[str, Any], weights: torch.Tensor, return_outputs: bool, items: Any
     ) -> Any:
         """The loss of a batch with a weight (b,) for each example, else as `compute_loss` gives it."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------- rounds
 

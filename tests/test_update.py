@@ -1,64 +1,25 @@
-"""The refresh against its formulas: Eq. 21 as an argmin, anchors that spread, NaN that stays where it is."""
+"""What measured rows tell: who moves, who stays, and NaN that stays where it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clustered_rows import NOBODY, K, N, at, measured, paper, signals, unmeasured
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
-from scipy.optimize import minimize
 
 from coretune.filters.noise import Noise
-from coretune.neighbors.graph import build, symmetric_csr
-from coretune.policies.anchors import Planned, pick_spread_anchors, planned
-from coretune.policies.paper import average, eq21_step, priority, propagation_weights
-from coretune.policies.propagation import rows_beside, spread
+from coretune.neighbors.graph import symmetric_csr
+from coretune.policies.anchors import planned
+from coretune.policies.propagation import rows_beside
 from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.types import Array, Budget, Pool, RefreshPolicy, Rows
+from coretune.types import Array, Budget, Pool
 
 few = settings(deadline=None, max_examples=25)
-N, K = 80, 5
-NOBODY = np.zeros(0, np.int64)
-
-
-def unit(x: Array) -> Array:
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def signals(seed: int, n: int = N) -> dict[str, Array]:
-    """What a model might say of n rows in clusters: embedding, loss, gradient."""
-    rng = np.random.default_rng(seed)
-    centre = np.random.default_rng(0).normal(size=(8, 6))
-    embedding = unit(centre[np.arange(n) % 8] + 0.5 * rng.normal(size=(n, 6)))
-    return {
-        "response_embedding": embedding,
-        "loss": (2 + embedding[:, 0] + 0.3 * rng.normal(size=n)).astype(np.float32),
-        "gradient": rng.normal(size=(n, 3)).astype(np.float32),
-    }
-
-
-def at(fresh: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
-    return {name: value[rows] for name, value in fresh.items()}
-
-
-def unmeasured(n: int = N) -> Pool:
-    return Pool({}, np.ones(n, np.int64), np.full(n, -1, np.int32), np.ones(n, bool))
-
-
-def paper(**settings: object) -> AnchorRefresh:
-    """The refresh as the paper has it, on the embedding that these tests make."""
-    defaults = {"anchors": "priority", "propagate": "average", "embedding": "response_embedding"}
-    return AnchorRefresh(**{**defaults, **settings})  # type: ignore[arg-type]
-
-
-def measured(refresh: AnchorRefresh, seed: int = 1, n: int = N) -> Pool:
-    return update(refresh, unmeasured(n), np.arange(n), signals(seed, n), 0)
 
 
 def assert_same_pool(one: Pool, two: Pool, but: tuple[str, ...] = ()) -> None:
@@ -80,262 +41,6 @@ def read_only(pool: Pool) -> Pool:
     for array in (graph.neighbors, graph.similarity, graph.built_from):
         array.setflags(write=False)
     return pool
-
-
-def random_edges(seed: int, n: int) -> tuple[Array, Array, Array]:
-    """A symmetric weighted graph with some empty rows."""
-    rng = np.random.default_rng(seed)
-    dense = np.triu(rng.uniform(0.05, 1, size=(n, n)) * (rng.random((n, n)) < 0.25), 1)
-    dense[: n // 5] = 0
-    dense = (dense + dense.T) * (np.arange(n) >= n // 5) * (np.arange(n) >= n // 5)[:, None]
-    csr = sparse.csr_matrix(dense.astype(np.float32))
-    return csr.indptr.astype(np.int64), csr.indices.astype(np.int32), csr.data
-
-
-# ------------------------------------------------------------------------------------------ pure functions
-
-
-def energy(z: Array, old: Array, weights: Array, neighbours: Array) -> float:
-    """E(z) of Eq. 21 for one row; neighbours (k, d), weights (k,)."""
-    return 0.5 * np.sum((z - old) ** 2) + 0.5 * np.sum(weights * np.sum((z - neighbours) ** 2, axis=1))
-
-
-@few
-@given(seed=st.integers(0, 10**6), normalised=st.booleans())
-def test_eq21_is_the_argmin_of_its_energy(seed: int, normalised: bool) -> None:
-    rng = np.random.default_rng(seed)
-    n, d = 9, 3
-    values = rng.normal(size=(n, d))
-    w = rng.uniform(0, 2, size=(n, n)) * (rng.random((n, n)) < 0.5)
-    np.fill_diagonal(w, 0)
-    if normalised:
-        w /= np.maximum(w.sum(axis=1, keepdims=True), 1e-12)
-    moved = eq21_step(values, sparse.csr_matrix(w), np.arange(n))
-    for i in range(n):
-        best = minimize(energy, np.zeros(d), args=(values[i], w[i], values), tol=1e-12).x
-        np.testing.assert_allclose(moved[i], best, atol=1e-4)
-        if normalised and w[i].any():  # the form the paper states
-            np.testing.assert_allclose(moved[i], 0.5 * values[i] + 0.5 * w[i] @ values, atol=1e-6)
-
-
-@few
-@given(seed=st.integers(0, 10**6))
-def test_weights_are_the_clipped_cosines_over_usable_neighbours_made_to_sum_to_one(seed: int) -> None:
-    n = 20
-    edges = random_edges(seed, n)
-    usable = np.random.default_rng(seed).random(n) < 0.8
-    rows = np.random.default_rng(seed + 1).permutation(n)[:11]
-    dense = sparse.csr_matrix((edges[2], edges[1], edges[0]), shape=(n, n)).toarray() * usable
-    total = dense.sum(axis=1, keepdims=True)
-    expected = np.divide(dense, total, out=np.zeros_like(dense), where=total > 0)
-    np.testing.assert_allclose(propagation_weights(edges, rows, usable).toarray(), expected[rows], atol=1e-6)
-
-
-@few
-@given(seed=st.integers(0, 10**6), width=st.sampled_from([(), (3,)]), unit_length=st.booleans())
-def test_spread_by_a_plain_loop(seed: int, width: tuple[int, ...], unit_length: bool) -> None:
-    rng, n = np.random.default_rng(seed), 15
-    unit_length &= bool(width)
-    edges = random_edges(seed, n)
-    values = rng.normal(size=(n, *width)).astype(np.float32)
-    change = rng.normal(size=(4, *width)).astype(np.float32)
-    usable = rng.random(n) < 0.8
-    anchors = rng.choice(n, 4, replace=False)
-    rows = rows_beside(edges, anchors, usable)
-    alpha = propagation_weights(edges, np.arange(n), usable)
-    expected = values.copy()
-    for i in rows:
-        expected[i] = values[i] + sum(alpha[i, j] * change[a] for a, j in enumerate(anchors))
-        if unit_length:
-            expected[i] /= np.linalg.norm(expected[i])
-    spread(values, edges, usable, rows, anchors, change, unit_length)
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-
-
-def test_a_row_that_comes_to_nothing_stays_where_it_was() -> None:
-    edges = (np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32))
-    values = np.array([[1, 0], [0, 1]], np.float32)
-    spread(values, edges, np.ones(2, bool), np.array([1]), np.array([0]), -values[1:], True)
-    assert values.tolist() == [[1, 0], [0, 1]]
-    opposite = np.array([[1, 0], [-1, 0]], np.float32)
-    average(opposite, edges, np.ones(2, bool), np.array([1]), True)
-    assert opposite.tolist() == [[1, 0], [-1, 0]]
-
-
-def relabelled(edges: tuple[Array, Array, Array], order: Array) -> tuple[Array, Array, Array]:
-    n = len(order)
-    csr = sparse.csr_matrix((edges[2], edges[1], edges[0]), shape=(n, n))[order][:, order].tocsr()
-    csr.sort_indices()
-    return csr.indptr.astype(np.int64), csr.indices.astype(np.int32), csr.data
-
-
-@few
-@given(seed=st.integers(0, 10**6))
-def test_the_order_of_the_rows_does_not_matter(seed: int) -> None:
-    rng, n = np.random.default_rng(seed), 30
-    edges, order = random_edges(seed, n), np.random.default_rng(seed).permutation(30)
-    usable = rng.random(n) < 0.9
-    usable[0] = True
-    score, vectors, staleness = rng.normal(size=n), rng.normal(size=(n, 4)), rng.integers(0, 6, n)
-    everyone = np.arange(n)
-
-    alpha = propagation_weights(edges, everyone, usable)
-    worth = priority(score, staleness, alpha, usable, 0.4)
-    moved = eq21_step(vectors, alpha, everyone)
-    picks = pick_spread_anchors(worth, edges, np.flatnonzero(usable), 5)
-
-    edges2, usable2 = relabelled(edges, order), usable[order]
-    alpha2 = propagation_weights(edges2, everyone, usable2)
-    worth2 = priority(score[order], staleness[order], alpha2, usable2, 0.4)
-    np.testing.assert_allclose(worth2, worth[order], atol=1e-6)
-    np.testing.assert_allclose(eq21_step(vectors[order], alpha2, everyone), moved[order], atol=1e-5)
-    picks2 = pick_spread_anchors(worth[order], edges2, np.flatnonzero(usable2), 5)
-    np.testing.assert_allclose(np.sort(worth[order[picks2]]), np.sort(worth[picks]), atol=1e-6)
-
-
-def test_priority_by_hand() -> None:
-    # 0–1 and 1–2 with equal cosine; 3 has no neighbour, 4 is unusable.
-    dense = np.zeros((5, 5), np.float32)
-    dense[0, 1] = dense[1, 0] = dense[1, 2] = dense[2, 1] = 0.5
-    csr = sparse.csr_matrix(dense)
-    usable = np.array([True, True, True, True, False])
-    alpha = propagation_weights((csr.indptr, csr.indices, csr.data), np.arange(5), usable)
-    score = np.array([1.0, 4.0, 1.5, 9.0, np.nan])  # discrepancies 3, 2.75, 2.5, 0 -> ranks 1, 2/3, 1/3, 0
-    staleness = np.array([1, 2, 4, 4, 100])
-    expected = 0.25 * staleness[:4] / 4 + 0.75 * np.array([1, 2 / 3, 1 / 3, 0])
-    found = priority(score, staleness, alpha, usable, 0.25)
-    np.testing.assert_allclose(found, [*expected, 0], atol=1e-9)
-
-
-def slow_spread(worth: Array, edges: tuple[Array, Array, Array], candidates: Rows, count: int) -> list[int]:
-    now, left, picked = worth.copy(), sorted(candidates.tolist()), []
-    for _ in range(count):
-        row = max(left, key=lambda i: (now[i], -i))
-        left.remove(row)
-        picked.append(row)
-        for e in range(edges[0][row], edges[0][row + 1]):
-            now[edges[1][e]] *= 1 - edges[2][e]
-    return sorted(picked)
-
-
-@few
-@given(seed=st.integers(0, 10**6), count=st.integers(0, 15), ties=st.booleans())
-def test_anchors_spread_as_the_slow_greedy_spreads_them(seed: int, count: int, ties: bool) -> None:
-    rng, n = np.random.default_rng(seed), 25
-    edges = random_edges(seed, n)
-    worth = rng.integers(0, 3, n).astype(float) if ties else rng.random(n)
-    candidates = np.sort(rng.choice(n, 18, replace=False))
-    found = pick_spread_anchors(worth, edges, candidates, count)
-    assert found.dtype == np.int64
-    assert found.tolist() == slow_spread(worth, edges, candidates, count)
-
-
-def test_copies_of_an_anchor_wait_until_the_rest_is_taken() -> None:
-    embedding = unit(np.random.default_rng(0).normal(size=(30, 4)))
-    embedding[:6] = embedding[0]
-    edges = symmetric_csr(build(embedding, 8, seed=0))
-    worth = np.where(np.arange(30) < 6, 1.0, 0.5)
-    picks = pick_spread_anchors(worth, edges, np.arange(30), 10)
-    assert np.sum(picks < 6) == 1
-
-
-def test_rows_beside_are_the_usable_neighbours_that_are_no_anchors() -> None:
-    csr = sparse.csr_matrix(np.array([[0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], np.float32))
-    edges = (csr.indptr, csr.indices, csr.data)
-    usable = np.array([True, True, False, True])
-    assert rows_beside(edges, np.array([0]), usable).tolist() == [1]
-    assert rows_beside(edges, np.array([0, 1]), usable).tolist() == []
-    assert rows_beside(edges, NOBODY, usable).tolist() == []
-
-
-# ------------------------------------------------------------------------------------------ plan
-
-
-def test_it_makes_a_policy_and_names_its_needs() -> None:
-    refresh = paper(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
-    assert isinstance(Planned(refresh, 0, np.random.default_rng(0)), RefreshPolicy)
-    assert refresh.needs == ("response_embedding", "gradient_norm", "loss")
-    assert AnchorRefresh().needs == ("prompt_embedding", "loss")
-
-
-@pytest.mark.parametrize("anchors", ["priority", "random", "all", "trained"])
-def test_the_first_plan_is_everybody(anchors: str) -> None:
-    plan = planned(paper(anchors=anchors), unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
-    assert plan.tolist() == list(range(N))
-
-
-@pytest.mark.parametrize("anchors", ["priority", "random"])
-def test_plans_hold_the_share_of_usable_rows(anchors: str) -> None:
-    refresh = paper(anchors=anchors, anchor_share=0.11, k=K)  # type: ignore[arg-type]
-    pool = measured(refresh)
-    usable = np.arange(N) % 4 > 0
-    pool = replace(pool, usable=usable)
-    plan = planned(refresh, pool, 3, np.random.default_rng(5))
-    assert len(plan) == len(set(plan.tolist())) == 7  # ⌈0.11 · 60⌉
-    assert usable[plan].all()
-    assert (np.diff(plan) > 0).all()
-    np.testing.assert_array_equal(plan, planned(refresh, pool, 3, np.random.default_rng(5)))
-    assert (
-        planned(paper(anchors="all"), pool, 3, np.random.default_rng(0)).tolist()
-        == np.flatnonzero(usable).tolist()
-    )
-
-
-def test_stale_rows_come_first_when_only_staleness_counts() -> None:
-    refresh = paper(beta=1, anchor_share=0.1, k=K)
-    pool = measured(refresh)
-    stale = np.arange(0, N, 10)
-    pool = replace(pool, measured_at=np.where(np.isin(np.arange(N), stale), 0, 4).astype(np.int32))
-    spread = planned(refresh, pool, 5, np.random.default_rng(0))
-    assert len(set(spread) & set(stale.tolist())) >= 6  # not all 8: a neighbour of an anchor is damped
-
-
-def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
-    refresh = paper(beta=0, anchor_share=1 / N, k=K)
-    pool = measured(refresh)
-    loss = np.zeros(N, np.float32)
-    loss[37] = 5
-    plan = planned(
-        refresh, replace(pool, features={**pool.features, "loss": loss}), 1, np.random.default_rng(0)
-    )
-    assert plan.tolist() == [37]
-
-
-def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
-    refresh = paper(anchors="trained", k=K)
-    pool = measured(refresh)
-    rng = np.random.default_rng(0)
-    with pytest.raises(KeyError, match="trained_at"):
-        planned(refresh, pool, 1, rng)
-    trained_at = np.full(N, -1, np.int32)
-    pool = replace(pool, features={**pool.features, "trained_at": trained_at})
-    with pytest.raises(ValueError, match="no row was trained on yet"):
-        planned(refresh, pool, 1, rng)
-    trained_at[[4, 9]], trained_at[[2, 7, 70]] = 1, 2
-    pool = replace(pool, usable=np.arange(N) != 70)
-    assert planned(refresh, pool, 3, rng).tolist() == [2, 7]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"anchors": "some"}, "priority, random, all, trained"),
-        ({"propagate": "avg"}, "average, delta, fit, none"),
-        ({"repair": "all"}, "local, rebuild, none"),
-        ({"anchor_share": 0}, "anchor_share is 0"),
-        ({"anchor_share": 1.5}, "at most 1"),
-        ({"beta": 2}, "beta is 2"),
-        ({"delta": -1}, "delta is -1"),
-        ({"k": 0}, "k is 0"),
-        ({"look_again": 0.5}, "look_again is 0.5"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AnchorRefresh(**settings)  # type: ignore[arg-type]
-
-
-# ------------------------------------------------------------------------------------------ update
 
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
@@ -567,9 +272,6 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
     if not delta:
         assert pool.features["loss"].min() >= low - 1e-5
         assert pool.features["loss"].max() <= high + 1e-5
-
-
-# -------------------------------------------------------------------------------------- nothing along a graph
 
 
 def graphless(**settings: object) -> AnchorRefresh:
