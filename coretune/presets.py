@@ -1,7 +1,7 @@
 """A name in `coreset.method` -> a method and the settings of a `coreset` section. What is given beside it
 counts before them, setting by setting.
 
-grace        what the evidence chose: GRACE's coverage with our filters (LOG.md)
+grace        what the evidence chose: GRACE's coverage with our filters (docs/results.md)
 grace-paper  GRACE as it was published, and nothing else: every setting with what the paper says of it
 brief, gtp   as their papers have them (`select/brief.py`, `gtp.py`): one selection, after a warm-up run
 rds, loss_drop   as their papers have them: one selection, by the model as it is before training

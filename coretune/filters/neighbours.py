@@ -15,7 +15,7 @@ from coretune.select.importance import LEAST_LOSS, around
 from coretune.select.ranking import usable_feature
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Pool, Verdict
 
-RATIO_ABOVE, WAY_ABOVE = 1.65, 0.33  # [choice] settled on seeds 0-2 of the skills (LOG.md)
+RATIO_ABOVE, WAY_ABOVE = 1.65, 0.33  # [choice] settled on seeds 0-2 of the skills (docs/results.md)
 NEARLY = 0.9  # of its loss after another prompt, a response has after its own: it may be wrong
 
 

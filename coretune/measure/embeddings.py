@@ -18,7 +18,7 @@ def prompt_embedding(hidden: Tensor, batch: Batch) -> Tensor:
     """(B, d) float32 unit: mean of the last hidden states over the prompt; NaN for rows of no token.
 
     [choice] Not the state at the last of them: it says with which token the response begins rather than what
-    is asked for, and the more so the longer the model is trained (LOG.md has figures).
+    is asked for, and the more so the longer the model is trained (docs/results.md has figures).
     """
     return _unit_mean(hidden, batch.prompt_mask())
 

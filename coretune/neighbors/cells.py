@@ -3,7 +3,7 @@
     centroids ─► the p cells nearest to each asking row ─► cell by cell: its rows × all that ask it
 
 A cell and all who ask it are one matrix product, where inverted lists scan the cell for each of them in turn
-(LOG.md has both). Up to EXACT_ROWS rows there is one cell that everybody asks: the search is exact.
+(docs/scale.md has both). Up to EXACT_ROWS rows there is one cell that everybody asks: the search is exact.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def rows_alike(edges: Csr, score: Array, usable: Array) -> Array:
 
     [choice] A measurement of one of equal rows tells of all of them (`exact_duplicates.py`), so it is worth
     as much as theirs together; `pick_spread_anchors` then leaves the others last. Without it, since a pick
-    damps its copies, anchors are rows without copies, of which a measurement tells least (LOG.md).
+    damps its copies, anchors are rows without copies, of which a measurement tells least (docs/results.md).
     """
     return _rows_alike(*edges, score.astype(np.float64), usable)
 

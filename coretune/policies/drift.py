@@ -5,7 +5,7 @@
 Kernel ridge regression [choice]: D are the anchors' changes, m their mean, K the anchors' κ, s their median
 distance. x_v is what was known of a row before: its embeddings, and the ranks of its scores. So rows far from
 every anchor move too, as rows like them did: along the graph, at 5 % anchors, half of the rows have no anchor
-beside them, and the others one among ten neighbours (LOG.md has both beside the truth).
+beside them, and the others one among ten neighbours (docs/results.md has both beside the truth).
 """
 
 from __future__ import annotations

@@ -175,8 +175,8 @@ def measures_to_find(config: CoresetConfig) -> bool:
 def noise_sought(config: CoresetConfig) -> TellsNoise | None:
     """The noise filter, where candidates are measured to know which of them are noisy.
 
-    [choice] GRACE's alone: what it covers changes little while a model is trained (LOG.md). Other methods
-    need their own signals whether noise can be told or not.
+    [choice] GRACE's alone: what it covers changes little while a model is trained (docs/results.md). Other
+    methods need their own signals whether noise can be told or not.
     """
     return config.noise if measures_to_find(config) and isinstance(config.selector, Grace) else None
 

@@ -65,7 +65,7 @@ FIXED = pa.schema(
     ]
 )
 # Dictionaries only where values repeat: of ids and scores, all distinct, they make the file 1.5 × as large.
-# Those are written as differences, or byte by byte of all values: a tenth less (LOG.md).
+# Those are written as differences, or byte by byte of all values: a tenth less.
 REPEATING = ["round", "weight", "measured_at", "excluded", "filtered"]
 ENCODINGS = {
     "id": "DELTA_BYTE_ARRAY",

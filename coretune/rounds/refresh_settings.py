@@ -43,7 +43,7 @@ class AnchorRefresh:
     beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
     k               neighbours of a row
     embedding       the signal whose cosine makes the graph [choice: prompts, since rows that ask alike should
-                    be answered alike; LOG.md compares it with the responses]
+                    be answered alike; docs/results.md compares it with the responses]
     scores          further signals to measure
     priority_score  the signal whose discrepancy counts
     count_alike     [choice] with "priority": times the number of rows that a measurement tells of

@@ -14,7 +14,7 @@ in the manner of CoSaMP (Needell and Tropp, 2009) with signs, as GTP has it:
       keep the iterate of least objective; stop when S repeats or the gain is below the tolerance
 
 Cutting in steps [choice] is what makes it as good as orthogonal matching pursuit: one cut down to M rows left
-an objective up to 1.8 times as high (LOG.md). A repeat costs one pass over all columns, however large M is.
+an objective up to 1.8 times as high (docs/gtp.md). A repeat costs one pass over all columns, whatever M is.
 """
 
 from __future__ import annotations
