@@ -13,6 +13,7 @@ and else the setting's own default.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -23,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from coretune.filters import FILTERS
 from coretune.keys import as_settings, named, nearest, put, refuse_unknown
 from coretune.measure.settings import MeasureSettings
+from coretune.policies.unread import idle_filters, unread
 from coretune.presets import PRESETS, known_methods
 from coretune.rounds.budget import BudgetRequest, parse_budget
 from coretune.rounds.quota_request import QuotaRequest, parse_quota
@@ -30,6 +32,8 @@ from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import CoresetConfig
 from coretune.types import TRAINERS_SEED, AlongGraph, Filter, Selector, Taught
 from coretune.yaml_text import ConfigError
+
+log = logging.getLogger("coretune")
 
 #: Room -> fields of `CoresetConfig` that are in it; the others are beside `method`.
 OF_THE_RUN = {
@@ -71,7 +75,11 @@ def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> Cores
     Raises:
         ConfigError: As the section does.
     """
-    return build_coreset({"method": method, **settings}, seed)
+    section = {"method": method, **settings}
+    made = build_coreset(section, seed)
+    if idle := without_effect(section, made):
+        log.warning("no effect with method %s as it is refreshed: %s", method_of(section)[0], ", ".join(idle))
+    return made
 
 
 def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetConfig:
@@ -123,20 +131,25 @@ def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, 
 
 def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[str]:
     """Paths of settings with a value of their own that this method and schedule never read."""
-    unread: set[str] = set()
-    if not config.needs:
-        unread |= {*_names(AnchorRefresh), *_names(MeasureSettings), "warmup", "wait", "audit_every"}
-    if config.refresh_every != "adaptive":
-        unread |= {"check_every", "threshold"}
-    if config.refresh_every == "never":
-        unread |= {"look_again", "anchor_share", "beta", "delta", "harvest", "audit_every"}
-    places, given = places_of(section, type(config.selector)), _by_room(section)
-    return sorted(
-        f"coreset.{room}.{key}"
-        for room in ("refresh", "signals")
+    name, kind = method_of(section)
+    idle, places, given = unread(config), places_of(section, kind), _by_room(section)
+    usual = _usual(config.selector, name)
+    paths = [
+        f"coreset.{_path(room, name)}{key}"
+        for room, keys in idle.items()
         for key, value in given[room].items()
-        if key in unread and _plain(value) != _plain(_default(*places[room][key]))
-    )
+        if key in keys and _plain(value) != _plain(usual[room].get(key, _default(*places[room][key])))
+    ]
+    if config.filters != filters_of(usual[""].get("filters", [])):
+        paths += [f"coreset.filters.{each}" for each in idle_filters(config)]
+    return sorted(paths)
+
+
+def _usual(selector: Any, name: str) -> Given:
+    """What is asked for where nothing is given; a selector of one's own asks for nothing."""
+    preset = {} if name not in known_methods() else PRESETS.get(name, {})
+    asked = selector.defaults if isinstance(selector, Taught) else {}
+    return _overlaid(_by_room(asked), _by_room(preset))
 
 
 def nested(section: Mapping[str, Any]) -> dict[str, Any]:

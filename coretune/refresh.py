@@ -90,7 +90,7 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
     with ledger.phase("graph"):
         figures |= graph_figures(config, state, pool)
     chosen = choose(policy.as_selected(pool))
-    chosen = with_found(config.noise, state, known.rows, chosen)
+    chosen = with_found(config, state, pool, known.rows, chosen)
 
     # Record.
     seconds = ledger.clock() - began

@@ -18,6 +18,7 @@ from coretune.config import ConfigError, check_config
 from coretune.data.corpus import Corpus
 from coretune.data.encode import Loss
 from coretune.data.raw import CorpusError
+from coretune.training.corpora import pool_of
 from coretune.training.train import CoresetSFTTrainer
 
 #: As SmolLM2 and many others have it: no {% generation %}, and a header for every turn.
@@ -203,3 +204,34 @@ def test_measured_is_what_is_trained_of_several_answers(tmp_path: Path) -> None:
     assert pool.response_length.tolist() == counted
     assert all("one" in tokenizer.decode(row[row != -100]) for row in pool.labels(range(12)))
     assert json.loads(json.dumps(pool.record(0))) == rows[int(pool.ids[0].split(":")[1]) - 1]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_turn_that_is_not_to_be_trained_on_is_not_where_all_tokens_count(place: int) -> None:
+    row = {"messages": [dict(turn) for turn in turns("a", "one", "b", "two")]}
+    row["messages"][place]["train"] = False
+    assert learnt(row) == ("one</s>\n|two</s>\n" if place == 0 else "two</s>\n")
+    (problem,) = encode([row], "messages", tiny_tokenizer(CHATML), loss=Loss(False))["problem"]
+    assert problem == (
+        "a turn has train: false: it is not to be trained on, and completion_only_loss: false counts all "
+        "tokens; set train_on: all instead"
+    )
+
+
+def test_answers_that_nobody_has_but_one_of_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    several = {"messages": turns("a", "one", "b", "two")}
+    alone = [{"messages": turns("a", "one")}, {"messages": turns("b", "two")}]
+    raw = {"model_name_or_path": "m", "output_dir": "o", "coreset": {"method": "random", "budget": 1}}
+    for rows, train_on, told in (
+        (alone, "all", True),
+        ([*alone, several], "all", False),
+        (alone, "last", False),
+    ):
+        caplog.clear()
+        path = write(tmp_path / "p.jsonl", rows)
+        config = check_config({**raw, "train_data": str(path), "train_on": train_on})
+        pool_of(config, tiny_tokenizer(CHATML), 60)
+        line = "train_on: all changes nothing: no row of"
+        assert (line in caplog.text) == told

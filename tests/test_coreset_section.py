@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from fake_model import FakeModel
+from fake_run import N, Run, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from taught import Pupil
@@ -19,7 +21,12 @@ from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
 from coretune.keys import put
+from coretune.measure.meter import NEED_BACKWARD
+from coretune.measure.meter import PROJECTED as METER_PROJECTED
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import SIGNALS, _Passes
+from coretune.policies.unread import GRADIENTS, PROJECTED, unread
+from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select import SELECTORS
 from coretune.select.grace import Grace
 from coretune.types import Budget, Coreset, Pool
@@ -340,7 +347,54 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("loss", refresh={"check_every": 3}, refresh_every="adaptive"), []),
         (section_of("loss", refresh={"anchor_share": 0.5}, refresh_every="never"), ["refresh.anchor_share"]),
         (section_of("grace", refresh={"anchor_share": 0.5, "k": 5, "audit_every": 2}), []),
-        (section_of("grace", signals={"projection_dim": 64}), []),
+        (
+            section_of("grace", signals={"projection_dim": 64, "last_blocks": 3, "batch_tokens": 64}),
+            ["signals.last_blocks", "signals.projection_dim"],
+        ),
+        (
+            section_of("gradient_norm", signals={"projection_dim": 64, "last_blocks": 3}),
+            ["signals.projection_dim"],
+        ),
+        (
+            section_of("craig", signals={"projection_dim": 64, "factor_dim": 9, "reference_rows": 3}),
+            ["signals.reference_rows"],
+        ),
+        (section_of("craig", signals={"factor_dim": 9, "basis": "sjlt"}), ["signals.factor_dim"]),
+        (section_of("craig", signals={"basis": "gradient_pca"}), ["signals.basis"]),
+        (section_of({"grace": {"importance": "alignment"}}), ["method.grace.importance"]),
+        (
+            section_of({"grace": {"importance": "alignment", "lambda": 0.5}}, signals={"reference_rows": 9}),
+            [],
+        ),
+        (section_of({"grace-paper": {"demand": "loss", "lambda": 1.0}}), ["method.grace-paper.demand"]),
+        (section_of({"brief": {"alpha": 0.5, "grid": 3}}), ["method.brief.grid"]),
+        (
+            section_of({"brief": {"alpha": 0.5, "objective": "sft", "lower": "dense", "neighbors": 9}}),
+            ["method.brief.alpha", "method.brief.neighbors"],
+        ),
+        (
+            section_of("d2", refresh={"beta": 0.1, "wait": False, "anchor_share": 0.5, "look_again": 3.0}),
+            ["refresh.anchor_share", "refresh.beta", "refresh.wait"],
+        ),
+        (
+            section_of("d2", refresh={"beta": 0.1, "anchors": "priority", "look_again": 3.0}),
+            ["refresh.look_again"],
+        ),
+        (section_of("rds", refresh={"k": 5, "scores": ["gradient_norm"]}), ["refresh.k", "refresh.scores"]),
+        (section_of("gtp", refresh={"warmup": 0.2}), []),
+        (section_of({"gtp": {"teacher": "folder"}}, refresh={"warmup": 0.2}), ["refresh.warmup"]),
+        (section_of("grace", solver={"memory_limit": "1GiB"}), ["solver.memory_limit"]),
+        (
+            section_of({"grace": {"similarity": "dense"}}, solver={"memory_limit": "1GiB", "deadline": "9s"}),
+            [],
+        ),
+        (section_of("d2", solver={"deadline": "9s"}), ["solver.deadline"]),
+        (section_of("brief", solver={"deadline": "9s"}), []),
+        (section_of("craig", solver={"deadline": "9s"}, quota={"source": 0.5}), ["solver.deadline"]),
+        (section_of("random", refresh_every="never", filters=["cooldown"]), ["filters.cooldown"]),
+        (section_of("loss", refresh_every="never", filters=["cooldown"]), []),
+        (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
+        (section_of("random", filters=["cooldown"]), []),
     ],
 )
 def test_settings_that_a_method_never_looks_at_are_named(section: dict[str, Any], idle: list[str]) -> None:
@@ -348,6 +402,51 @@ def test_settings_that_a_method_never_looks_at_are_named(section: dict[str, Any]
     assert without_effect(section, made) == [f"coreset.{path}" for path in idle]
     written = spelled_out(made, section)  # the written config gives every setting
     assert without_effect(written, build_coreset(written, 0)) == [f"coreset.{path}" for path in idle]
+
+
+def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() -> None:
+    for name in SIGNALS:
+        passes = _Passes.of(frozenset([name]))
+        assert (name in GRADIENTS) == bool(passes.names & NEED_BACKWARD), name
+        assert (name in PROJECTED) == bool(passes.names & METER_PROJECTED), name
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {},
+        {"refresh_every": "never"},
+        {"refresh_every": "adaptive", "check_every": 1},
+        {"anchors": "priority"},
+        {"anchors": "random"},
+        {"anchors": "all", "repair": "rebuild"},
+        {"filters": (Noise(pairs=8),)},
+        {"anchors": "all", "propagate": "none", "repair": "none"},
+    ],
+)
+def test_what_is_said_to_be_unread_changes_nothing(given_: dict[str, Any]) -> None:
+    def outcome(**settings_: Any) -> Any:
+        run = Run(config(**{**given_, **settings_}), FakeModel(N)).go(4)
+        return [
+            (state.coreset.indices.tolist(), state.coreset.filters) for state in run.states
+        ], run.model.looks
+
+    usual, idle = outcome(), unread(config(**given_))["refresh"]
+    assert idle
+    for key in sorted(idle - set(given_)):
+        part = AnchorRefresh() if key in AnchorRefresh.__dataclass_fields__ else config()
+        changed = outcome(**{key: other_value(key, getattr(part, key))})
+        assert changed[0] == usual[0], key
+        assert all(map(np.array_equal, changed[1], usual[1])), key
+
+
+def test_settings_without_effect_are_told_in_python_too(caplog: pytest.LogCaptureFixture) -> None:
+    coreset("d2", budget=5, solver={"deadline": "9s"})
+    assert caplog.messages == ["no effect with method d2 as it is refreshed: coreset.solver.deadline"]
+    caplog.clear()
+    coreset(Lowest(), budget=5)
+    coreset("grace", budget=5)
+    assert not caplog.messages
 
 
 def every_setting() -> list[Any]:
@@ -387,6 +486,8 @@ def other_value(key: str, value: Any) -> Any:
         return ELSE[key] if ELSE[key] != value else "prompt_embedding"
     if isinstance(value, bool):
         return not value
+    if key == "look_again":
+        return value + 1
     if isinstance(value, float):
         return 0.375 if value != 0.375 else 0.5
     if isinstance(value, int) or value is None:

@@ -156,7 +156,7 @@ def test_a_turn_that_is_not_to_be_learnt_is_named_where_it_would_be() -> None:
     row = [{"messages": muted}]
     assert encode(row, "messages", tiny_tokenizer())["problem"] == [None]
     (problem,) = encode(row, "messages", tiny_tokenizer(), loss=Loss(assistant_only=True))["problem"]
-    assert "the response has weight: 0" in problem
+    assert "a turn has weight: 0" in problem
 
 
 def test_a_loss_that_the_rows_have_no_part_for_is_refused_with_the_reason() -> None:

@@ -108,6 +108,14 @@ def test_case_space_and_punctuation_are_folded_and_signs_of_arithmetic_are_not()
     assert same.tolist() == [0, 0, 2, 0, 4, 5, 6]
 
 
+def test_rows_without_a_letter_are_the_same_only_where_their_signs_are() -> None:
+    """So are tokens that the tokenizer has no piece for, or that are beyond its vocabulary."""
+    pieces = folded(["(", ")", "a", None, "!"])
+    rows = [[0, 1], [1, 0], [0, 1], [0, 2, 1], [2], [2, 4], [2, 3], [2, 9], [2, 9, 4], [2, 8]]
+    same = folded_to(len(rows), lambda some: [np.array(rows[i]) for i in some], pieces)
+    assert same.tolist() == [0, 1, 0, 3, 3, 3, 6, 7, 7, 9]
+
+
 def test_rows_that_point_the_same_way_as_all_are_no_near_duplicates() -> None:
     """Hidden states with a common part a hundred times as long as what tells them apart."""
     pool = synthetic_pool(60, 6, 0, copies=0.5)

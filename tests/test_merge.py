@@ -186,6 +186,10 @@ def test_a_model_without_a_template_continues_each_line_by_itself(
     assert result.exit_code == 0, result.output
     assert "no chat template: each line is continued by itself" in result.stderr
     assert asked == ["<s>one", "<s>two"]
+    told = CliRunner().invoke(app, ["chat", str(folder), "--system", "be brief"], input="one\n")
+    assert told.exit_code == 1
+    assert "--system needs a chat template, and the tokenizer has none" in told.stderr
+    assert len(asked) == 2
 
 
 def test_text_that_would_steer_the_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

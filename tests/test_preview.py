@@ -68,6 +68,15 @@ def found(pool: Path) -> Preview:
     return preview(check_config(config_of(pool)), 25, None)
 
 
+def test_a_column_that_no_row_read_has_is_told(pool: Path) -> None:
+    (line,) = [
+        note
+        for note in preview(check_config(config_of(pool, columns={"source": "kin"})), 0, 5).notes
+        if "kin" in note
+    ]
+    assert line == "columns.source is 'kin', and no row that was read has that column"
+
+
 def test_tokens_and_mask_are_those_that_training_gets(found: Preview, pool: Path) -> None:
     corpus = Corpus.build(pool, tiny_tokenizer(), max_length=LENGTH, skip_bad_rows=True)
     assert [row.id for row in found.rows] == corpus.ids

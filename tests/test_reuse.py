@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from fake_model import FakeModel
 from fake_run import COST, N, Run, config
+from taught import Pupil
 
+from coretune.filters import TellsNoise
+from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
-from coretune.policies.reuse import Reuse, due
+from coretune.policies.reuse import Reuse, due, may_stand
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
@@ -236,6 +239,30 @@ def test_a_measurement_of_before_any_training_stands_where_noise_was_told_and_tr
     assert run.ledger.by_phase()["measurement"].flops == 10.0 * N
     plain = Run(config(Grace(), filters=(Noise(pairs=8),)), FakeModel(N, drift=0.0)).go(2)
     assert plain.ledger.rounds[-1].rows_measured > 0  # training shows nothing: measured again
+
+
+@pytest.mark.parametrize("noise", [Noise(pairs=8, least_told=0), Neighbours(pairs=8, on_above=0)])
+def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_untold(
+    noise: TellsNoise,
+) -> None:
+    """A filter that is always on flags rows by a model that can tell nothing yet."""
+    model, settings_ = Shown(N, drift=0.0), {"anchors": "candidates", "anchor_share": 1.0, "look_again": 1.0}
+    model.mismatched = 1.0  # after another prompt a response is as likely as after its own
+    run = Run(config(Grace(), filters=(noise,), wait=False, **settings_), model).go(2)
+    assert run.state.coreset.figures["noise_on"] == 1
+    assert "measured_at_once" not in run.state.coreset.figures
+    assert sum(entry.rows_measured for entry in run.ledger.rounds[1:]) > 0
+    told = Run(config(Grace(), filters=(noise,), wait=False, **settings_), Shown(N, drift=0.0)).go(2)
+    assert told.state.coreset.figures["measured_at_once"] == 1
+
+
+def test_a_teachers_measurement_does_not_stand() -> None:
+    """Its model has been trained on the pool, and the one that is trained has not."""
+    settings_ = {"anchors": "candidates", "filters": (Noise(pairs=8),), "warmup": 0.1}
+    run = Run(config(Pupil(signal="prompt_embedding"), **settings_), Shown(N, drift=0.0)).go(2)
+    assert run.state.coreset.figures["noise_on"] == 1
+    assert "measured_at_once" not in run.state.coreset.figures
+    assert not may_stand(run.config, True)
 
 
 def test_candidates_are_looked_at_again_once_training_shows_noisy_rows() -> None:

@@ -133,6 +133,33 @@ def test_entries_with_columns_of_their_own(folder: Path) -> None:
         assert set(corpus.columns(row).values()) == set(corpus.record(row))
 
 
+def test_a_split_that_the_files_named_are_not_of_is_refused(folder: Path) -> None:
+    """However they are named: by a pattern, one by one, or by the builder of their kind."""
+    write(folder / "a" / "test.jsonl", texts("t", 3))
+    pattern = {"path": str(folder / "*" / "test.jsonl"), "split": "test[:2]"}
+    assert (
+        read(pattern)
+        == read({**pattern, "path": str(folder / "a"), "data_files": "t*.jsonl"})
+        == ["t0", "t1"]
+    )
+    for given in (
+        {"path": str(folder / "*" / "p.jsonl")},
+        {"path": str(folder / "a"), "data_files": ["test.jsonl", "p.jsonl"]},
+        {"path": "json", "data_files": str(folder / "b" / "p.jsonl")},
+    ):
+        with pytest.raises(CorpusError, match=r"p.jsonl is one file, and not of a split 'test'"):
+            read({**given, "split": "test"})
+
+
+@pytest.mark.parametrize("name", ["weight", "source"])
+def test_a_column_that_an_entry_names_and_its_rows_have_not_is_refused(folder: Path, name: str) -> None:
+    entry = {"path": str(folder / "a"), "columns": {name: "gone"}}
+    with pytest.raises(
+        CorpusError, match=rf"columns.{name} of .*a is 'gone', and no row of it has that column"
+    ):
+        Corpus.build([entry, str(folder / "c.csv")], tiny_tokenizer(), max_length=60)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """gsm8k with a config that must be named, ultrachat with splits of its own; what is asked of them."""
@@ -202,6 +229,15 @@ def test_a_folder_with_configs_as_folders_is_read_by_name(folder: Path) -> None:
         ({"path": "a", "columns": ["text"]}, "columns is .* need no list: they are left alone"),
         ([{"path": "a", "fraction": True}, "b"], "fraction is True; give a number above 0"),
         ([{"path": "a", "fraction": 0}, "b"], "fraction is 0; give a number above 0"),
+        ([{"path": "a", "fraction": float("inf")}, "b"], "fraction is inf; give a number above 0"),
+        ([{"path": "a", "fraction": float("nan")}, "b"], "fraction is nan; give a number above 0"),
+        ({"path": "a", "data_files": {"train": "p.jsonl"}}, "data_files takes a file or a list of files"),
+        ({"path": "a", "data_files": 3}, "data_files takes a file or a list of files"),
+        ({"path": "json", "data_files": "p.jsonl", "name": "b"}, "json with data_files has no use for name"),
+        (
+            {"path": "csv", "data_files": ["p"], "data_dir": "b"},
+            "csv with data_files has no use for data_dir",
+        ),
     ],
 )
 def test_entries_that_say_nothing_are_refused_in_python_and_in_a_config(given: Any, says: str) -> None:

@@ -14,9 +14,10 @@ from tiny_run import LENGTH, coreset_config, corpus, records, trainer, weights, 
 from tiny_tokenizer import tiny_tokenizer
 
 from coretune.data.corpus import Corpus
+from coretune.filters.target_rows import TargetRows
 from coretune.presets import ONCE
 from coretune.recording.run_files import TEACHER
-from coretune.rounds.targets import Target, TargetExamples, equal_rows
+from coretune.rounds.targets import Target, TargetExamples, equal_rows, without_examples
 from coretune.select import SELECTORS
 from coretune.select.by_target import NEAREST_OWN, NEAREST_POOL, nearness, turns, unserved, with_served
 from coretune.select.loss_drop import LossDrop
@@ -288,3 +289,13 @@ def test_examples_of_the_target_are_trained_on_where_that_is_asked_for(
     )
     made.train()
     assert {"row-004", "row-005", "row-006"} <= {name for batch in made.trained for name in batch}
+
+
+def test_train_on_target_says_so_where_it_does_nothing_or_contradicts(tmp_path: Path) -> None:
+    told: list[str] = []
+    without_examples(coreset_config("random", train_on_target=True), corpus(), (), told.append)
+    assert told == ["train_on_target has no effect: no target is given"]
+    with pytest.raises(
+        ValueError, match="filters has target_rows, which takes out what train_on_target keeps"
+    ):
+        coreset_config("random", train_on_target=True, filters=(TargetRows(),))

@@ -247,6 +247,23 @@ def test_what_a_prompt_is_worth_to_its_response_no_other_row_tells(propagate: st
     np.testing.assert_allclose(score, np.sqrt(10) * np.log(ratio), atol=1e-5)
 
 
+@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+def test_a_pool_of_before_measured_losses_were_kept_goes_on_with_what_is_believed(propagate: str) -> None:
+    """As of a checkpoint that an earlier version wrote: no row is without a score."""
+    refresh = paper(propagate=propagate, k=K)
+
+    def told(seed: int) -> dict[str, Array]:
+        return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
+
+    pool, anchors = update(refresh, unmeasured(), np.arange(N), told(1), 0), np.array([3, 11, 40])
+    before = {name: value for name, value in pool.features.items() if name != "exact_loss"}
+    after = update(refresh, replace(pool, features=before), anchors, at(told(2), anchors), 1)
+    np.testing.assert_array_equal(
+        after.features["exact_loss"],
+        update(refresh, pool, anchors, at(told(2), anchors), 1).features["exact_loss"],
+    )
+
+
 def test_nothing_measured_changes_nothing() -> None:
     refresh = paper(k=K)
     pool = measured(refresh)

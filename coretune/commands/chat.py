@@ -12,6 +12,7 @@ from transformers import TextStreamer
 
 from coretune.commands.trained_model import load
 from coretune.escaping import shown
+from coretune.yaml_text import ConfigError
 
 ANEW = "/new"
 
@@ -22,6 +23,8 @@ def chat(run: Path, system: str | None, max_new_tokens: int) -> None:
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     if tokenizer.chat_template is None:
+        if system:
+            raise ConfigError("--system needs a chat template, and the tokenizer has none: leave it out")
         _note("the tokenizer has no chat template: each line is continued by itself")
     first = [{"role": "system", "content": system}] if system else []
     turns = list(first)

@@ -133,11 +133,16 @@ def preview(config: RunConfig, rows: int, first: int | None) -> Preview:
         dropped=by_reason(corpus.dropped),
         left_out=corpus.left_out,
         truncated=corpus.truncated,
-        notes=corpus.notes,
+        notes=[*corpus.notes, *(_absent(config, name) for name in corpus.absent)],
         lengths=corpus.length,
         trained=corpus.response_length,
         rows=[_row(corpus, i, tokenizer, config) for i in range(min(rows, len(corpus)))],
     )
+
+
+def _absent(config: RunConfig, name: str) -> str:
+    column = (config.columns or {})[name]
+    return f"columns.{name} is {column!r}, and no row that was read has that column"
 
 
 def _row(corpus: Corpus, i: int, tokenizer: Any, config: RunConfig) -> Row:

@@ -43,6 +43,7 @@ class Corpus:
     truncated      how many prompts were cut from the left
     notes          lines that name what of the data is not used: files of a folder, rows of a slice, columns
     absent         keys of `columns` whose column no row has
+    several        rows of which more than one answer is trained on (train_on: all)
     fingerprint    hex, of tokens, prompt lengths and ids in this order, max_length, vocabulary, chat template
     dataset        columns input_ids, labels (-100 where the loss does not count), example_id (the position):
                    what
@@ -65,6 +66,7 @@ class Corpus:
     truncated: int
     notes: list[str]
     absent: list[str]
+    several: int
     fingerprint: str
     dataset: datasets.Dataset
     _records: pa.ChunkedArray
@@ -139,6 +141,7 @@ class Corpus:
             truncated=account.truncated,
             notes=account.notes,
             absent=account.absent,
+            several=account.several,
             fingerprint=account.fingerprint,
             dataset=dataset.select_columns(["input_ids", "labels", "example_id"]),
             _records=table["record"],

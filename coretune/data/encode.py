@@ -91,6 +91,7 @@ EMPTY: Mapping[str, Any] = {
     "id": "",
     "source": None,
     "unfit": 0,
+    "earlier": 0,
     "weight": 1.0,
     "digest": b"",
     "left_out": False,
@@ -155,7 +156,8 @@ def _settle(row: Rendered, tokens: Tokens, bos: int | None, max_length: int) -> 
     unfit = _leave_out_first(counted, [*map(len, tokens.earlier[::2]), begin], max_length)
     several = row.written is not None or row.earlier
     start = min(begin, int(np.argmax(counted))) if several else begin
-    return {**_fitted(ids, counted, start, bos, max_length), "unfit": unfit}
+    more = {"unfit": unfit, "earlier": len(row.earlier) // 2}
+    return {**_fitted(ids, counted, start, bos, max_length), **more}
 
 
 def _leave_out_first(counted: np.ndarray[Any, Any], starts: Sequence[int], max_length: int) -> int:

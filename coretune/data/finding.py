@@ -143,7 +143,7 @@ def _files(source: Source) -> tuple[list[Path], str | None]:
     path = Path(source.path).expanduser()
     if named := matches(source.path) if not path.exists() else []:
         _refuse_idle(source, "a pattern")
-        return [file for name in named for file in files_of(name).read], None
+        return [file for name in named for file in files_of(name, _split(source)).read], None
     if path.is_dir():
         return _in_folder(source, path)
     read = files_of(path, _split(source))
@@ -171,7 +171,7 @@ def _in_folder(source: Source, path: Path) -> tuple[list[Path], str | None]:
         inside = [str(path / name)] if (path / name).is_file() else matches(str(path / name))
         if not inside:
             raise CorpusError(f"data_files has {name!r}, and {path} has no such file; correct it")
-        files += [Path(one) for one in inside]
+        files += [file for one in inside for file in files_of(one, _split(source)).read]
     return files, None
 
 

@@ -50,6 +50,7 @@ ENCODED = datasets.Features(
         "id": datasets.Value("string"),
         "source": datasets.Value("string"),
         "unfit": datasets.Value("int64"),
+        "earlier": datasets.Value("int64"),
         "weight": datasets.Value("float64"),
         "digest": datasets.Value("binary"),
         "left_out": datasets.Value("bool"),
@@ -82,6 +83,7 @@ class Account:
     rows         checksum of the file of frozen rows
     notes        lines that name the columns that are not used
     absent       keys of `columns` whose column no row has
+    several      rows of which more than one answer is trained on
     columns      file, as its rows name it -> its mapping of columns
     """
 
@@ -92,6 +94,7 @@ class Account:
     rows: str
     notes: list[str]
     absent: list[str]
+    several: int
     columns: dict[str, dict[str, str]]
 
     @classmethod
@@ -273,6 +276,7 @@ def _freeze(
         rows=_hash([(ROWS, work / "frozen" / ROWS)]),
         notes=[*known.notes, *_weights(list(weighed.values())), *_unfit(small["unfit"].to_pylist())],
         absent=known.absent,
+        several=sum(earlier > 0 for earlier in small["earlier"].to_pylist()),
         columns={file: dict(mapping) for file, mapping in settings["columns"].items()},
     )
     account.write(work / "frozen")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from coretune.data.finding import Found, read_found
 from coretune.data.formats import is_verdict, listed
-from coretune.data.raw import Row
+from coretune.data.raw import CorpusError, Row
 from coretune.data.recognise import filled_columns, recognise, unused
 from coretune.escaping import shown
 
@@ -83,6 +83,8 @@ def write_raw(
         for file, format in formats.items()
     }
     notes = [each.note for each in every if each.note is not None]
+    if first is None:
+        _refuse_absent(every, found)
     return Known(
         formats, contents.hexdigest(), [*notes, *taken, *_unused(idle)], _absent(found, columns, mapping)
     )
@@ -94,6 +96,18 @@ def _absent(
     """Keys of the config's `columns` whose column none of the files that go by them has."""
     every = set().union(*(names for file, names in found.items() if mapping[file] is columns))
     return [name for name, column in columns.items() if column not in every] if found else []
+
+
+def _refuse_absent(every: Sequence[Found], found: Mapping[str, set[str]]) -> None:
+    """CorpusError for a column that an entry's own `columns` names and none of its rows has."""
+    for each in every:
+        there = set().union(*(found.get(label, ()) for label in each.labels))
+        for name, column in (each.source.columns or {}).items():
+            if there and column not in there:
+                raise CorpusError(
+                    f"columns.{name} of {each.source.path} is {column!r}, and no row of it has that column: "
+                    "correct it, or leave it out"
+                )
 
 
 def _unused(idle: Mapping[str, Sequence[str]]) -> list[str]:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from coretune.data.answers import answer_texts, refuse_unextending
 from coretune.data.formats import Conversation, PlainText
-from coretune.data.raw import BadRow, CorpusError, LeftOut, is_unicode
+from coretune.data.raw import BadRow, CorpusError, is_unicode
 from coretune.data.template import harmless, refuse_long
-from coretune.data.turns import Message, refuse_untrained
+from coretune.data.turns import Message, untrained_by
 
 TRAIN_ON = ("last", "all")  # assistant turns of a conversation
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # in a template, around what the assistant writes
@@ -128,23 +128,24 @@ def _render_turns(example: Conversation, tokenizer: Tokenizer, loss: Loss) -> Re
         raise BadRow(
             f"the chat template refuses the conversation ({error}); reorder or remove its turns"
         ) from None
+    if loss.completion_only is False and not loss.assistant_only:
+        _refuse_flags(turns, "completion_only_loss: false counts all tokens")
     if not loss.assistant_only:
         return Rendered(whole, prompt, False, loss.completion_only is not False, earlier=earlier)
     completion = bool(loss.completion_only or (loss.completion_only is None and example.paired))
     if not completion:
-        _refuse_flags(example.prompt)
+        answers = [turn for turn in example.prompt if turn["role"] == "assistant"]
+        _refuse_flags(answers, "assistant_only_loss cannot tell")
     return Rendered(whole, prompt, False, completion, written)
 
 
-def _refuse_flags(turns: Sequence[Message]) -> None:
-    """BadRow for an answer that is flagged not to be trained on, and that the template's marks take in."""
+def _refuse_flags(turns: Sequence[Message], why: str) -> None:
+    """BadRow for a turn that is flagged not to be trained on, and that the loss counts all the same."""
     for turn in turns:
-        try:
-            refuse_untrained(turn)
-        except LeftOut as flagged:
+        if (flag := untrained_by(turn)) is not None:
             raise BadRow(
-                f"{flagged}, and assistant_only_loss cannot tell; set train_on: all instead"
-            ) from None
+                f"a turn has {flag}: it is not to be trained on, and {why}; set train_on: all instead"
+            )
 
 
 def _refuse_unwritten(turns: Sequence[Message], template: Any) -> None:

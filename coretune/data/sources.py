@@ -9,6 +9,7 @@ The keys of an entry are those of TRL's `datasets`. Nothing is read here, and no
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -113,11 +114,16 @@ def _sources_of(entry: Any) -> list[Source]:
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise CorpusError(f"{entry!r:.80} has the unknown key {key!r}{hint}")
     given = {key: value for key, value in entry.items() if value is not None}
-    files = given.pop("data_files", ())
-    given["data_files"] = tuple([files] if isinstance(files, str) else files)
     _refuse_kinds(given)
-    source = Source(**given)
+    files = given.pop("data_files", ())
+    source = Source(**given, data_files=tuple([files] if isinstance(files, str) else files))
     if source.path in BUILDERS and source.data_files:
+        for key in ("name", "data_dir"):
+            if key in given:
+                raise CorpusError(
+                    f"{source.path} with data_files has no use for {key}: leave it out, and write the files "
+                    "with their folders"
+                )
         more = {"split": source.split, "columns": source.columns, "fraction": source.fraction}
         if source.fraction is not None and len(source.data_files) > 1:
             raise CorpusError(f"{entry!r:.80} has a fraction of several files; give each file an entry")
@@ -132,9 +138,9 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
     for key in ("path", "name", "split", "data_dir"):
         if key in given and not (isinstance(given[key], str) and given[key].strip()):
             raise CorpusError(f"{key} is {given[key]!r:.80}; give text")
-    if not all(isinstance(file, str) for file in given["data_files"]) or isinstance(
-        given["data_files"], Mapping
-    ):
+    files = given.get("data_files", "")
+    several = isinstance(files, Sequence) and all(isinstance(file, str) and file.strip() for file in files)
+    if not (isinstance(files, str) or several):
         raise CorpusError("data_files takes a file or a list of files; choose a split with split")
     columns = given.get("columns", {})
     if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns.values()):
@@ -143,7 +149,8 @@ def _refuse_kinds(given: Mapping[str, Any]) -> None:
             "no list: they are left alone"
         )
     share = given.get("fraction")
-    if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or share <= 0):
+    number = isinstance(share, (int, float)) and not isinstance(share, bool)
+    if share is not None and not (number and 0 < share < math.inf):
         raise CorpusError(f"fraction is {share!r:.80}; give a number above 0")
 
 

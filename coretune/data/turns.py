@@ -136,7 +136,13 @@ def refuse_empty(turn: Message, name: str) -> None:
 
 def refuse_untrained(turn: Message) -> None:
     """LeftOut for a turn of the response that says it is not to be trained on; BadRow where in part."""
-    if turn["role"] != "assistant" or _is_trained(turn):
-        return
+    if turn["role"] == "assistant" and (flag := untrained_by(turn)) is not None:
+        raise LeftOut(f"the response has {flag}: it is not to be trained on")
+
+
+def untrained_by(turn: Message) -> str | None:
+    """The flag of a turn by which it is not trained on; None: it has none. BadRow where in part."""
+    if _is_trained(turn):
+        return None
     key = next(key for key in TURN_FLAGS if turn.get(key) is not None and not turn[key])
-    raise LeftOut(f"the response has {key}: {json.dumps(turn[key])}: it is not to be trained on")
+    return f"{key}: {json.dumps(turn[key])}"

@@ -16,6 +16,7 @@ from coretune.select.ranking import usable_feature
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Pool, Verdict
 
 RATIO_ABOVE, WAY_ABOVE = 1.65, 0.33  # [choice] settled on seeds 0-2 of the skills (docs/results.md)
+TOLD_ABOVE = 1.5  # times its loss after its own prompt, a response has after another: it is told
 NEARLY = 0.9  # of its loss after another prompt, a response has after its own: it may be wrong
 
 
@@ -37,7 +38,7 @@ class Neighbours:
     """
 
     pairs: int = 32
-    on_above: float = 1.5
+    on_above: float = TOLD_ABOVE
 
     name: ClassVar[str] = "neighbours"
     says: ClassVar[str] = "flagged as noisy: its loss is far above that of rows that ask alike"
@@ -67,6 +68,11 @@ class Neighbours:
         """Whether the model can tell a response to another prompt from one to its own."""
         medians = _medians(pool)
         return medians is not None and medians[1] > self.on_above * medians[0]
+
+    def told(self, pool: Pool) -> bool:
+        """The same, where the filter is always on too."""
+        medians = _medians(pool)
+        return medians is not None and medians[1] > (self.on_above or TOLD_ABOVE) * medians[0]
 
     def suspects(self, pool: Pool) -> int:
         """How many of the pairs' responses would be flagged, were the others their neighbours, and

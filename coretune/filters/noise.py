@@ -24,6 +24,8 @@ from coretune.types import (
     Verdict,
 )
 
+TOLD = 0.9  # [choice] right and wrong rows are told apart
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -45,7 +47,7 @@ class Noise:
     """
 
     pairs: int = 64
-    least_told: float = 0.9  # [choice]
+    least_told: float = TOLD
 
     name: ClassVar[str] = "noise"
     says: ClassVar[str] = "flagged as noisy: its prompt does not make its response likelier"
@@ -86,6 +88,11 @@ class Noise:
         """Whether the model can tell a response to another prompt from one to its own."""
         found = self.decision(pool)
         return found is not None and self._is_on(found)
+
+    def told(self, pool: Pool) -> bool:
+        """The same, where the filter is always on too."""
+        found = self.decision(pool)
+        return found is not None and found.on(self.least_told or TOLD)
 
     def suspects(self, pool: Pool) -> int:
         """How many of the pairs' responses score as high after their own prompts as half of them do after

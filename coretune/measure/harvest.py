@@ -32,10 +32,8 @@ from coretune.measure.parameters import Choice
 from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
 from coretune.measure.seen import Seen
-from coretune.measure.settings import MeasureSettings
+from coretune.measure.settings import SEEDED, MeasureSettings
 from coretune.types import IGNORED, Array
-
-SEEDED = ("rademacher", "sjlt")  # bases that are drawn, not fitted
 
 #: What a training step shows.
 HARVESTED = ("loss", "response_embedding", "prompt_embedding", "gradient_norm", "gradient")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from coretune.choices import refuse_other
 from coretune.types import TRAINERS_SEED
 
-BASES = ("rademacher", "sjlt", "gradient_pca", "parameter_pca")
+SEEDED = ("rademacher", "sjlt")  # bases that are drawn, not fitted
+BASES = (*SEEDED, "gradient_pca", "parameter_pca")
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,8 @@ def policy_of(
 
 def may_stand(config: CoresetConfig, online: bool) -> bool:
     """Whether all is measured once, if noise is told before any training (`Reuse.stands`)."""
-    return measures_to_find(config) and config.noise is not None and online and config.warmup == 0
+    before = config.warmup == 0 and not config.taught
+    return measures_to_find(config) and config.noise is not None and online and before
 
 
 def measures_to_find(config: CoresetConfig) -> bool:
@@ -197,22 +198,25 @@ def due(look_again: float, now: int, last: int) -> bool:
     return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
 
 
-def with_found(noise: TellsNoise | None, state: State, rows: Rows, chosen: Coreset) -> Coreset:
+def with_found(config: CoresetConfig, state: State, pool: Pool, rows: Rows, chosen: Coreset) -> Coreset:
     """The coreset with FOUND among its figures, that of the one before where no new row was measured; and
-    with AT_ONCE.
+    with AT_ONCE: where noise is told, and not because the filter is always on, by the model before any
+    training, and not by a teacher.
 
     state  before this refresh
-
-    rows  those whose signals became known in this refresh
+    pool   as it is known now
+    rows   those whose signals became known in this refresh
     [choice] (c + 1) / (m + 2) for c of m rows, the mean of what the share may be: of few rows it is high.
     """
+    noise = config.noise
     if noise is None or not chosen.figures.get("noise_on"):
         return chosen
     before = state.coreset
     flagged, known = chosen.filtered_by(noise.name), before.filtered_by(noise.name)
     assert flagged is not None
     share = before.figures.get(FOUND, 1.0)
-    at_once = {AT_ONCE: 1} if state.round == 0 or AT_ONCE in before.figures else {}
+    first = state.round == 0 and not config.taught and noise.told(pool)
+    at_once = {AT_ONCE: 1} if first or AT_ONCE in before.figures else {}
     if known is not None:
         rows = rows[~known[rows]]
     if len(rows):

@@ -135,10 +135,12 @@ def _written(pool: Pool, name: str, rows: Rows, good: Array, usable: Array, valu
 
 
 def _exact_loss(pool: Pool, written: Mapping[str, Array], anchors: Rows) -> dict[str, Array]:
-    """Measured losses, for the filter that holds them against those without a prompt."""
+    """Measured losses, for the filter that holds them against those without a prompt; of rows that were
+    measured before it was kept, as in a checkpoint of an earlier version, what is believed of them."""
     if not {"loss", EMPTY_PROMPT_LOSS} <= written.keys():
         return {}
-    exact = pool.features.get(EXACT_LOSS, np.full(pool.n, np.nan, np.float32)).copy()
+    believed = pool.features.get("loss", np.full(pool.n, np.nan, np.float32))
+    exact = pool.features.get(EXACT_LOSS, believed).astype(np.float32)
     exact[anchors] = written["loss"][anchors]
     return {EXACT_LOSS: exact}
 

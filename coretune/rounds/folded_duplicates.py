@@ -19,9 +19,13 @@ SPACES = "\u0120\u2581\u010a\u010d\u0109"
 DROPPED = re.compile(rf"[\s{SPACES}.,;:!?¿¡'\"`´‘’“”«»()\[\]{{}}<>|_…·。、，！？]+")
 
 
-def folded(pieces: Iterable[str]) -> list[bytes]:
-    """Of each piece of a vocabulary, as the tokenizer writes it, what counts."""
-    return [DROPPED.sub("", piece).casefold().encode() for piece in pieces]
+def folded(pieces: Iterable[str | None]) -> list[bytes]:
+    """Of each piece of a vocabulary, as the tokenizer writes it, what counts; of a number without a piece
+    the number."""
+    return [
+        _number(token) if piece is None else DROPPED.sub("", piece).casefold().encode()
+        for token, piece in enumerate(pieces)
+    ]
 
 
 def folded_to(n: int, tokens: Read, pieces: list[bytes]) -> Rows:
@@ -34,6 +38,14 @@ def folded_to(n: int, tokens: Read, pieces: list[bytes]) -> Rows:
 
     def contents(block: Rows) -> Iterator[bytes]:
         for ids in tokens(block):
-            yield b"".join([pieces[token] for token in np.asarray(ids).tolist()])
+            known = np.asarray(ids).tolist()
+            parts = [pieces[token] if token < len(pieces) else _number(token) for token in known]
+            # Of nothing but signs these count: rows without a letter are not all one.
+            yield b"".join(parts) or b"".join(map(_number, known))
 
     return lowest_equal(digests(n, contents))
+
+
+def _number(token: int) -> bytes:
+    """Of a token that has no text, in a form that no text has."""
+    return b"\x00%d\x00" % token

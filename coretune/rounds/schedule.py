@@ -12,6 +12,7 @@ from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import WITHIN_LIMITS, select_within
 from coretune.filters import TellsNoise, chain
 from coretune.filters.narrow import Narrow
+from coretune.filters.target_rows import TargetRows
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
@@ -195,6 +196,10 @@ class CoresetConfig:
             raise ValueError(
                 f"the method compares {self.selector.graph_of} and the graph is of {self.refresh.embedding}: "
                 "give refresh the embedding of the method"
+            )
+        if self.train_on_target and any(isinstance(each, TargetRows) for each in self.filters):
+            raise ValueError(
+                "filters has target_rows, which takes out what train_on_target keeps: give one of them"
             )
         if self.teaching and self.warmup == 0:
             raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")

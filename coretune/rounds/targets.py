@@ -105,6 +105,8 @@ def without_examples(
     """The config with the filter that leaves out what of the pool equals an example, where there is such a
     row and nobody asked to train on it; and (n,) bool: these rows. None without a target."""
     if not targets:
+        if config.train_on_target:
+            tell("train_on_target has no effect: no target is given")
         return config, None
     found = equal_rows(rows, TargetExamples(tuple(targets)))
     count = int(found.sum())

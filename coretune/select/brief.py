@@ -112,6 +112,16 @@ class Brief:
         return ("kn_gradient", "if_gradient")
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Settings that these values leave without effect."""
+        searched = ("search", "grid", "tolerance", "evaluations")
+        if self.objective == "sft":
+            idle: tuple[str, ...] = ("alpha", *searched)
+        else:
+            idle = searched if self.alpha is not None else ()
+        return (*idle, "neighbors") if self.lower == "dense" else idle
+
+    @property
     def defaults(self) -> Mapping[str, Any]:
         return DEFAULTS
 

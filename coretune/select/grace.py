@@ -73,6 +73,13 @@ class Grace:
         return tuple(dict.fromkeys((*weighing, *losses, self.embedding)))
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Settings that these values leave without effect."""
+        if self.lambda_ == 0.0:
+            return ("importance", "importance_term")
+        return ("demand", "similarity") if self.lambda_ == 1.0 else ()
+
+    @property
     def graph_of(self) -> str:
         return self.embedding
 

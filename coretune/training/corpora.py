@@ -45,6 +45,10 @@ def pool_of(config: RunConfig, tokenizer: Any, length: int) -> tuple[Corpus, Cor
             f"columns.{name} is {(config.columns or {})[name]!r}, and no row of {data} has that column: "
             "correct it, or leave it out"
         )
+    if config.train_on == "all" and not pool.several:
+        log.warning(
+            "train_on: all changes nothing: no row of %s has several answers", described(config.train_data)
+        )
     if config.eval_fraction is None:
         held_out = config.eval_data and corpus_of(config.eval_data, config, tokenizer, length)
         return pool, held_out or None

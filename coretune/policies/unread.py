@@ -1,0 +1,81 @@
+"""Settings that a run never reads, given all its others: whoever sets one is told that it does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from coretune.engines.covering import WITHIN_LIMITS
+from coretune.filters.cooldown import Cooldown
+from coretune.measure.settings import SEEDED
+from coretune.policies.reuse import noise_sought
+from coretune.rounds.schedule import CoresetConfig
+from coretune.select.brief import Brief
+
+#: Signals that are gradients' projections, and all that need a gradient of the blocks.
+PROJECTED = frozenset({"gradient", "kn_gradient", "if_gradient", "target_cosine", "trajectory"})
+GRADIENTS = PROJECTED | {"gradient_norm", "alignment"}
+
+
+def unread(config: CoresetConfig) -> dict[str, set[str]]:
+    """Room of the `coreset` section -> keys of it; of the method its own, as its `unread` says."""
+    selector = config.selector
+    return {
+        "method": {name.rstrip("_") for name in getattr(selector, "unread", ())},
+        "refresh": {key for keys, read in _of_refresh(config) if not read for key in keys.split()},
+        "signals": {key for key, read in _of_signals(config) if not read},
+        "solver": {key for key, read in _of_solver(config) if not read},
+    }
+
+
+def idle_filters(config: CoresetConfig) -> list[str]:
+    """Filters that have nothing to judge by: rows cool down once a coreset, or a warm-up, trained on them."""
+    trained_before = config.refresh_every != "never" or (config.needs and config.warmup and not config.taught)
+    return [] if trained_before else [each.name for each in config.filters if isinstance(each, Cooldown)]
+
+
+def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
+    refresh, measures = config.refresh, bool(config.needs)
+    again = measures and config.refresh_every != "never"
+    adaptive = config.refresh_every == "adaptive"
+    along = measures and refresh.follows_graph
+    random = refresh.anchors in ("priority", "random")
+    candidates = refresh.anchors == "candidates"
+    yield "anchors propagate repair", measures
+    yield "look_again", again and candidates
+    yield "anchor_share", again and (random or (candidates and config.noise is not None))
+    yield "beta count_alike spread_anchors", again and refresh.anchors == "priority"
+    yield "delta", again and refresh.repair == "local"
+    yield "k embedding", along or refresh.embedding in config.needs
+    yield "scores", along
+    yield "priority_score", along or (measures and adaptive)
+    yield "harvest audit_every", again
+    yield "warmup", measures and (config.teaching or not config.taught)
+    yield "wait", again and noise_sought(config) is not None
+    yield "check_every", adaptive
+    yield "threshold", measures and adaptive
+
+
+def _of_signals(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
+    settings, needs = config.signals, set(config.needs)
+    projected, head = bool(needs & PROJECTED), "head_gradient" in needs
+    cut = settings.basis != "sjlt" and settings.preconditioner == "none"
+    yield "last_blocks", bool(needs & GRADIENTS)
+    yield "parameters", bool(needs & GRADIENTS)
+    yield "projection_dim", projected or head
+    yield "factor_dim", (projected and cut) or head
+    yield "basis", projected and (settings.basis in SEEDED or "trajectory" in needs)
+    yield "preconditioner", projected
+    yield "batch_tokens", bool(needs)
+    yield "reference_rows", "alignment" in needs
+
+
+def _of_solver(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
+    selector = config.selector
+    if isinstance(selector, Brief):
+        yield "memory_limit", True
+        yield "deadline", selector.lower == "auto"
+        return
+    pairs = type(selector) in WITHIN_LIMITS and getattr(selector, "similarity", "dense") == "dense"
+    limited = pairs and config.engine == "local"
+    yield "memory_limit", limited
+    yield "deadline", limited and config.quota is None
