@@ -77,8 +77,7 @@ def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> Cores
     """
     section = {"method": method, **settings}
     made = build_coreset(section, seed)
-    if idle := without_effect(section, made):
-        log.warning("no effect with method %s as it is refreshed: %s", method_of(section)[0], ", ".join(idle))
+    tell_idle(section, made)
     return made
 
 
@@ -127,6 +126,12 @@ def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, 
             if key not in READ_HERE:
                 put(written, _path(room, name) + key, _plain(getattr(parts.get(part, config), field)))
     return written
+
+
+def tell_idle(section: Mapping[str, Any], config: CoresetConfig) -> None:
+    """One line for all settings that do nothing."""
+    if idle := without_effect(section, config):
+        log.warning("no effect with method %s as it is refreshed: %s", method_of(section)[0], ", ".join(idle))
 
 
 def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[str]:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from coretune.config import PROVENANCE, ConfigError, RunConfig
 from coretune.console import first_process
-from coretune.coreset_section import build_coreset, method_of, spelled_out, without_effect
+from coretune.coreset_section import build_coreset, method_of, spelled_out, tell_idle
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.data.sources import described
@@ -134,13 +134,11 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     coreset = build_coreset(config.coreset, config.coreset_seed)
     refuse_other_models(config.model_name_or_path)
-    method = method_of(config.coreset)[0]
-    if idle := without_effect(config.coreset, coreset):
-        log.warning("no effect with method %s as it is refreshed: %s", method, ", ".join(idle))
+    tell_idle(config.coreset, coreset)
     if config.target_data and not TARGET_SIGNALS & set(coreset.needs):
         log.warning(
             "method %s does not choose by a target: target_data only keeps its own rows out of training",
-            method,
+            method_of(config.coreset)[0],
         )
     args = training_arguments(config)
     adapter = adapter_config(config)

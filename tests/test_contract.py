@@ -18,6 +18,7 @@ from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.narrow import Narrow
 from coretune.filters.noise import Noise
+from coretune.policies.unread import UNWEIGHTED
 from coretune.select import SELECTORS
 from coretune.select.importance import IMPORTANCES
 from coretune.testing import check_filter, check_selector, synthetic_pool
@@ -37,7 +38,7 @@ from coretune.types import (
 
 #: settings beside the defaults
 VARIANTS = [
-    *(("grace", {"importance": name}) for name in IMPORTANCES),
+    *(("grace", {"importance": name, "lambda_": 0.5}) for name in IMPORTANCES),
     ("grace", {"similarity": "dense"}),
     ("grace", {"importance_term": "mean", "lambda_": 0.3}),
     ("facility_location", {"similarity": "dense"}),
@@ -74,6 +75,14 @@ FILTER_VARIANTS: list[Filter] = [
 @pytest.mark.parametrize("filter", [*(kind() for kind in FILTERS.values()), *FILTER_VARIANTS], ids=repr)
 def test_every_filter_passes(filter: Filter) -> None:
     check_filter(filter)
+
+
+@pytest.mark.filterwarnings("ignore:only .* usable rows have IFD")
+@pytest.mark.parametrize("name", SELECTORS)
+def test_methods_said_to_give_one_weight_to_all_rows_are_those_that_do(name: str) -> None:
+    selector, pool = SELECTORS[name](), synthetic_pool(40, 4, 0)
+    chosen = selector.select(pool, Budget(9), np.random.default_rng(0))
+    assert (type(selector) in UNWEIGHTED) == bool((chosen.weights == 1).all())
 
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)

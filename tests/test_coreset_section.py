@@ -395,6 +395,9 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("loss", refresh_every="never", filters=["cooldown"]), []),
         (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
         (section_of("random", filters=["cooldown"]), []),
+        (section_of("grace", weighted=True), ["weighted"]),
+        (section_of("craig", weighted=True), []),
+        (section_of("brief", weighted=False), []),
     ],
 )
 def test_settings_that_a_method_never_looks_at_are_named(section: dict[str, Any], idle: list[str]) -> None:

@@ -9,17 +9,26 @@ from coretune.filters.cooldown import Cooldown
 from coretune.measure.settings import SEEDED
 from coretune.policies.reuse import noise_sought
 from coretune.rounds.schedule import CoresetConfig
+from coretune.select import SELECTORS
 from coretune.select.brief import Brief
+from coretune.select.craig import Craig
+from coretune.select.gradmatch import GradMatch
+from coretune.select.gtp import Gtp
 
 #: Signals that are gradients' projections, and all that need a gradient of the blocks.
 PROJECTED = frozenset({"gradient", "kn_gradient", "if_gradient", "target_cosine", "trajectory"})
 GRADIENTS = PROJECTED | {"gradient_norm", "alignment"}
 
+#: Methods that give all rows the same weight; what is made from one of them may weigh its own.
+UNWEIGHTED = frozenset(SELECTORS.values()) - {Brief, Craig, GradMatch, Gtp}
+
 
 def unread(config: CoresetConfig) -> dict[str, set[str]]:
-    """Room of the `coreset` section -> keys of it; of the method its own, as its `unread` says."""
+    """Room of the `coreset` section -> keys of it, "" beside `method`; of the method its own, as its `unread`
+    says."""
     selector = config.selector
     return {
+        "": {"weighted"} if type(selector) in UNWEIGHTED else set(),
         "method": {name.rstrip("_") for name in getattr(selector, "unread", ())},
         "refresh": {key for keys, read in _of_refresh(config) if not read for key in keys.split()},
         "signals": {key for key, read in _of_signals(config) if not read},

@@ -47,7 +47,8 @@ def pool_of(config: RunConfig, tokenizer: Any, length: int) -> tuple[Corpus, Cor
         )
     if config.train_on == "all" and not pool.several:
         log.warning(
-            "train_on: all changes nothing: no row of %s has several answers", described(config.train_data)
+            "train_on is all, and no row of %s has more than one answer to train on",
+            described(config.train_data),
         )
     if config.eval_fraction is None:
         held_out = config.eval_data and corpus_of(config.eval_data, config, tokenizer, length)

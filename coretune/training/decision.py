@@ -95,9 +95,6 @@ def record(
         for line in unserved(now.coreset.figures, [target.name for target in targets]):
             log.warning("%s", line)
 
-        if config.weighted and (now.coreset.weights == 1).all():
-            log.warning("weighted has no effect: the method gives all rows of the coreset the same weight")
-
     def decode(tokens: list[list[int]]) -> list[str]:
         if tokenizer is None:  # of a plain Trainer whose method measures nothing
             return [" ".join(map(str, ids)) for ids in tokens]
