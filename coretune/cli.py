@@ -161,7 +161,7 @@ def demo_real(
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Two arms on 1,500 real rows with SmolLM2-135M, at equal compute: everything, a GRACE coreset."""
+    """Two arms on 1,300 real rows with SmolLM2-135M, at equal compute: everything, a GRACE coreset."""
 
     def work() -> None:
         from pathlib import Path
