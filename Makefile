@@ -2,7 +2,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo demo-real test test-matrix lint format clean
+.PHONY: demo demo-real test test-matrix test-parallel lint format clean
 
 demo: $(READY)
 	.venv/bin/python -m coretune demo
@@ -17,6 +17,10 @@ test: lint
 # The trainers' tests under the last three minor versions of transformers and of TRL; needs the package index.
 test-matrix: $(READY)
 	.venv/bin/python bench/matrix.py --check
+
+# Two processes beside one in every way they can share a model; DeepSpeed is installed from the package index.
+test-parallel: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python bench/parallel.py --deepspeed --check
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet .

@@ -1,7 +1,7 @@
 """Is a run that was killed and gone on with the very run it would have been?
 
     python bench/kill.py                        100 kills
-    python bench/kill.py --processes 2          of one of two processes; the other has to stop by itself
+    python bench/kill.py --processes 2          of one of two processes, the other has to stop; or of both
     python bench/kill.py --quick --check        6 kills, under a minute; exit 1 names each target missed
 
 A real run (the demo's model with LoRA and dropout on a generated pool, GRACE with weights, refreshes and a
@@ -15,7 +15,6 @@ any process, in any attempt; any weight; any line of selection.parquet.
 from __future__ import annotations
 
 import ctypes
-import json
 import multiprocessing
 import os
 import platform
@@ -27,27 +26,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from command import parser_of
+from command import parser_of, tell_missed
+from job import PATIENCE, Job, Outcome
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
+from ways import DDP, WAYS
 
-from coretune import run
-from coretune.config import check_config
 from coretune.ledger import Ledger
-from coretune.playground import BASE_MODEL, make_pool
-from coretune.recording.run_files import SELECTION
-from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.training.checkpoints import newest_whole
 from coretune.training.train import CoresetSFTTrainer
 
@@ -56,59 +49,6 @@ PHASES = ("warm-up", "measurement", "graph", "selection", "checkpoint")
 ANY = "at any moment"
 MOST_KILLS = 3  # of one run
 LONGEST = 1800  # seconds that the run nobody kills may take
-PATIENCE = 60  # seconds within which a process whose neighbour is gone has to stop
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: its data are in `home`, `processes` of them train it."""
-
-    home: Path
-    rows: int = 96
-    steps: int = 12
-    processes: int = 1
-
-    def prepare(self) -> None:
-        make_pool(0, rows=self.rows, held_out=1).write(self.home / "data")
-
-    def config(self, folder: Path, resume: bool) -> Any:
-        return check_config(
-            {
-                "model_name_or_path": str(BASE_MODEL),
-                "train_data": str(self.home / "data" / "pool.jsonl"),
-                "output_dir": str(folder),
-                "resume_from_checkpoint": resume,
-                "coreset": {
-                    "method": "grace",
-                    "budget": "25%",
-                    "refresh_every": 3,
-                    "weighted": True,
-                    "refresh": {
-                        "warmup": 0.2,
-                        "anchors": "priority",
-                        "propagate": "average",
-                        "anchor_share": 0.3,
-                        "k": 5,
-                    },
-                },
-                "peft": {"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
-                "training": {
-                    "max_steps": self.steps,
-                    "per_device_train_batch_size": 8 // self.processes,
-                    "learning_rate": 1e-3,
-                    "bf16": False,
-                    "gradient_checkpointing": False,
-                    "save_strategy": "steps",
-                    "save_steps": 2,
-                    "save_total_limit": 2,
-                    "report_to": "none",
-                    "disable_tqdm": True,
-                    "use_cpu": True,
-                    "dataloader_pin_memory": False,
-                    "ddp_timeout": PATIENCE,
-                },
-            }
-        )
 
 
 class Watch:
@@ -128,26 +68,9 @@ class Watch:
 
 
 def worker(job: Job, folder: Path, rank: int, port: int, watch: Watch) -> None:
-    """One process of the run, from the newest whole checkpoint where there is one."""
-    if job.processes > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(job.processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    torch.set_num_threads(1)
-    spoken = (folder / f"spoken-{rank}.txt").open("a", encoding="utf-8")
-    trace = os.open(folder / f"trace-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    """One process of the run, watched."""
     _watch_phases(watch)
-    _trace_steps(trace, rank)
-    resume = newest_whole(folder / "run")[0] is not None
-    with redirect_stdout(spoken), redirect_stderr(spoken):
-        run.quiet()
-        trainer = run.build_trainer(job.config(folder / "run", resume))
-        trainer.train(resume)
-        trainer.save_model()
+    job.train(folder, rank, port)
 
 
 def _watch_phases(watch: Watch) -> None:
@@ -176,18 +99,6 @@ def _watch_phases(watch: Watch) -> None:
         setattr(owner, name, ours)
 
 
-def _trace_steps(file: int, rank: int) -> None:
-    """A line a micro-batch, written at once: step, process, the ids of its examples."""
-    stock = CoresetSFTTrainer.training_step
-
-    def traced(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        ids = [self.pool_rows.ids[row] for row in inputs[EXAMPLE_ID].tolist()]
-        os.write(file, (json.dumps([self.state.global_step, rank, ids]) + "\n").encode())
-        return stock(self, model, inputs, *args, **kwargs)
-
-    CoresetSFTTrainer.training_step = traced  # type: ignore[method-assign]
-
-
 @dataclass
 class Attempt:
     """The processes of one start of a job."""
@@ -213,14 +124,16 @@ class Attempt:
     def alive(self) -> bool:
         return all(process.exitcode is None for process in self.workers)
 
-    def kill_after(self, phase: str, count: int, seconds: float, rank: int) -> bool:
-        """Kill process `rank` seconds after the count-th beginning of the phase; False: it was through."""
+    def kill_after(self, phase: str, count: int, seconds: float, ranks: Sequence[int]) -> bool:
+        """Kill these processes seconds after the count-th beginning of the phase; False: all were through."""
         while self.alive() and phase != ANY and self.watch.count(phase) < count:
             time.sleep(0.0005)
         time.sleep(seconds)
-        self.workers[rank].kill()
-        self.workers[rank].join()
-        return self.workers[rank].exitcode == -signal.SIGKILL
+        for rank in ranks:
+            self.workers[rank].kill()
+        for rank in ranks:
+            self.workers[rank].join()
+        return any(self.workers[rank].exitcode == -signal.SIGKILL for rank in ranks)
 
     def end(self, limit: float) -> tuple[list[int | None], int]:
         """Exit codes once all have stopped, and how many had to be stopped after `limit` seconds."""
@@ -233,46 +146,6 @@ class Attempt:
                 process.kill()
                 process.join()
         return [process.exitcode for process in self.workers], hung
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run is compared by."""
-
-    steps: dict[tuple[int, int], list[str]]  # (step, process) -> ids of its examples
-    weights: dict[str, torch.Tensor]
-    selections: Any
-    contradictions: int = 0  # steps that an attempt trained on other examples than an earlier one
-
-    @classmethod
-    def of(cls, folder: Path, processes: int) -> Outcome:
-        steps: dict[tuple[int, int], list[str]] = {}
-        contradictions = 0
-        for rank in range(processes):
-            for line in (folder / f"trace-{rank}.jsonl").read_text(encoding="utf-8").splitlines():
-                step, process, ids = json.loads(line)
-                contradictions += steps.setdefault((step, process), ids) != ids
-        weights = load_file(folder / "run" / "adapter_model.safetensors")
-        return cls(steps, weights, pq.read_table(folder / "run" / SELECTION), contradictions)
-
-    def differs(self, other: Outcome) -> list[str]:
-        same_weights = self.weights.keys() == other.weights.keys() and all(
-            torch.equal(value, other.weights[name]) for name, value in self.weights.items()
-        )
-        faults = {
-            "contradicting steps": self.contradictions > 0,
-            "examples": self.steps != other.steps,
-            "weights": not same_weights,
-            "selection.parquet": not same_table(self.selections, other.selections),
-        }
-        return [name for name, fault in faults.items() if fault]
-
-
-def same_table(ours: pa.Table, theirs: pa.Table) -> bool:
-    """Whether all values are equal, NaN to NaN too, which Arrow's own `equals` says of no two."""
-    return ours.schema == theirs.schema and all(
-        repr(ours[name].to_pylist()) == repr(theirs[name].to_pylist()) for name in ours.column_names
-    )
 
 
 def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -> tuple[Counter[str], float]:
@@ -288,6 +161,8 @@ def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -
         raise RuntimeError(f"the run nobody kills ended with {codes}: {spoken[-3000:]}")
     limit = 2 * PATIENCE + 10 * seconds  # on a busy machine a run may take longer than the first did
     expected = Outcome.of(job.home / "whole", job.processes)
+    every = list(range(job.processes))
+    groups = [[rank] for rank in every] + ([every] if job.processes > 1 else [])
     times = {phase: whole.watch.count(phase) for phase in PHASES}
     while counts["kills"] < kills:
         folder = job.home / f"killed-{counts['runs']}"
@@ -298,7 +173,8 @@ def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -
             count = 1 if phase == ANY else draw.randint(1, times[phase])
             delay = draw.uniform(0, seconds if phase == ANY else 0.05)
             attempt = Attempt(job, folder)
-            if attempt.kill_after(phase, count, delay, draw.randrange(job.processes)):
+            ranks = draw.choice(groups)
+            if attempt.kill_after(phase, count, delay, ranks):
                 counts["kills"] += 1
                 counts[f"kills: {phase}"] += 1
             counts["hung"] += attempt.end(limit)[1]
@@ -318,7 +194,10 @@ def kill_runs(job: Job, kills: int, seed: int, console: Console | None = None) -
 
 def report(job: Job, counts: Counter[str], seconds: float, console: Console) -> list[str]:
     """Prints the table; returns a line for each target missed."""
-    title = f"{job.steps} steps, {job.processes} process(es); a run nobody kills takes {seconds:.1f} s"
+    shared = f" ({job.way})" if job.processes > 1 else ""
+    title = (
+        f"{job.steps} steps, {job.processes} process(es){shared}; a run nobody kills takes {seconds:.1f} s"
+    )
     table = Table(title=title)
     table.add_column("what")
     table.add_column("count", justify="right")
@@ -337,6 +216,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--way", choices=WAYS, default=DDP, help="in which several processes share the model")
     parser.add_argument("--folder", help="where the runs go for the while; default: the temporary directory")
     parser.add_argument("--keep", action="store_true", help="leave what is in the folder")
     parser.add_argument("--seed", type=int, default=0)
@@ -347,16 +227,14 @@ def main() -> int:
     console.print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
     home = Path(tempfile.mkdtemp(prefix="coretune-kill-", dir=options.folder))
     try:
-        job = Job(home, steps=options.steps, processes=options.processes)
+        job = Job(home, steps=options.steps, processes=options.processes, way=options.way)
         kills = 6 if options.quick else options.kills
         counts, seconds = kill_runs(job, kills, options.seed, console)
     finally:
         if not options.keep:
             shutil.rmtree(home, ignore_errors=True)
     missed = report(job, counts, seconds, console)
-    for line in missed:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed else 0
+    return tell_missed(missed, options.check)
 
 
 if __name__ == "__main__":

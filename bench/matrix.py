@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,8 +21,8 @@ from pathlib import Path
 from command import parser_of
 from rich.console import Console
 from rich.table import Table
+from scratch import ROOT, environment
 
-ROOT = Path(__file__).parents[1]
 TESTS = [
     "test_train.py",
     "test_train_plain.py",
@@ -55,23 +54,6 @@ def minors(package: str) -> list[str]:
     return list(newest.values())[:MINORS]
 
 
-def environment(home: Path, package: str, release: str) -> Path:
-    """A scratch environment's python: this one's packages behind the one that is asked for."""
-    folder = home / f"{package}-{release}"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    (Path(site) / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n", encoding="utf-8")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", f"{package}=={release}"]
-    subprocess.run(install, check=True)
-    return python
-
-
 def run_tests(python: Path, tests: list[str]) -> tuple[bool, str]:
     known = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
@@ -96,7 +78,9 @@ def main() -> int:
         for package in here:
             for release in minors(package):
                 lame = package == "trl" and release.startswith(NEEDS_TRITON) and find_spec("triton") is None
-                good, told = run_tests(environment(Path(home), package, release), SEAMS if lame else tests)
+                folder = Path(home) / f"{package}-{release}"
+                python = environment(folder, f"{package}=={release}", alone=True)
+                good, told = run_tests(python, SEAMS if lame else tests)
                 told += " (the seams alone: it needs Triton)" if lame else ""
                 cell = {**here, package: release}
                 console.print(f"transformers {cell['transformers']}, trl {cell['trl']}: {told}")

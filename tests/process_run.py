@@ -21,21 +21,22 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
+from peft import LoraConfig
 from taught import Pupil
 from tiny_run import coreset_config, corpus, model_folder, records, trainer, weights, write_jsonl
 from trl import SFTConfig
 
+from bench.ways import DDP, FSDP, arguments, as_devices, whole_weights
 from coretune import run
 from coretune.config import check_config
 from coretune.select import SELECTORS
-from coretune.training.identity import tensors_fingerprint, trained_checksums
+from coretune.training.identity import tensors_fingerprint
 from coretune.training.refusals import can_weigh
 from coretune.training.row_signals import RowSignals
 
 FORK = multiprocessing.get_context("fork")
 ROWS = 8  # a step, over all processes
+SPLIT = {way.rpartition(" ")[2]: way for way in FSDP}  # by the kind of state dict
 WAIT = 120  # seconds a process waits for the others, on a busy machine too
 
 
@@ -119,50 +120,56 @@ def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
     )
 
 
-def losses(made: Any, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Loss and gradient norm of every step of a run with measurements between them, and its weights."""
+def told(made: Any, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Rows, loss and gradient norm of every step of a run with measurements between them, and its weights."""
     made.train(None if checkpoint is None else str(checkpoint))
+    made.save_model()
     steps = [line for line in made.state.log_history if "grad_norm" in line]
     return {
+        "trained": made.trained,
         "losses": [line["loss"] for line in steps],
         "norms": [line["grad_norm"] for line in steps],
-        "weights": trained_checksums(made.model),
+        "weights": {name: value.flatten().tolist() for name, value in whole_weights(made.model).items()},
+        "saved": sorted(path.name for path in Path(made.args.output_dir).glob("*model.safetensors")),
     }
 
 
-def measured(folder: Path, world: int, **settings: Any) -> Any:
-    """Full fine-tuning: measured before steps 0, 2 and 4."""
-    usual = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+def measured(folder: Path, adapter: bool, way: str, **settings: Any) -> Any:
+    """Measured before steps 0, 2 and 4: all weights with GRACE, an adapter with a method of gradients."""
+    usual = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1, **arguments(way)}
     usual |= {"per_device_train_batch_size": 2, "ddp_timeout": WAIT, "gradient_checkpointing": False}
-    return trainer(folder, coreset_config("grace"), **{**usual, **settings})
+    if adapter:
+        usual["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    config = settings.pop("coreset", coreset_config("craig" if adapter else "grace"))
+    return trainer(folder, config, **{**usual, **settings})
 
 
-def whole(folder: Path, rank: int, world: int) -> dict[str, Any]:
-    return losses(measured(folder / "whole", world))
-
-
-def split(kind: str, resume: bool = False) -> Callable[[Path, int, int], dict[str, Any]]:
-    """The same under FSDP 2, which accelerate (1.15) makes of processes with devices only: here it is told
-    that these, on CPUs, are such. `kind` of state dict; resume: from step 3."""
+def sharing(
+    way: str, adapter: bool = False, resume: bool = False
+) -> Callable[[Path, int, int], dict[str, Any]]:
+    """Two processes that share a model in this way; resume: from step 3."""
 
     def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
-        name = f"split-{kind}"
-        settings = {"version": 2, "state_dict_type": f"{kind}_STATE_DICT", "reshard_after_forward": True}
-        settings |= {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
-        settings |= {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-        PartialState.set_device = lambda state: setattr(state, "device", torch.device("cpu"))
-        made = measured(
-            folder / (f"{name}-resumed" if resume else name),
-            world,
-            fsdp="full_shard",
-            fsdp_config=settings,
-            use_cpu=False,
-        )
-        return losses(made, folder / name / "checkpoint-3" if resume else None)
+        as_devices(way)
+        name = f"{way}-{adapter}"
+        made = measured(folder / (f"{name}-resumed" if resume else name), adapter, way)
+        return told(made, folder / name / "checkpoint-3" if resume else None)
 
     return run
+
+
+def taught_in_parts(folder: Path, rank: int, world: int) -> dict[str, Any]:
+    """Methods that look through a teacher, under FSDP 2."""
+    as_devices(SPLIT["FULL"])
+    errors = {}
+    for method in ("brief", "gtp"):
+        alone = {"refresh_every": "never", "anchors": "all", "propagate": "none", "repair": "none"}
+        config = coreset_config(method, warmup=0.5, weighted=method == "gtp", **alone)
+        try:
+            measured(folder / method, False, SPLIT["FULL"], coreset=config)
+        except ValueError as error:
+            errors[method] = str(error)
+    return {"errors": errors, "written": [path.name for path in folder.glob("brief/*")]}
 
 
 def command(folder: Path, rank: int, world: int) -> dict[str, Any]:
@@ -224,11 +231,13 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
     "resumed by one": (resumed, 1),
     "taught, one": (taught, 1),
     "taught, two": (taught, 2),
-    "whole": (whole, 2),
-    "FULL": (split("FULL"), 2),
-    "FULL resumed": (split("FULL", resume=True), 2),
-    "SHARDED": (split("SHARDED"), 2),
-    "SHARDED resumed": (split("SHARDED", resume=True), 2),
+    "DDP": (sharing(DDP), 2),
+    "DDP, adapter": (sharing(DDP, adapter=True), 2),
+    **{f"{kind}": (sharing(way), 2) for kind, way in SPLIT.items()},
+    **{f"{kind} resumed": (sharing(way, resume=True), 2) for kind, way in SPLIT.items()},
+    **{f"{kind}, adapter": (sharing(way, adapter=True), 2) for kind, way in SPLIT.items()},
+    "SHARDED, adapter resumed": (sharing(SPLIT["SHARDED"], adapter=True, resume=True), 2),
+    "taught, split": (taught_in_parts, 2),
     "command": (command, 2),
     "strangers": (strangers, 2),
     "dies": (failing(dies), 2),

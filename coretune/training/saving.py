@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.fsdp import StateDictType
 
 from coretune.files import read_json, write_json, writing
 from coretune.training.run_folder import drop_old, remove_checkpoint
@@ -45,8 +47,23 @@ class SavingTrainer(SealedCheckpoints):
             self.args.save_total_limit = self._checkpoint_limit
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with writing(output_dir or self.args.output_dir, self._bytes(optimizer=False), REMEDY):
+        whole = nullcontext() if _internal_call else self._whole_weights()
+        with writing(output_dir or self.args.output_dir, self._bytes(optimizer=False), REMEDY), whole:
             super().save_model(output_dir, _internal_call)
+
+    @contextmanager
+    def _whole_weights(self) -> Iterator[None]:
+        """Inside, weights that FSDP splits are saved whole: with split checkpoints (SHARDED_STATE_DICT) the
+        stock trainer (5.23) saves no model at the end, and says nothing of it."""
+        if not self.is_fsdp_enabled:
+            yield
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        kept, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+        try:
+            yield
+        finally:
+            plugin.state_dict_type = kept
 
     def begin_checkpoint(self, folder: Path) -> None:
         """Write into a checkpoint's folder what comes before the stock trainer's files."""

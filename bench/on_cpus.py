@@ -1,0 +1,38 @@
+"""Run a training script as accelerate's configurations for devices ask for, on this machine's CPUs.
+
+    accelerate launch --config_file examples/accelerate/fsdp.yaml bench/on_cpus.py examples/train.py …
+
+The script is as it is; its SFTConfig alone is told not to ask for CPUs, which to accelerate are no devices.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from typing import Any
+
+import trl
+from ways import FSDP, ZERO, as_devices
+
+
+def main(script: str) -> None:
+    split = [
+        way
+        for way, name in (("FSDP", "FSDP"), ("ZeRO", "DEEPSPEED"))
+        if f"ACCELERATE_USE_{name}" in os.environ
+    ]
+    stock = trl.SFTConfig
+
+    def on_devices(**given: Any) -> Any:
+        return stock(**{**given, "use_cpu": False})
+
+    if split:
+        as_devices(next(iter(FSDP if split == ["FSDP"] else ZERO)))
+        trl.SFTConfig = on_devices
+    sys.argv = sys.argv[1:]
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
