@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -138,16 +138,24 @@ def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[st
     """Paths of settings with a value of their own that this method and schedule never read."""
     name, kind = method_of(section)
     idle, places, given = unread(config), places_of(section, kind), _by_room(section)
-    usual = _usual(config.selector, name)
-    paths = [
-        f"coreset.{_path(room, name)}{key}"
-        for room, keys in idle.items()
-        for key, value in given[room].items()
-        if key in keys and _plain(value) != _plain(usual[room].get(key, _default(*places[room][key])))
-    ]
+    usual, paths = _usual(config.selector, name), []
+    for room, keys in idle.items():
+        for key in keys & given[room].keys():
+            part, field = places[room][key]
+            otherwise = usual[room].get(key, _default(part, field))
+            if _plain(given[room][key]) != _plain(otherwise) and _measures_alike(
+                config, part, field, otherwise
+            ):
+                paths.append(f"coreset.{_path(room, name)}{key}")
     if config.filters != filters_of(usual[""].get("filters", [])):
         paths += [f"coreset.filters.{each}" for each in idle_filters(config)]
     return sorted(paths)
+
+
+def _measures_alike(config: CoresetConfig, part: type, field: str, value: Any) -> bool:
+    """Whether no other signals are measured with this value of the field."""
+    refresh = config.refresh
+    return part is not AnchorRefresh or replace(refresh, **{field: value}).needs == refresh.needs
 
 
 def _usual(selector: Any, name: str) -> Given:

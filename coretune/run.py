@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from coretune.config import PROVENANCE, ConfigError, RunConfig
 from coretune.console import first_process
-from coretune.coreset_section import build_coreset, method_of, spelled_out, tell_idle
+from coretune.coreset_section import build_coreset, spelled_out, tell_idle
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.data.sources import described
@@ -36,13 +36,14 @@ from coretune.recording.run_lock import run_lock
 from coretune.recording.target_record import served_by
 from coretune.report import write_report
 from coretune.rounds.state import State
-from coretune.rounds.targets import TARGET_SIGNALS, Target
+from coretune.rounds.targets import Target
 from coretune.scoring.evaluate import Row
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.corpora import corpus_of, pool_of
+from coretune.training.idle import idle_arguments
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
@@ -74,6 +75,8 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
+    for line in idle_arguments(config.training, trainer.args, config.evaluated):
+        log.warning("%s", line)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, lambda: about_run(config)) or counted(
         trainer, config
@@ -107,9 +110,14 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     with the model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched
     but for one key more, `coretune`.
     """
+    if config.resume_from_checkpoint:
+        raise ConfigError(
+            "select goes on with no run: leave resume_from_checkpoint out; to choose by the weights of a "
+            "checkpoint set model_name_or_path to its folder"
+        )
     quick = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
     training = {**config.training, **quick}
-    alone = config.model_copy(update={"training": training, "resume_from_checkpoint": None})
+    alone = config.model_copy(update={"training": training})
     with run_lock(config.output_dir, first_process()), writing(config.output_dir, None, "make room"):
         _refuse_run_before_selection(config.output_dir)
         trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
@@ -135,11 +143,6 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     coreset = build_coreset(config.coreset, config.coreset_seed)
     refuse_other_models(config.model_name_or_path)
     tell_idle(config.coreset, coreset)
-    if config.target_data and not TARGET_SIGNALS & set(coreset.needs):
-        log.warning(
-            "method %s does not choose by a target: target_data only keeps its own rows out of training",
-            method_of(config.coreset)[0],
-        )
     args = training_arguments(config)
     adapter = adapter_config(config)
     tokenizer = load_tokenizer(config.model_name_or_path, args)
@@ -187,6 +190,8 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
         return []
     source = config.evaluate.file or config.eval_data
     held_out = config.eval_fraction is not None and source is None
+    for line in config.evaluate.idle:
+        log.warning("%s", line)
     if source is None and not held_out:
         raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
     source = source or config.train_data

@@ -26,6 +26,7 @@ from coretune.measure.meter import PROJECTED as METER_PROJECTED
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import SIGNALS, _Passes
 from coretune.policies.unread import GRADIENTS, PROJECTED, unread
+from coretune.presets import PRESETS
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select import SELECTORS
 from coretune.select.grace import Grace
@@ -395,6 +396,20 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("loss", refresh_every="never", filters=["cooldown"]), []),
         (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
         (section_of("random", filters=["cooldown"]), []),
+        (section_of("d2", refresh_every="never", refresh={"anchors": "random"}), ["refresh.anchors"]),
+        (section_of("d2", refresh_every="never", refresh={"propagate": "fit"}), ["refresh.propagate"]),
+        (section_of("d2", refresh_every="never", refresh=dict(PRESETS["rds"]["refresh"])), []),
+        (section_of("rds", refresh={"anchors": "priority"}), []),  # it measures for a graph then
+        (
+            section_of("d2", refresh={"anchors": "all", "propagate": "fit", "delta": 0.1}),
+            ["refresh.propagate"],
+        ),
+        (
+            section_of("d2", refresh_every="adaptive", refresh={"check_every": 3, "look_again": 3.0}),
+            ["refresh.look_again"],
+        ),
+        (section_of("d2", refresh={"priority_score": "gradient_norm"}), ["refresh.priority_score"]),
+        (section_of("d2", refresh={"priority_score": "gradient_norm", "audit_every": 2}), []),
         (section_of("grace", weighted=True), ["weighted"]),
         (section_of("craig", weighted=True), []),
         (section_of("brief", weighted=False), []),
@@ -423,6 +438,7 @@ def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() ->
         {"anchors": "priority"},
         {"anchors": "random"},
         {"anchors": "all", "repair": "rebuild"},
+        {"anchors": "all", "propagate": "fit"},
         {"filters": (Noise(pairs=8),)},
         {"anchors": "all", "propagate": "none", "repair": "none"},
     ],

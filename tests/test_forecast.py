@@ -14,7 +14,6 @@ from tiny_run import coreset_config, trainer
 
 from coretune.ledger import Ledger
 from coretune.planning.forecast import Looks, Moved, forecast
-from coretune.planning.plan import selections_of
 from coretune.planning.rehearsal import Choosing, Rehearsal, looking_at
 from coretune.probing.probe import ages_of
 from coretune.refresh import advance, start
@@ -93,9 +92,9 @@ def test_there_are_as_many_as_later_selections(warmup: int, every: int, rounds: 
     clock = Clock(1, 10, warmup, every)
     moved = Moved(signals(0), signals(1), (1.0, 2.0))
     ages = np.arange(1.0, rounds + 1)
-    if selections_of(clock, rounds):
+    if clock.selections(rounds):
         found = forecast(setting(), known(), moved, clock, ages)
-        assert len(found) == selections_of(clock, rounds) - 1
+        assert len(found) == clock.selections(rounds) - 1
 
 
 def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:

@@ -20,7 +20,7 @@ from coretune.config import RunConfig, check_config
 from coretune.ledger import Cost, Ledger
 from coretune.neighbors.graph import build
 from coretune.planning import plan, rehearsal
-from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predict, selections_of, verdict
+from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predict, verdict
 from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.planning.workload import about_run, workload
 from coretune.probing import probe
@@ -82,7 +82,7 @@ def test_selections_and_audits_are_those_that_dynamic_makes(
         if after == 0 or (after > 0 and every and after % every == 0):
             audits += bool(audit and made and made % audit == 0)
             made += 1
-    assert selections_of(clock, total) == made
+    assert clock.selections(total) == made
     assert audits_of(made, audit) == audits
 
 

@@ -139,6 +139,9 @@ def test_a_number_is_the_most_of_any_value() -> None:
         ({"source": {"math": {"least": 0.1}}}, "write {source"),
         ({"source": {"math": {"min": 0.5, "max": 0.2}}}, "min 0.5 is above max 0.2"),
         ({"source": {"a": {"min": 0.7}, "b": {"min": 0.6}}}, "minima add up to 1.3"),
+        ({"source": 1.0}, "quota binds nobody"),
+        ({"source": {}}, "quota binds nobody"),
+        ({"source": {"a": {"min": 0}, "b": 1}}, "quota binds nobody"),
     ],
 )
 def test_what_is_no_quota_is_refused(written: object, words: str) -> None:

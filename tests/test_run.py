@@ -339,6 +339,11 @@ def test_any_trainer_reads_what_select_writes(data: Path, tmp_path: Path) -> Non
     assert sorted(made.pool_rows.ids) == sorted(line["id"] for line in lines)
 
 
+def test_select_goes_on_with_no_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leave resume_from_checkpoint out; to choose by the weights of a"):
+        run.select(config(data, tmp_path, resume_from_checkpoint=True))
+
+
 def test_select_goes_with_settings_that_only_training_needs(data: Path, tmp_path: Path) -> None:
     best = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
     assert run.select(config(data, tmp_path, training={**TRAINING, **best})).exists()

@@ -8,7 +8,6 @@ Both are numbers: the workload is read off the config and its clock, the rates o
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,6 @@ from coretune.files import read_json, write_json
 from coretune.ledger import PHASES, Cost
 from coretune.planning.rehearsal import Rehearsal
 from coretune.recording.run_files import OWN
-from coretune.rounds.schedule import Clock
 
 PLAN = f"{OWN}/plan.json"
 CHOOSING = ("measurement", "graph", "selection")
@@ -122,15 +120,6 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "total": asdict(self.total), "verdict": verdict(self)}
-
-
-def selections_of(clock: Clock, steps: int) -> int:
-    """Coresets chosen in so many steps."""
-    rounds = math.ceil(steps / clock.steps)
-    after = rounds - clock.warmup_rounds
-    if after <= 0:
-        return 0
-    return 1 if clock.every == 0 else math.ceil(after / clock.every)
 
 
 def audits_of(selections: int, every: int | None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from coretune.config import RunConfig
 from coretune.coreset_section import build_coreset, spelled_out
 from coretune.ledger import Cost
-from coretune.planning.plan import Rates, Work, Workload, audits_of, predict, selections_of
+from coretune.planning.plan import Rates, Work, Workload, audits_of, predict
 from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.policies.reuse import may_stand
 from coretune.rounds.refresh_settings import AnchorRefresh
@@ -48,7 +48,7 @@ def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
     else:
         warmup_steps = clock.warmup_rounds * clock.steps
         warmup = pool.scaled(warmup_steps * rows_a_step / n)
-    selections = selections_of(clock, args.max_steps)
+    selections = clock.selections(args.max_steps)
     held_out = _held_out(trainer)
     rounds = math.ceil(args.max_steps / clock.steps)
     compared = min(1, selections) if _measures_once(trainer) else selections

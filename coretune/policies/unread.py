@@ -49,14 +49,17 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     along = measures and refresh.follows_graph
     random = refresh.anchors in ("priority", "random")
     candidates = refresh.anchors == "candidates"
-    yield "anchors propagate repair", measures
-    yield "look_again", again and candidates
+    graphless = measures and not along  # by these three together
+    yield "anchors repair", again or graphless
+    yield "propagate", (again and refresh.anchors != "all") or graphless
+    yield "look_again", again and candidates and not (adaptive and config.noise is None)
     yield "anchor_share", again and (random or (candidates and config.noise is not None))
     yield "beta count_alike spread_anchors", again and refresh.anchors == "priority"
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along
-    yield "priority_score", along or (measures and adaptive)
+    compared = adaptive or config.audit_every is not None
+    yield "priority_score", measures and (compared or (again and refresh.anchors == "priority"))
     yield "harvest audit_every", again
     yield "warmup", measures and (config.teaching or not config.taught)
     yield "wait", again and noise_sought(config) is not None

@@ -91,11 +91,18 @@ def parse_quota(given: Any) -> QuotaRequest:
             f"{{{COLUMN}: {column}}}, and write {COLUMN} here"
         )
     if not isinstance(shares, Mapping):
-        return QuotaRequest(_share("the maximum", shares, forms))
+        return _binding(QuotaRequest(_share("the maximum", shares, forms)), forms)
     named = tuple((value, *_bounds(value, share, forms)) for value, share in shares.items())
     if (total := sum(low for _, low, _ in named)) > 1 + EXACT:
         raise ValueError(f"quota: the minima add up to {total:g} of the budget: let them add up to 1 at most")
-    return QuotaRequest(1.0, tuple((None if v is None else str(v), low, high) for v, low, high in named))
+    request = QuotaRequest(1.0, tuple((None if v is None else str(v), low, high) for v, low, high in named))
+    return _binding(request, forms)
+
+
+def _binding(request: QuotaRequest, forms: str) -> QuotaRequest:
+    if request.each == 1.0 and all((low, high) == (0.0, 1.0) for _, low, high in request.named):
+        raise ValueError(f"quota binds nobody, for all may have the whole budget: leave it out, or {forms}")
+    return request
 
 
 def _bounds(value: Any, share: Any, forms: str) -> tuple[float, float]:

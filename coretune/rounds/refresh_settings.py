@@ -45,7 +45,8 @@ class AnchorRefresh:
     embedding       the signal whose cosine makes the graph [choice: prompts, since rows that ask alike should
                     be answered alike; docs/results.md compares it with the responses]
     scores          further signals to measure
-    priority_score  the signal whose discrepancy counts
+    priority_score  with "priority" the signal whose discrepancy counts; also what refresh_every "adaptive"
+                    tests and audit_every compares
     count_alike     [choice] with "priority": times the number of rows that a measurement tells of
     spread_anchors  [choice] with "priority": the neighbours of an anchor taken are damped; else the rows of
                     highest priority are taken
@@ -100,7 +101,8 @@ class AnchorRefresh:
     def needs(self) -> tuple[str, ...]:
         if not self.follows_graph:
             return ()
-        return tuple(dict.fromkeys((self.embedding, *self.scores, self.priority_score)))
+        priority = (self.priority_score,) if self.anchors == "priority" else ()
+        return tuple(dict.fromkeys((self.embedding, *self.scores, *priority)))
 
     def may_harvest(self, signals: Iterable[str]) -> bool:
         """Whether "auto" takes these signals from training steps that show them."""

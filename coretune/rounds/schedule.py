@@ -220,7 +220,8 @@ class CoresetConfig:
         asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
         if not asked:
             return ()
-        tested = (self.refresh.priority_score,) if self.refresh_every == "adaptive" else ()
+        compared = self.refresh_every == "adaptive" or self.audit_every is not None
+        tested = (self.refresh.priority_score,) if compared else ()
         return tuple(dict.fromkeys((*asked, *self.refresh.needs, *tested)))
 
     @property
@@ -283,6 +284,13 @@ class Clock:
     def rows(self) -> int:
         """Rows a round is expected to hold; exactly those, where an item is a row."""
         return self.items * self.density
+
+    def selections(self, steps: int) -> int:
+        """Coresets chosen in so many steps; where that is decided by a test, at most."""
+        after = math.ceil(steps / self.steps) - self.warmup_rounds
+        if after <= 0:
+            return 0
+        return 1 if self.every == 0 else math.ceil(after / self.every)
 
 
 def make_clock(

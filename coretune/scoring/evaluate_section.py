@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -32,3 +33,12 @@ class EvaluateSection(BaseModel):
     @property
     def metrics(self) -> list[str]:
         return [self.metric] if isinstance(self.metric, str) else list(self.metric)
+
+    @property
+    def idle(self) -> Iterator[str]:
+        """A line for each key without effect."""
+        fields = type(self).model_fields
+        if self.max_new_tokens != fields["max_new_tokens"].default and "rouge" not in self.metrics:
+            yield "evaluate.max_new_tokens has no effect: of the metrics only rouge generates answers"
+        if self.task_rows is not None and not self.tasks:
+            yield "evaluate.task_rows has no effect: evaluate.tasks names none"

@@ -47,6 +47,7 @@ from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
 from coretune.training.decision import first_pool, record, tell_excluded
 from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
+from coretune.training.idle import idle_settings
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
 from coretune.training.refusals import (
@@ -138,6 +139,10 @@ class CoresetMixin(BookingTrainer, ABC):
         self.steps_given = self.args.max_steps > 0
         length, pack = self.pool_rows.length, self._pack_tokens()
         self.clock, self.args.max_steps = clock_of(coreset, length, self.args, pack)
+        for line in idle_settings(
+            coreset, self.clock, self.args.max_steps, length, target is not None, signals_dir is not None
+        ):
+            tell("%s", line)
         self.setup = self._setup()
         unnamed = None if rows is None else unnamed_rows(self.train_dataset)
         self.signals = RunSignals(

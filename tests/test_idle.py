@@ -1,0 +1,116 @@
+"""Settings that do nothing by a run's target, rows, length or other arguments are told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_run import config
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from coretune.filters.narrow import Narrow
+from coretune.measure.settings import MeasureSettings
+from coretune.rounds.budget import parse_budget
+from coretune.rounds.schedule import Clock
+from coretune.scoring.evaluate_section import EvaluateSection
+from coretune.select.grace import Grace
+from coretune.select.loss import Loss
+from coretune.select.random import Random
+from coretune.select.rds import Rds
+from coretune.training.idle import OF_EVALUATION, READ_WITH, idle_arguments, idle_settings
+
+LENGTH = np.full(40, 10)
+CASCADE = {"anchors": "all", "propagate": "none", "repair": "none"}
+
+
+def told(
+    selector: Any, steps: int = 20, every: int = 1, target: bool = False, store: bool = False, **settings: Any
+) -> list[str]:
+    made = config(selector, **settings)
+    return list(idle_settings(made, Clock(2, 4, 0, every), steps, LENGTH, target, store))
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"target": True},
+            "method loss does not choose by a target: the target only keeps its own rows out of training",
+        ),
+        ({"target": True, "selector": Rds()}, None),
+        ({"store": True}, None),
+        ({"store": True, "selector": Random()}, "signals_dir has no effect: method random measures nothing"),
+        ({"record_others": 7}, "record_others has no effect: a pool of 40 rows is recorded whole"),
+        (
+            {"filters": (Narrow(times=5, by="spread"),), **CASCADE},
+            "filters.narrow has no effect: 5 times the budget is the whole pool",
+        ),
+        (
+            {"filters": (Narrow(by="spread"),), "budget": parse_budget("100 tokens"), **CASCADE},
+            "filters.narrow has no effect: 4 times the budget is the whole pool",
+        ),
+        ({"filters": (Narrow(by="spread"),), **CASCADE}, None),
+        (
+            {"refresh_every": 20, "every": 10},
+            "refresh_every is 20, and after 20 steps training is over: one coreset is chosen",
+        ),
+        ({"refresh_every": 20, "every": 10, "steps": 21}, None),
+        (
+            {"refresh_every": "adaptive", "check_every": 30, "every": 15},
+            "refresh.check_every is 30, and after 20 steps training is over: one coreset is chosen",
+        ),
+        ({"refresh_every": "pass", "every": 10}, None),
+        ({"refresh_every": "never", "every": 0}, None),
+        (
+            {"refresh_every": 4, "every": 2, "audit_every": 5},
+            "refresh.audit_every is 5, and not more than 5 coresets are chosen: none is audited",
+        ),
+        ({"refresh_every": 4, "every": 2, "audit_every": 4}, None),
+    ],
+)
+def test_what_this_run_leaves_without_effect_is_told(given: dict[str, Any], line: str | None) -> None:
+    given = {"selector": Loss(), **given}
+    assert told(**given) == ([] if line is None else [line])
+
+
+def test_reference_rows_are_read_only_without_a_target() -> None:
+    aligned = Grace(lambda_=0.5, importance="alignment")
+    (line,) = told(aligned, target=True, signals=MeasureSettings(reference_rows=9))
+    assert line == "signals.reference_rows has no effect: gradients are compared with the target's"
+    assert not told(aligned, signals=MeasureSettings(reference_rows=9))
+    assert not told(aligned, target=True)
+
+
+def test_a_key_of_training_that_is_read_with_another_is_told_without_it() -> None:
+    given = {key: 1 for keys in READ_WITH for key in keys} | dict.fromkeys(OF_EVALUATION, 1)
+    assert given.keys() <= SFTConfig.__dataclass_fields__.keys()
+    none = SimpleNamespace(
+        eval_strategy="no",
+        save_strategy="epoch",
+        logging_strategy="no",
+        lr_scheduler_type="linear",
+        load_best_model_at_end=False,
+        packing=False,
+        gradient_checkpointing=False,
+        push_to_hub=False,
+    )
+    lines = list(idle_arguments(given, none, False))
+    assert [line.split()[0].removeprefix("training.") for line in lines] == list(given)
+    assert lines[0] == "training.eval_steps has no effect without eval_strategy: steps"
+    assert lines[-1].endswith("has no effect without eval_data or eval_fraction")
+    every = {"eval_strategy": "steps", "load_best_model_at_end": True, "save_steps": 500, "push_to_hub": True}
+    args = SFTConfig("o", use_cpu=True, packing=True, gradient_checkpointing=True, **every)
+    assert not list(idle_arguments(given, args, True))
+    assert not list(idle_arguments({}, TrainingArguments("o", use_cpu=True), False))
+
+
+def test_keys_of_evaluate_without_what_reads_them_are_told() -> None:
+    assert list(EvaluateSection(max_new_tokens=9, task_rows=3).idle) == [
+        "evaluate.max_new_tokens has no effect: of the metrics only rouge generates answers",
+        "evaluate.task_rows has no effect: evaluate.tasks names none",
+    ]
+    assert not list(EvaluateSection(max_new_tokens=9, metric=["loss", "rouge"]).idle)
+    assert not list(EvaluateSection(max_new_tokens=128, tasks=["arc"], task_rows=3).idle)
