@@ -116,12 +116,15 @@ class Chosen:
 
     name         in the model
     parameters   name in the layer ("weight", "bias") -> name in the model
+    dora         whether the layer is called with a matrix, too, before it is called with the rows: DoRA makes
+                 the product of A and B so, and takes its norms for constants
     """
 
     name: str
     layer: nn.Module
     rule: Rule
     parameters: dict[str, str]
+    dora: bool = False
 
 
 #: The backward pass carries gradients times this, for those of a token mean are small for float16. A power of
@@ -152,6 +155,8 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
 
     def listen(item: Chosen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def forward_hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            if item.dora and inputs[0].dim() == 2:
+                return output
             if item.name in heard.forward:
                 raise ValueError(
                     f"layer {item.name!r} is used twice in one forward pass; this is not supported"

@@ -23,6 +23,7 @@ from coretune.measure.split import is_split
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 ADAPTER = re.compile(r"(^|\.)lora_[AB](\.|$)")
+MAGNITUDE = "lora_magnitude_vector"  # of DoRA
 # As Llama and its kin call it; GPT-2; OPT and GPT-Neo; GPT-NeoX, Phi, Falcon and Bloom. Mamba's mixers are in
 # the place of attention.
 ATTENTION_OUTPUT = re.compile(r"(^|\.)(\w*att(n|ention)\w*\.(o_proj|c_proj|out_proj|dense)|mixer\.out_proj)$")
@@ -102,9 +103,9 @@ def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
         raise ValueError(
             f"last_blocks is {last_blocks} but the model has {len(blocks)} blocks; ask for fewer or None"
         )
-    _refuse_magnitudes(blocks)
     last = list(blocks)[0 if last_blocks is None else len(blocks) - last_blocks :]
     if kind == "trainable":
+        _refuse_magnitudes(model)
         return _trainable(model, None if last_blocks is None else last)
     chosen = _adapter_or_attention(model, blocks, last)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -129,7 +130,9 @@ def _adapter_or_attention(model: Any, blocks: nn.ModuleList, last: Sequence[nn.M
         weight = dict(layer.named_parameters(recurse=False)).get("weight")
         if pattern.search(name) and weight is not None and (weight.requires_grad or not some):
             full = plain_name(names[layer])
-            chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}))
+            beside = f"{names[layer].rsplit('.lora_', 1)[0]}.{MAGNITUDE}"
+            dora = any(other.startswith(beside) for other in names.values())
+            chosen.append(Chosen(full, layer, rule_for(full, layer), {"weight": f"{full}.weight"}, dora))
     return chosen
 
 
@@ -138,12 +141,20 @@ def _other_parameters(model: Any, last: Sequence[nn.Module]) -> Choice:
     try:
         return _trainable(model, last)
     except ValueError as error:
-        adapter = f"{model.active_peft_config.peft_type.value}: " if is_peft(model) else ""
-        raise ValueError(
-            f"{adapter}the last blocks have neither LoRA weights nor attention output projections that are "
-            f"trained, and what is trained cannot be read by example: {error}. Train LoRA or all weights, or "
-            "take a method without gradient signals, as grace by its defaults"
+        raise unreadable(
+            model,
+            "the last blocks have neither LoRA weights nor attention output projections that are trained, "
+            f"and what is trained cannot be read by example: {error}",
         ) from None
+
+
+def unreadable(model: Any, why: str) -> ValueError:
+    """With the kind of the adapter, where there is one, and what to do."""
+    adapter = f"{model.active_peft_config.peft_type.value}: " if is_peft(model) else ""
+    return ValueError(
+        f"{adapter}{why}. Train plain LoRA or all weights, or take a method without gradient signals, as "
+        "grace by its defaults"
+    )
 
 
 def is_peft(model: nn.Module) -> bool:
@@ -185,10 +196,10 @@ def _trainable(model: Any, blocks: Sequence[nn.Module] | None) -> Choice:
     return choice
 
 
-def _refuse_magnitudes(blocks: nn.ModuleList) -> None:
-    """DoRA reads the weights of A and B without calling them, so hooks would see too little."""
-    for name, _ in blocks.named_parameters():
-        if "lora_magnitude_vector" in name:
+def _refuse_magnitudes(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if MAGNITUDE in name and parameter.requires_grad:
             raise ValueError(
-                f"DoRA is not supported for gradient signals: the model has {name!r}; use plain LoRA"
+                f"DoRA's magnitudes ({name!r}) have no gradients by example: set parameters to "
+                "adapter_or_attention, which reads its A and B"
             )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 
 from coretune.files import read_json
 from coretune.measure.moments import Moments
+from coretune.measure.parameters import MAGNITUDE, is_peft
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"
-# PEFT leaves the adapter's name out of its files, and the wrapper of modules that are trained whole.
-_ADAPTER_NAME = re.compile(r"(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
+# PEFT leaves the adapter's name out of its files, the wrapper of modules that are trained whole, and what it
+# has put DoRA's magnitudes into.
 _WRAPPER = re.compile(r"modules_to_save\.[^.]+\.")
+_MAGNITUDE = re.compile(rf"({MAGNITUDE})\.weight$")
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def swapped(model: nn.Module, snapshot: Snapshot) -> Iterator[None]:
         _write(parameters, own)
 
 
-def read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_weights(folder: Path, model: Any) -> dict[str, Tensor]:
     """Name -> CPU tensor of every trainable parameter of `model`, from the folder's safetensors files."""
     names: dict[str, list[str]] = {}  # a tied parameter has several, and a file keeps any one of them
     wanted: dict[str, Tensor] = {
@@ -142,7 +145,8 @@ def read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             names.setdefault(same[id(parameter)], []).append(name)
     if not wanted:
         raise ValueError("the model has no trainable parameter: a snapshot of it would hold nothing")
-    files, file_name = _files(folder)
+    adapters = frozenset(model.peft_config) if is_peft(model) else frozenset()
+    files, file_name = _files(folder, adapters)
     places = {
         name: next((key for key in map(file_name, names[name]) if key in files), file_name(name))
         for name in wanted
@@ -220,14 +224,17 @@ def _step(folder: Path) -> int:
     return int(read_json(folder / STATE, f"remove {folder}, or restore it")["global_step"])
 
 
-def _files(folder: Path) -> tuple[dict[str, Path], Callable[[str], str]]:
-    """Key -> file of the folder's weights, and how a parameter of the model is called there."""
+def _files(folder: Path, adapters: Collection[str]) -> tuple[dict[str, Path], Callable[[str], str]]:
+    """Key -> file of the folder's weights, and how a parameter of the model is called there.
+
+    adapters  their names in the model
+    """
     adapter, whole, index = (
         folder / name
         for name in ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
     )
     if adapter.is_file():
-        return dict.fromkeys(_keys(adapter), adapter), _adapter_key
+        return dict.fromkeys(_keys(adapter), adapter), partial(_adapter_key, adapters)
     if whole.is_file():
         return dict.fromkeys(_keys(whole), whole), str
     if index.is_file():
@@ -239,8 +246,9 @@ def _files(folder: Path) -> tuple[dict[str, Path], Callable[[str], str]]:
     )
 
 
-def _adapter_key(name: str) -> str:
-    return _WRAPPER.sub("", _ADAPTER_NAME.sub(r"\1", name))
+def _adapter_key(adapters: Collection[str], name: str) -> str:
+    parts = [part for part in _WRAPPER.sub("", name).split(".") if part not in adapters]
+    return _MAGNITUDE.sub(r"\1", ".".join(parts))
 
 
 def _keys(file: Path) -> list[str]:

@@ -173,7 +173,7 @@ def refuse_frozen_model(model: Any) -> None:
 
 #: Adapters that TRL's SFTTrainer (1.16) fails with at its first step: it puts an output head of its own into
 #: the base model, which these do not call, or not for what they want.
-NOT_OF_TRL = ("ADAPTION_PROMPT", "CPT")
+NOT_OF_TRL = ("ADAPTION_PROMPT", "CPT", "SHADOW")
 #: Adapters that are keys and values kept from before the row, which a recomputed block would put in twice.
 KEPT_BEFORE = ("CARTRIDGE", "PREFIX_TUNING")
 

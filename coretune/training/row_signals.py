@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from coretune.ledger import GRADIENT_SIGNALS
 from coretune.measure.bases import SpecialTokens
 from coretune.measure.batches import TokenRows
 from coretune.measure.kept import Kept, Once, anew
 from coretune.measure.mismatched import Mismatched
+from coretune.measure.parameters import unreadable
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
@@ -47,6 +49,7 @@ from coretune.types import (
 )
 
 log = logging.getLogger("coretune")
+ONE_ROW = np.zeros(1, dtype=np.int64)
 ONE_TARGET = ("alignment",)  # signals that compare with a single target
 
 
@@ -80,8 +83,12 @@ class RowSignals:
     def examples(self) -> TargetExamples | None:
         return TargetExamples(tuple(self.targets)) if self.targets else None
 
-    def check(self) -> None:
-        """ValueError for what no snapshot could be measured for: signals, layers, settings, targets."""
+    def check(self, gradients: bool = True) -> None:
+        """ValueError for what no snapshot could be measured for: signals, layers, settings, targets.
+
+        gradients  whether those of a row are tried out, where any are asked for: adapters call their layers
+                   each in a way of its own, which shows only then
+        """
         compared = sorted(set(self.signals) & set(ONE_TARGET))
         if compared and len(self.targets) > 1:
             raise ValueError(
@@ -92,6 +99,11 @@ class RowSignals:
             raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")
         bare = replace(self, settings=replace(self.settings, preconditioner="none"))
         bare.measurer([Snapshot("none", {}, 1.0)], None)
+        if gradients and (GRADIENT_SIGNALS | {TRAJECTORY}) & set(self.signals):
+            try:
+                bare._measured(self.rows, ONE_ROW, ["gradient_norm"])
+            except ValueError as error:
+                raise unreadable(self.model, f"no gradient of a row can be read: {error}") from None
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
         snapshots = self.snapshots()

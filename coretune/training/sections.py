@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from peft import PeftConfig, PeftType
@@ -146,7 +146,10 @@ def adapter_config(config: RunConfig) -> PeftConfig | None:
 
 
 def _refuse_dead_adapter(kind: type, key: str, value: Any) -> None:
-    kinds = set(get_args(_hints(kind).get(key)) or (_hints(kind).get(key),)) - {type(None)}
+    hint = _hints(kind).get(key)
+    kinds = ({hint} if get_origin(hint) is list else set(get_args(hint) or (hint,))) - {type(None)}
+    if {get_origin(one) for one in kinds} == {list} and not isinstance(value, list | None):
+        raise ConfigError(f"peft.{key} is {value!r:.80}: give a list")
     if kinds <= NUMBERS and not isinstance(value, int | float | None):
         raise ConfigError(
             f"peft.{key} is {value!r:.80}: give a number, or true or false where it is a switch"
