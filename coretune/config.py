@@ -8,7 +8,9 @@ corpus_dir:   where tokenised rows are kept for the next start with the same; le
 signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
 coreset:   method (or a preset, `presets.py`), budget, filters, refresh, signals, … (`coreset_section.py`)
 training:  the stock trl.SFTConfig, passed through
-peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning
+peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning, or where the model is an
+           adapter's folder that adapter
+load_in_4bit, load_in_8bit: of the frozen weights under an adapter, by bitsandbytes
 evaluate:  file, metric, max_new_tokens, rows, tasks, task_rows: how good the trained model is (`quality.py`)
 report:    when report.html is written: after refreshes and at the end, at the end, never
 """
@@ -23,6 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from coretune.adapter_folder import holds_adapter
 from coretune.coreset_section import build_coreset, nested, top_keys
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
@@ -70,6 +73,8 @@ class RunConfig(BaseModel):
     resume_from_checkpoint: str | bool | None = None
     training: dict[str, Any] = {}
     peft: dict[str, Any] | None = None
+    load_in_4bit: bool = Field(False, strict=True)
+    load_in_8bit: bool = Field(False, strict=True)
     evaluate: EvaluateSection | None = None
     report: Literal["refresh", "end", "never"] = "refresh"
     provenance: dict[str, Any] | None = None
@@ -128,6 +133,7 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     build_coreset(config.coreset, config.coreset_seed)
     _check_shares(config.target_data)
     _check_stock(config)
+    _check_adapter(config)
     _check_places(config)
     return config
 
@@ -188,6 +194,30 @@ def _check_stock(config: RunConfig) -> None:
         if wrong := first_wrong(classes, section):
             key, remedy = wrong
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")
+
+
+def _check_adapter(config: RunConfig) -> None:
+    """ConfigError where an adapter is given twice, or weights of few bits are without one."""
+    model, adapted = config.model_name_or_path, holds_adapter(config.model_name_or_path)
+    if adapted and config.peft is not None:
+        raise ConfigError(
+            f"model_name_or_path is {model}, an adapter, which is trained on with its own settings: leave "
+            f"peft out; for a new adapter give the merged model (coretune merge {model})"
+        )
+    quantized = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(config, name)]
+    if len(quantized) > 1:
+        raise ConfigError("load_in_4bit and load_in_8bit are both true: give one of them")
+    if quantized and config.peft is None and not adapted:
+        raise ConfigError(
+            f"{quantized[0]} freezes the model's weights, and nothing else would be trained: add a section "
+            "peft, as peft: {r: 16, target_modules: all-linear}"
+        )
+    given = config.training.get("model_init_kwargs")
+    if quantized and isinstance(given, Mapping) and "quantization_config" in given:
+        raise ConfigError(
+            f"{quantized[0]} and training.model_init_kwargs.quantization_config both say how weights are "
+            "loaded: give one of them"
+        )
 
 
 def _check_data(config: RunConfig) -> None:

@@ -6,8 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from coretune.commands.trained_model import ADAPTER, adapter_of, holds_adapter, load, refuse_without_model
+from coretune.adapter_folder import ADAPTER, holds_adapter
+from coretune.commands.trained_model import load, refuse_without_model
 from coretune.files import PART, disk_full, free_bytes, sync_folder, writing
+from coretune.training.adapter_loading import adapter_of
 from coretune.yaml_text import ConfigError
 
 REMEDY = "make room and merge again"

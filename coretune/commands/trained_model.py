@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from coretune.adapter_folder import base_of, holds_adapter
 from coretune.escaping import first_line
 from coretune.recording.run_files import RunFiles, checkpoints_of
-from coretune.training.model_kind import ADAPTER
+from coretune.training.adapter_loading import adapter_of, with_adapter
 from coretune.training.tokenizers import load_tokenizer, loaded_from, read_here
 from coretune.yaml_text import ConfigError
 
-ADAPTER_WEIGHTS = "adapter_model.*"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -30,42 +29,10 @@ def load(folder: Path) -> tuple[Any, Any]:
     if not holds_adapter(folder):
         refuse_without_model(folder)
         return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
-    base = str(adapter_of(folder).base_model_name_or_path)
-    if not Path(base).is_dir() and base.count("/") != 1:
-        raise ConfigError(
-            f"{folder} is an adapter of {base}, and there is no such folder: start the command where "
-            f"training was started, or correct base_model_name_or_path in {folder / ADAPTER}"
-        )
-    has_tokenizer = any(folder.glob("tokenizer*"))
-    tokenizer = load_tokenizer(str(folder) if has_tokenizer else base, args)
-    model = _base(base, where)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # a template's tokens were added
-        model.resize_token_embeddings(len(tokenizer))
-    return _adapted(model, folder), tokenizer
-
-
-def holds_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER).is_file()
-
-
-def adapter_of(folder: Path) -> Any:
-    """Its PeftConfig. ConfigError where it is damaged, or its weights are not there."""
-    if not any(folder.glob(ADAPTER_WEIGHTS)):
-        raise ConfigError(f"{folder} holds an adapter's {ADAPTER} and no weights of it: restore them")
-    try:
-        return PeftConfig.from_pretrained(folder)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{folder / ADAPTER} cannot be read, restore it ({first_line(error)})") from None
-
-
-def _adapted(model: Any, folder: Path) -> Any:
-    try:
-        return PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"the adapter in {folder} does not fit its model, or is damaged: restore the files of both "
-            f"({first_line(error)})"
-        ) from None
+    base = base_of(folder)
+    adapter_of(folder)
+    tokenizer = load_tokenizer(str(folder), args)
+    return with_adapter(_base(base, where), folder, tokenizer, trainable=False), tokenizer
 
 
 def refuse_without_model(folder: Path) -> None:

@@ -46,6 +46,7 @@ from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
 from coretune.training.clock import batch_of, clock_of
 from coretune.training.decision import first_pool, record, tell_excluded
+from coretune.training.few_bits import keep_trainable
 from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
 from coretune.training.idle import idle_settings
 from coretune.training.model_kind import refuse_other_models
@@ -114,9 +115,11 @@ class CoresetMixin(BookingTrainer, ABC):
         refuse_dataset(stock.get("train_dataset"), with_rows=rows is not None)
         if args is not None:
             self._refuse(args, coreset, stock)  # before a model is loaded
+        model, args = self._loaded(model, args)
         super().__init__(model, args, **stock)
         if args is None:
             self._refuse(self.args, coreset, stock)
+        keep_trainable(self.model)
         self.pool_rows: PoolRows = rows if rows is not None else self._prepared_rows(stock["train_dataset"])
         tell = log.warning if self.is_world_process_zero() else log.debug
         coreset, self.target_rows = without_examples(coreset, self.pool_rows, targets_of(target), tell)
@@ -168,6 +171,10 @@ class CoresetMixin(BookingTrainer, ABC):
             self.train_dataset = PackedRows(self.train_dataset)
         make_readable(self)
         self.add_callback(Rounds(self))
+
+    def _loaded(self, model: Any, args: Any) -> tuple[Any, Any]:
+        """Where the stock trainer would load something else than is meant: what it is given in its place."""
+        return model, args
 
     def _setup(self) -> Setup:
         """As this trainer was made, before its dataset and collator tell rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-#: What PEFT writes into an adapter's folder.
-ADAPTER = "adapter_config.json"
+from coretune.adapter_folder import base_of
 
 
 def refuse_other_models(model: Any) -> None:
     """ValueError for a folder, hub id or loaded model that no coreset of text rows can be trained on."""
-    refuse_adapter_folder(model)
     if isinstance(model, (str, Path)):
+        model = base_of(model)
         config = _config_of(model)
         name = str((config.get("architectures") or [""])[0])
         _refuse(f"{model} is a {name}", name, bool(config.get("is_encoder_decoder")))
@@ -28,21 +26,6 @@ def refuse_other_models(model: Any) -> None:
         if isinstance(base, PreTrainedModel):
             name = type(base).__name__
             _refuse(f"the model is a {name}", name, bool(getattr(base.config, "is_encoder_decoder", False)))
-
-
-def refuse_adapter_folder(model: Any) -> None:
-    """ValueError for a folder that holds an adapter where a model is expected."""
-    if not isinstance(model, (str, Path)) or not (noted := Path(model) / ADAPTER).is_file():
-        return
-    try:
-        base = json.loads(noted.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
-        base = "the model it was trained on"
-    raise ValueError(
-        f"{model} holds an adapter ({ADAPTER}) and no model of its own: give its base, {base}, to train a "
-        f"new adapter; or merge both (coretune merge {model}), and give that; or in Python, to train the "
-        "adapter on, AutoPeftModelForCausalLM.from_pretrained(…, is_trainable=True) as model"
-    )
 
 
 def _refuse(what: str, name: str, both: bool) -> None:

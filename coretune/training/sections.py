@@ -20,6 +20,7 @@ from trl import SFTConfig
 
 from coretune.config import ConfigError, RunConfig
 from coretune.keys import nearest, refuse_unknown
+from coretune.training.few_bits import quantization
 
 #: Keys that SFTConfig has beyond TrainingArguments and that are honoured, here or by TRL's trainer.
 BY_ROWS = (
@@ -95,6 +96,8 @@ def training_arguments(config: RunConfig) -> SFTConfig:
             getattr(args, name), str
         ):  # the stock class reads text that is a JSON object
             raise ConfigError(f"training.{name} is a text that is no JSON object: give a mapping")
+    if few := quantization(config, args):
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "quantization_config": few}
     return args
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
+from coretune.adapter_folder import base_of, holds_adapter
 from coretune.config import ConfigError
 from coretune.data.sources import is_path
 from coretune.escaping import first_line
@@ -58,8 +59,11 @@ def _mapping(given: Any) -> Any:
 def load_tokenizer(name: str, args: Any = None) -> Any:
     """The model's tokenizer with a padding token, and with what `training` says of it.
 
-    ConfigError when there is no such model, or no such token or template.
+    Of an adapter's folder its own, else that of its base. ConfigError when there is no such model, or no such
+    token or template.
     """
+    if holds_adapter(name) and not any(Path(name).glob("tokenizer*")):
+        name = base_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **loaded_from(args))
     except (OSError, ValueError) as error:
@@ -107,7 +111,9 @@ def longest_row(name: str, args: Any) -> int:
     """Tokens that a row may hold: SFTConfig's max_length, and never more than the model has positions for."""
     kwargs = {**(args.model_init_kwargs or {}), **loaded_from(args)}
     try:
-        positions = AutoConfig.from_pretrained(name, **kwargs).get_text_config().max_position_embeddings
+        positions = (
+            AutoConfig.from_pretrained(base_of(name), **kwargs).get_text_config().max_position_embeddings
+        )
     except AttributeError:  # state-space models have no positions to run out of
         positions = None
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import torch
 from trl import SFTTrainer
 
 from coretune.rounds.schedule import CoresetConfig
+from coretune.training.adapter_loading import trained_on
 from coretune.training.mixin import CoresetMixin
 from coretune.training.refusals import (
     harvest_obstacle,
@@ -57,6 +58,9 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
     def __init__(self, model: Any = None, args: Any = None, **settings: Any) -> None:
         super().__init__(model, args, **settings)
         refuse_adapter_of_sft(self.model, self.args.gradient_checkpointing)
+
+    def _loaded(self, model: Any, args: Any) -> tuple[Any, Any]:
+        return trained_on(model, args)
 
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         super()._refuse(args, coreset, stock)
