@@ -113,7 +113,7 @@ def remeasured(
         known = source.with_measured(known, wanted, pool, ledger)
         with ledger.phase("graph"):
             # Always from the pool before, so that no row that was measured is moved by another.
-            pool = update(config.refresh, state.pool, known.rows, known.signals, state.round)
+            pool = update(config.refresh, state.pool, known.rows, known.signals, state.round, config.noise)
         wanted, turn = np.setdiff1d(policy.more(pool, turn), known.rows), turn + 1
         if not len(wanted):
             return pool, known

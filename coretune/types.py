@@ -41,8 +41,9 @@ UNIT = "_embedding"
 #: A signal: the loss of a row's response after an empty prompt, what all prompts of the pool end with.
 EMPTY_PROMPT_LOSS = "empty_prompt_loss"
 
-#: In `Pool.features` beside it, (n,): a row's own last measured loss, which no other row has moved.
-EXACT_LOSS = "exact_loss"
+#: In `Pool.features` beside it, (n,): how like a wrong response a row's is (`filters/noise.py`), against the
+#: pairs that were measured with it.
+NOISE_SCORE = "noise_score"
 
 #: A signal, (n, m): the cosine of a row's `weighted_embedding` with that of each of the m target examples.
 TARGET_SIMILARITY = "target_similarity"

@@ -26,9 +26,12 @@ from coretune.types import (
     EMPTY_PROMPT_LOSS,
     EQUAL_TO,
     FOLDED_TO,
+    MISMATCHED,
+    PAIR_TOKENS,
     RESPONSE_TOKENS,
     TRAINED_AT,
     TRAINED_TIMES,
+    UNPROMPTED,
     Array,
     Budget,
     Pool,
@@ -328,12 +331,19 @@ def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_ri
 
 
 def test_the_noise_score_weighs_the_log_of_the_losses_ratio_by_the_root_of_the_tokens() -> None:
+    """And counts it in standard deviations from the middle of the pairs'."""
     pool, _ = noisy_pool(0.2)
     pool.usable[3] = False
     score = Noise().judge(pool, Budget(5)).score
-    loss, empty = pool.features["loss"], pool.features[EMPTY_PROMPT_LOSS]
-    ratio = (loss[7] + 0.02) / (empty[7] + 0.02)
-    assert score[7] == pytest.approx(np.sqrt(pool.features[RESPONSE_TOKENS][7]) * np.log(ratio), rel=1e-5)
+
+    def weighed(loss: Array, empty: Array, tokens: Array) -> Array:
+        return np.sqrt(tokens) * np.log((loss + 0.02) / (empty + 0.02))
+
+    own = [pool.features[name] for name in ("loss", EMPTY_PROMPT_LOSS, RESPONSE_TOKENS)]
+    wrong = [pool.references[name] for name in (MISMATCHED, UNPROMPTED, PAIR_TOKENS)]
+    low, middle = np.quantile(weighed(*wrong), [0.1, 0.5])
+    expected = (weighed(*own)[7] - middle) / (middle - low) * 1.2815516
+    assert score[7] == pytest.approx(expected, rel=1e-4)
     assert np.isnan(score[3])
 
 

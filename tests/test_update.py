@@ -10,6 +10,7 @@ import pytest
 from clustered_rows import NOBODY, K, N, at, measured, paper, signals, unmeasured
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtri
 
 from coretune.filters.noise import Noise
 from coretune.neighbors.graph import symmetric_csr
@@ -19,6 +20,7 @@ from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Budget, Pool
 
+ALWAYS = Noise(least_told=0.0)
 few = settings(deadline=None, max_examples=25)
 
 
@@ -216,51 +218,73 @@ def test_previous_loss_is_the_loss_held_before_the_look() -> None:
     assert np.isnan(np.delete(two.features["previous_loss"], rows)).all()
 
 
+def with_pairs(pool: Pool, other: float) -> Pool:
+    """The pool with pairs measured: `other` is the loss of half of the responses after other prompts."""
+    losses = {"matched_loss": np.ones(9), "mismatched_loss": other * np.linspace(0.9, 1.1, 9)}
+    known = {**losses, "unprompted_loss": np.full(9, 4.0), "pair_tokens": np.full(9, 10)}
+    tokens = {"response_tokens": np.full(N, 10)}
+    return replace(pool, references=known, features={**pool.features, **tokens})
+
+
+def prompted(seed: int) -> dict[str, Array]:
+    return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
+
+
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
 def test_what_a_prompt_is_worth_to_its_response_no_other_row_tells(propagate: str) -> None:
     """A noise filter holds the measured loss against the one without a prompt: rows beside those that
     training passed through have a lower loss after it, and are as noisy as they were."""
-    refresh = paper(propagate=propagate, k=K)
-
-    def told(seed: int) -> dict[str, Array]:
-        return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
-
-    pool, anchors = update(refresh, unmeasured(), np.arange(N), told(1), 0), np.array([3, 11, 40])
-    after = update(refresh, pool, anchors, at(told(2), anchors), 1)
+    refresh, anchors = paper(propagate=propagate, k=K), np.array([3, 11, 40])
+    pool = update(refresh, with_pairs(unmeasured(), 4.0), np.arange(N), prompted(1), 0, ALWAYS)
+    after = update(refresh, pool, anchors, at(prompted(2), anchors), 1, ALWAYS)
     moved = after.features["loss"] != pool.features["loss"]
     assert moved.sum() > len(anchors) or propagate == "none"
-    for name, measured_as in (("exact_loss", "loss"), ("empty_prompt_loss", "empty_prompt_loss")):
-        expected = told(1)[measured_as].copy()
-        expected[anchors] = told(2)[measured_as][anchors]
-        np.testing.assert_array_equal(after.features[name], expected)
-    flagged = Noise(least_told=0.0)
-    pairs = {
-        "matched_loss": np.ones(9),
-        "mismatched_loss": np.full(9, 4.0),
-        "unprompted_loss": np.full(9, 4.0),
-    }
-    known = {**pairs, "pair_tokens": np.full(9, 10)}
-    tokens = {"response_tokens": np.full(N, 10)}
-    scored = replace(after, features={**after.features, **tokens}, references=known)
-    score = flagged.judge(scored, Budget(1)).score
-    ratio = (scored.features["exact_loss"] + 0.02) / (scored.features["empty_prompt_loss"] + 0.02)
-    np.testing.assert_allclose(score, np.sqrt(10) * np.log(ratio), atol=1e-5)
+    score = ALWAYS.judge(after, Budget(1)).score
+    wrong = np.log((4.0 * np.linspace(0.9, 1.1, 9) + 0.02) / 4.02)
+    for rows, signal in ((np.delete(np.arange(N), anchors), prompted(1)), (anchors, prompted(2))):
+        ratio = np.log((signal["loss"] + 0.02) / (signal["empty_prompt_loss"] + 0.02))[rows]
+        low, middle = np.quantile(wrong, [0.1, 0.5])
+        np.testing.assert_allclose(score[rows], (ratio - middle) / (middle - low) * -ndtri(0.1), rtol=1e-4)
+
+
+def test_a_row_measured_earlier_is_held_against_the_pairs_of_that_time() -> None:
+    """While a model is trained, what wrong responses score moves by more than their spread."""
+    refresh, anchors = paper(k=K), np.array([3, 11, 40])
+    first = update(refresh, with_pairs(unmeasured(), 4.0), np.arange(N), prompted(1), 0, ALWAYS)
+    after = update(refresh, with_pairs(first, 9.0), anchors, at(prompted(2), anchors), 1, ALWAYS)
+    others = np.delete(np.arange(N), anchors)
+    before = ALWAYS.judge(first, Budget(1)).score
+    np.testing.assert_array_equal(ALWAYS.judge(after, Budget(1)).score[others], before[others])
+    fresh = update(refresh, with_pairs(unmeasured(), 9.0), np.arange(N), prompted(2), 0, ALWAYS)
+    np.testing.assert_array_equal(
+        after.features["noise_score"][anchors], fresh.features["noise_score"][anchors]
+    )
+
+
+def test_of_rows_measured_when_nothing_could_be_told_no_noise_is_known() -> None:
+    """They are not flagged once a model that has learnt more can tell, nor do they say how many are wrong."""
+    noise, refresh, anchors = Noise(), paper(k=K), np.array([3, 11, 40])
+    young = update(refresh, with_pairs(unmeasured(), 1.0), np.arange(N), prompted(1), 0, noise)
+    assert np.isnan(young.features["noise_score"]).all()
+    assert not noise.on(young)
+    older = with_pairs(young, 9.0)
+    assert noise.on(older)
+    after = update(refresh, older, anchors, at(prompted(2), anchors), 1, noise)
+    assert np.flatnonzero(np.isfinite(after.features["noise_score"])).tolist() == anchors.tolist()
+    assert noise.judge(after, Budget(1)).keep[np.delete(np.arange(N), anchors)].all()
 
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
-def test_a_pool_of_before_measured_losses_were_kept_goes_on_with_what_is_believed(propagate: str) -> None:
+def test_a_pool_of_before_scores_were_kept_goes_on_with_what_is_believed(propagate: str) -> None:
     """As of a checkpoint that an earlier version wrote: no row is without a score."""
-    refresh = paper(propagate=propagate, k=K)
-
-    def told(seed: int) -> dict[str, Array]:
-        return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
-
-    pool, anchors = update(refresh, unmeasured(), np.arange(N), told(1), 0), np.array([3, 11, 40])
-    before = {name: value for name, value in pool.features.items() if name != "exact_loss"}
-    after = update(refresh, replace(pool, features=before), anchors, at(told(2), anchors), 1)
+    refresh, anchors = paper(propagate=propagate, k=K), np.array([3, 11, 40])
+    pool = update(refresh, with_pairs(unmeasured(), 4.0), np.arange(N), prompted(1), 0, ALWAYS)
+    before = {name: value for name, value in pool.features.items() if name != "noise_score"}
+    after = update(refresh, replace(pool, features=before), anchors, at(prompted(2), anchors), 1, ALWAYS)
+    known = update(refresh, pool, anchors, at(prompted(2), anchors), 1, ALWAYS)
+    assert np.isfinite(after.features["noise_score"]).all()
     np.testing.assert_array_equal(
-        after.features["exact_loss"],
-        update(refresh, pool, anchors, at(told(2), anchors), 1).features["exact_loss"],
+        after.features["noise_score"][anchors], known.features["noise_score"][anchors]
     )
 
 

@@ -28,8 +28,9 @@ from scipy.special import ndtri
 from coretune.types import Array
 
 MISSED, FLAGGED = 0.09, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
-#: A larger estimated share of wrong rows is not believed: no row is flagged then.
-MOST_WRONG = 0.6
+#: A larger estimated share of wrong rows is not believed: no row is flagged then. [choice] What a model has
+#: not learnt yet scores as wrong responses do.
+MOST_WRONG = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     own     (m,) of the pairs' responses after their own prompts
     pairs   (m,) of the same responses after other prompts, finite; m >= 2
     """
-    centre, spread = float(np.median(pairs)), _spread(pairs)
+    centre, spread = centre_and_spread(pairs)
     share = min(1.0, 2.0 * float((scores > centre).mean()))
     told = _told(own, pairs, share)
     missed = np.linspace(MISSED, 0.5, 100)
@@ -71,10 +72,13 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     return Decision(max(cut, float(least)), share, told)
 
 
-def _spread(pairs: Array) -> float:
-    """Standard deviation of a normal distribution with the same lower half: the cut lies there."""
-    low = np.quantile(pairs, [0.1, 0.5])
-    return max(float(low[1] - low[0]) / float(-ndtri(0.1)), 1e-6)
+def centre_and_spread(pairs: Array) -> tuple[float, float]:
+    """The median, and the standard deviation of a normal distribution with the same lower half: the cut lies
+    there. 0 and 1 of fewer than two."""
+    if len(pairs) < 2:
+        return 0.0, 1.0
+    low, middle = np.quantile(pairs, [0.1, 0.5])
+    return float(middle), max(float(middle - low) / float(-ndtri(0.1)), 1e-6)
 
 
 def _told(own: Array, pairs: Array, share: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from coretune.select.importance import LEAST_LOSS, around
 from coretune.select.ranking import usable_feature
-from coretune.types import MATCHED, MISMATCHED, Array, Budget, Pool, Verdict
+from coretune.types import MATCHED, MISMATCHED, Array, Budget, Pool, Rows, Verdict
 
 RATIO_ABOVE, WAY_ABOVE = 1.65, 0.33  # [choice] settled on seeds 0-2 of the skills (docs/results.md)
 TOLD_ABOVE = 1.5  # times its loss after its own prompt, a response has after another: it is told
@@ -63,6 +63,10 @@ class Neighbours:
         flagged, way = _against(own, around(pool, own), medians[1])
         keep = pool.usable & ~flagged if self.on(pool) else pool.usable.copy()
         return Verdict(keep, np.where(pool.usable, way, np.nan).astype(np.float32), self.figures(pool))
+
+    def when_measured(self, pool: Pool, rows: Rows) -> Pool:
+        """Nothing is kept: a loss is held against those of now."""
+        return pool
 
     def on(self, pool: Pool) -> bool:
         """Whether the model can tell a response to another prompt from one to its own."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from coretune.filters.contrast import Decision, decide
+from coretune.filters.contrast import Decision, centre_and_spread, decide
 from coretune.select.importance import LEAST_LOSS
 from coretune.select.ranking import usable_feature
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
-    EXACT_LOSS,
     MATCHED,
     MISMATCHED,
+    NOISE_SCORE,
     PAIR_TOKENS,
     RESPONSE_TOKENS,
     UNPROMPTED,
     Array,
     Budget,
     Pool,
+    Rows,
     Verdict,
 )
 
@@ -35,13 +36,14 @@ class Noise:
                 responses after their own prompts and after an empty one (`Pool.references`): they say what
                 wrong responses score
     least_told  in [0, 1]: noise detection is on where right and wrong responses are told apart at least so
-                well (area under the ROC curve); else, or where more than 60 % of the rows seem wrong, no row
+                well (area under the ROC curve); else, or where more than 50 % of the rows seem wrong, no row
                 is taken out, and the log says so.
                 0 = always on, however many seem wrong
 
     How many rows are flagged is decided from the scores; no share has to be given.
 
-    score    √T log(l / h) of `contrast.py`; about 0 for a wrong row, far below for a right one
+    score    √T log(l / h) of `contrast.py` against that of the pairs (`scores`); about 0 for a wrong
+             row, far below for a right one
     figures  noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
              the median losses of the pairs' responses after their own and after other prompts
     """
@@ -100,24 +102,55 @@ class Noise:
         own, other = pair_scores(pool)
         return int((own >= np.median(other)).sum()) if len(other) else 0
 
+    def when_measured(self, pool: Pool, rows: Rows) -> Pool:
+        """The pool with the scores of rows that were just measured, against the pairs measured with them.
+
+        NaN where right and wrong responses were not told apart then: of such a row nothing is known.
+        """
+        if EMPTY_PROMPT_LOSS not in pool.features:
+            return pool
+        own, other = pair_scores(pool)
+        fresh = _against_pairs(pool)
+        score = pool.features.get(NOISE_SCORE, fresh).astype(np.float32)
+        score[rows] = fresh[rows]
+        if (
+            len(other) < 2 or decide(own, own, other).told < self.least_told
+        ):  # those measured may be chosen ones
+            score[rows] = np.nan
+        return replace(pool, features={**pool.features, NOISE_SCORE: score})
+
     def decision(self, pool: Pool) -> Decision | None:
-        """For the usable rows; before they were measured, for the pairs' own. None without two pairs."""
+        """For the rows with a score; where there is none, for the pairs' own. None without two pairs."""
         own, other = pair_scores(pool)
         if len(other) < 2:
             return None
-        measured = EMPTY_PROMPT_LOSS in pool.features and bool(pool.usable.any())
-        return decide(scores(pool)[pool.usable] if measured else own, own, other)
+        score = scores(pool) if EMPTY_PROMPT_LOSS in pool.features else own
+        score = score[np.isfinite(score)]
+        return decide(score if len(score) else own, own, other)
 
     def _is_on(self, found: Decision) -> bool:
         return self.least_told == 0.0 or found.on(self.least_told)
 
 
 def scores(pool: Pool) -> Array:
-    """(n,) float32: √T log(l / h) of `contrast.py`; NaN for rows that are not usable."""
-    known = EXACT_LOSS if EXACT_LOSS in pool.features else "loss"  # the same until losses are propagated
-    loss, empty = usable_feature(pool, known), usable_feature(pool, EMPTY_PROMPT_LOSS)
-    found = _score(loss, empty, pool.feature(RESPONSE_TOKENS))
+    """(n,) float32: √T log(l / h) less its median for the pairs' responses after other prompts, in their
+    standard deviations; 0 = as half of the wrong ones. Of each row when it was measured.
+
+    NaN for rows that are not usable, or that were measured when nothing could be told.
+
+    [choice] While a model is trained, what wrong responses score moves by more than their spread: a row is
+    held against the pairs that were measured with the same weights.
+    """
+    found = pool.feature(NOISE_SCORE) if NOISE_SCORE in pool.features else _against_pairs(pool)
     return np.where(pool.usable, found, np.nan).astype(np.float32)
+
+
+def _against_pairs(pool: Pool) -> Array:
+    """(n,) float64: of all rows, as if the pairs had been measured with each."""
+    centre, spread = centre_and_spread(_measured_pairs(pool)[1])
+    loss, empty = usable_feature(pool, "loss"), usable_feature(pool, EMPTY_PROMPT_LOSS)
+    found: Array = (_score(loss, empty, pool.feature(RESPONSE_TOKENS)) - centre) / spread
+    return found
 
 
 def _score(loss: Array, empty: Array, tokens: Array) -> Array:
@@ -128,10 +161,17 @@ def _score(loss: Array, empty: Array, tokens: Array) -> Array:
 
 
 def pair_scores(pool: Pool) -> tuple[Array, Array]:
-    """(m,) float64 each: of the pairs' responses after their own prompts, and after others.
+    """(m,) float64 each, as in `scores`: of the pairs' responses after their own prompts, and after others.
 
     ValueError where nobody has measured them.
     """
+    own, other = _measured_pairs(pool)
+    centre, spread = centre_and_spread(other)
+    return (own - centre) / spread, (other - centre) / spread
+
+
+def _measured_pairs(pool: Pool) -> tuple[Array, Array]:
+    """√T log(l / h) of both."""
     names = (MATCHED, MISMATCHED, UNPROMPTED, PAIR_TOKENS)
     missing = [name for name in names if name not in pool.references]
     if missing:

@@ -1,6 +1,6 @@
 """What measured rows tell: a new pool.
 
-write ► previous_loss, exact_loss ► propagate (Eq. 21, changes, fit) ► mend the graph
+write ► previous_loss ► propagate (Eq. 21, changes, fit) ► mend the graph ► score noise
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coretune.filters import TellsNoise
 from coretune.listening import told
 from coretune.neighbors.graph import build
 from coretune.policies import paper
@@ -17,21 +18,29 @@ from coretune.policies.anchors import edges_of
 from coretune.policies.drift import drift
 from coretune.policies.propagation import rows_beside, spread
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.types import EMPTY_PROMPT_LOSS, EXACT_LOSS, UNIT, Array, NeighborGraph, Pool, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, UNIT, Array, NeighborGraph, Pool, Rows
 
 FINITE_BLOCK = 8192  # rows
 
 
-def update(refresh: AnchorRefresh, pool: Pool, rows: Rows, fresh: Mapping[str, Array], round: int) -> Pool:
+def update(
+    refresh: AnchorRefresh,
+    pool: Pool,
+    rows: Rows,
+    fresh: Mapping[str, Array],
+    round: int,
+    noise: TellsNoise | None = None,
+) -> Pool:
     """The pool after `rows` were measured: {signal: (m, ...)}, row r of it describes rows[r]. A new Pool.
 
     A row with any value that is not finite becomes unusable for good, and nothing of it is written: its
     features stay as they were, or are 0 where it was never measured, and then it has no edge either.
     Unusable rows neither give nor take in the propagation. `measured_at` changes for the rows measured
     well and for no other; their `previous_loss` becomes the loss the pool held of them until now (NaN
-    where they were never measured). Beside an `empty_prompt_loss` the `exact_loss` is kept; neither is
-    propagated. The first call builds the graph. A signal may change its width from
-    one call to the next, as trajectories do with the number of checkpoints: it is then a new one.
+    where they were never measured). `empty_prompt_loss` is not propagated, and the score that `noise`
+    keeps of a row is the one of its own last measurement. The first call builds the graph. A signal may
+    change its width from one call to the next, as trajectories do with the number of checkpoints: it is
+    then a new one.
 
     ValueError when arrays do not fit the rows, when a signal is new but not every usable row was
     measured, when no usable row is left; and what `graph.build` raises.
@@ -49,17 +58,17 @@ def update(refresh: AnchorRefresh, pool: Pool, rows: Rows, fresh: Mapping[str, A
     anchors, measured_at = rows[good], pool.measured_at.copy()
     measured_at[anchors] = round
     written = {name: _written(pool, name, rows, good, usable, value) for name, value in fresh.items()}
-    exact = _exact_loss(pool, written, anchors)
     beside: Rows = np.zeros(0, np.int64)
     if pool.graph is not None and refresh.propagate != "none":
         # What a prompt is worth to its own response, no other row tells.
         moving = {name: value for name, value in written.items() if name != EMPTY_PROMPT_LOSS}
         beside = _propagated(refresh, pool, moving, usable, anchors)
-    features = {**pool.features, **written, **_previous_loss(pool, written, anchors), **exact}
+    features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
     graph = pool.graph
     if refresh.embedding in features:
         graph = _mended(refresh, pool.graph, features[refresh.embedding], np.union1d(rows, beside), round)
-    return replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
+    after = replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
+    return after if noise is None else noise.when_measured(after, anchors)
 
 
 def _propagated(
@@ -132,17 +141,6 @@ def _written(pool: Pool, name: str, rows: Rows, good: Array, usable: Array, valu
     written[rows[good]] = value[good]
     written[~usable] = np.nan_to_num(written[~usable], nan=0, posinf=0, neginf=0)
     return written
-
-
-def _exact_loss(pool: Pool, written: Mapping[str, Array], anchors: Rows) -> dict[str, Array]:
-    """Measured losses, for the filter that holds them against those without a prompt; of rows that were
-    measured before it was kept, as in a checkpoint of an earlier version, what is believed of them."""
-    if not {"loss", EMPTY_PROMPT_LOSS} <= written.keys():
-        return {}
-    believed = pool.features.get("loss", np.full(pool.n, np.nan, np.float32))
-    exact = pool.features.get(EXACT_LOSS, believed).astype(np.float32)
-    exact[anchors] = written["loss"][anchors]
-    return {EXACT_LOSS: exact}
 
 
 def _previous_loss(pool: Pool, written: Mapping[str, Array], anchors: Rows) -> dict[str, Array]:
