@@ -362,6 +362,9 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         ),
         (section_of("craig", signals={"factor_dim": 9, "basis": "sjlt"}), ["signals.factor_dim"]),
         (section_of("craig", signals={"basis": "gradient_pca"}), ["signals.basis"]),
+        (section_of("craig", signals={"basis": "sjlt"}), []),
+        (section_of("brief", signals={"basis": "sjlt"}), ["signals.basis"]),  # adam: gradients are whole
+        (section_of("gtp", signals={"basis": "gradient_pca"}), []),
         (section_of({"grace": {"importance": "alignment"}}), ["method.grace.importance"]),
         (
             section_of({"grace": {"importance": "alignment", "lambda": 0.5}}, signals={"reference_rows": 9}),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_run import config
-from transformers import TrainingArguments
+from taught import Pupil
+from tiny_run import corpus, model_folder
+from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import SFTConfig
 
 from coretune.filters.narrow import Narrow
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.signals import measurer
+from coretune.policies.unread import unread
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.schedule import Clock
 from coretune.scoring.evaluate_section import EvaluateSection
@@ -114,3 +119,40 @@ def test_keys_of_evaluate_without_what_reads_them_are_told() -> None:
     ]
     assert not list(EvaluateSection(max_new_tokens=9, metric=["loss", "rouge"]).idle)
     assert not list(EvaluateSection(max_new_tokens=128, tasks=["arc"], task_rows=3).idle)
+
+
+#: Key of `signals` -> another value; batch_tokens changes what is held at once, and no signal.
+OTHER = {
+    "last_blocks": 1,
+    "parameters": "trainable",
+    "projection_dim": 32,
+    "factor_dim": 8,
+    "basis": "sjlt",
+    "reference_rows": 4,
+}
+
+
+@pytest.mark.parametrize("under", [{}, {"basis": "sjlt"}])
+def test_settings_of_signals_are_said_to_be_unread_where_they_change_no_signal(under: dict[str, Any]) -> None:
+    model, rows = AutoModelForCausalLM.from_pretrained(model_folder()), corpus()
+    base = MeasureSettings(projection_dim=64, factor_dim=4, reference_rows=8, seed=0, **under)
+
+    def measured(name: str, settings: MeasureSettings) -> Any:
+        return measurer(model, rows, [name], settings, pad_token_id=0, bos_token_id=1)(np.arange(3))[name]
+
+    for name in (
+        "loss",
+        "weighted_embedding",
+        "gradient_norm",
+        "alignment",
+        "gradient",
+        "if_gradient",
+        "head_gradient",
+    ):
+        idle = unread(config(Pupil(signal=name), warmup=0.1, signals=base, **CASCADE))["signals"]
+        one = measured(name, base)
+        for key, value in OTHER.items():
+            if getattr(base, key) != value:
+                other = measured(name, replace(base, **{key: value}))
+                same = one.shape == other.shape and np.allclose(one, other, atol=1e-6)
+                assert same == (key in idle), (name, key)

@@ -70,12 +70,13 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
 def _of_signals(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     settings, needs = config.signals, set(config.needs)
     projected, head = bool(needs & PROJECTED), "head_gradient" in needs
-    cut = settings.basis != "sjlt" and settings.preconditioner == "none"
+    bare = settings.preconditioner == "none"  # else gradients are built whole: no side of them is cut
+    cut, drawn = bare and settings.basis != "sjlt", settings.basis in SEEDED
     yield "last_blocks", bool(needs & GRADIENTS)
     yield "parameters", bool(needs & GRADIENTS)
     yield "projection_dim", projected or head
     yield "factor_dim", (projected and cut) or head
-    yield "basis", projected and (settings.basis in SEEDED or "trajectory" in needs)
+    yield "basis", (projected and drawn and bare) or ("trajectory" in needs and not drawn)
     yield "preconditioner", projected
     yield "batch_tokens", bool(needs)
     yield "reference_rows", "alignment" in needs
