@@ -2,7 +2,19 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: demo demo-real test test-matrix test-parallel lint format clean
+.PHONY: help demo demo-real test test-matrix test-parallel docs lint format clean
+
+help:
+	@echo 'make demo         three arms on a generated pool, two minutes'
+	@echo 'make demo-real    a pretrained model on real rows, about 17 minutes; needs the package index'
+	@echo 'make test         lint, types, import rules, tests'
+	@echo 'make lint         lint, types and import rules alone'
+	@echo 'make format       format the code and mend what can be mended'
+	@echo 'make docs         the documentation site, into site/; a broken link is an error'
+	@echo 'make test-matrix  the trainers under other versions of transformers and TRL; needs the package index'
+	@echo 'make test-parallel  two processes by DDP, FSDP 2 and DeepSpeed; needs the package index'
+	@echo 'make clean        remove .venv'
+	@echo 'Each target installs what it needs into .venv first. Another interpreter: make test PYTHON=python3.12'
 
 demo: $(READY)
 	.venv/bin/python -m coretune demo
@@ -21,6 +33,10 @@ test-matrix: $(READY)
 # Two processes beside one in every way they can share a model; DeepSpeed is installed from the package index.
 test-parallel: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python bench/parallel.py --deepspeed --check
+
+# Strict: a page that is not in the navigation, a broken link or a broken anchor is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet .

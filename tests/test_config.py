@@ -56,10 +56,18 @@ def message(raw: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_the_file_of_the_readme_reads(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path))
+def test_the_config_of_the_readme_reads_and_has_the_defaults_of_grace(tmp_path: Path) -> None:
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    config = load_config(written(tmp_path, text))
     assert config.training["learning_rate"] == 0.001
     assert config.peft == {"r": 16, "lora_alpha": 32}
+    made = build_coreset(config.coreset, config.seed)
+    assert made == build_coreset({"method": "grace", "budget": "10%"}, config.seed)
+
+
+def test_the_seed_of_the_run_is_that_of_the_coreset_and_its_signals(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path))
     made = build_coreset(config.coreset, config.seed)
     assert made.refresh_every == 20
     assert made.seed == made.signals.seed == 3

@@ -40,7 +40,7 @@ def test_accelerate_takes_the_configuration(name: str) -> None:
 
 def test_every_configuration_is_named_here_and_in_the_documentation() -> None:
     assert {path.stem for path in (EXAMPLES / "accelerate").glob("*.yaml")} == set(CONFIGS)
-    page = (EXAMPLES.parent / "docs" / "trainer.md").read_text(encoding="utf-8")
+    page = (EXAMPLES.parent / "docs" / "processes.md").read_text(encoding="utf-8")
     for name in CONFIGS:
         assert f"accelerate/{name}.yaml" in page
 

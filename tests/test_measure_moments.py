@@ -232,7 +232,7 @@ def test_a_folder_without_a_readable_state_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"neither optimizer\.pt nor optimizer\.bin.*save_only_model=False"):
         Moments.from_checkpoint(tmp_path, model)
     (tmp_path / "global_step10").mkdir()
-    with pytest.raises(ValueError, match=r"DeepSpeed's is in flat shards.*docs/measure\.md"):
+    with pytest.raises(ValueError, match=r"DeepSpeed's is in flat shards.*docs/signals\.md"):
         Moments.from_checkpoint(tmp_path, model)
     empty = trainer(model, tmp_path).create_optimizer()
     with pytest.raises(ValueError, match=r"optimizer\.pt holds no state: it has made no step"):

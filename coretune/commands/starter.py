@@ -26,7 +26,7 @@ output_dir: {output}
 seed: 0
 
 coreset:
-  method: grace    # who chooses; `random` is the baseline (docs/choosing.md); all settings: docs/settings.md
+  method: grace    # who chooses; `random` is the baseline (docs/methods.md); all settings: docs/settings.md
   budget: {budget}    # of the rows; or a number of rows (600), or of tokens (2M tokens)
   refresh_every: pass    # a new coreset after each pass over the last; or steps (50), never, adaptive
 

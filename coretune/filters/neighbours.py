@@ -1,7 +1,7 @@
 """Rows whose loss is far above their neighbours': what tells noise while a small model learns from scratch.
 
-Ours, not a published rule. For pretrained models `noise` finds far more (docs/grace.md): this filter finds a
-third to a half of the wrong responses there, and takes a tenth of a clean pool for wrong.
+Ours, not a published rule. For pretrained models `noise` finds far more (docs/filters.md): there this filter
+finds a third to a half of the wrong responses, and flags a tenth of a clean pool.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _remedy(folder: Path) -> str:
         return f"FSDP's is in shards; join them: {convert} {sharded} {folder / 'optimizer.bin'}"
     if any(folder.glob("global_step*")):
         return (
-            "DeepSpeed's is in flat shards without names; save it by name as optimizer.bin (docs/measure.md) "
+            "DeepSpeed's is in flat shards without names; save it by name as optimizer.bin (docs/signals.md) "
             "or make the run without DeepSpeed"
         )
     return "it has neither optimizer.pt nor optimizer.bin; save checkpoints with save_only_model=False"

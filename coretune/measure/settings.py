@@ -15,20 +15,21 @@ BASES = (*SEEDED, "gradient_pca", "parameter_pca")
 class MeasureSettings:
     """How signals are measured.
 
-    last_blocks     gradient signals count the parameters of that many last transformer blocks; None = all
-    parameters      "adapter_or_attention": LoRA's A and B, or else the attention output projections;
-                    "trainable": every parameter that requires a gradient, in those blocks; with None anywhere
-    projection_dim  dimension of `gradient` and of `head_gradient`
-    factor_dim      a side of a weight longer than this is projected to it first (see project.py)
-    basis           what gradients are projected with. "rademacher": sides cut by Rademacher matrices, then a
-                    sparse sketch; "sjlt": that sketch alone, of the whole gradient; "gradient_pca" and
-                    "parameter_pca" (see bases.py): in `trajectory`, other signals as with rademacher
-    preconditioner  "none", "adam" or "linear": what gradients go through before they are projected (see
-                    precondition.py); the last two need an optimiser's moments
-    batch_tokens    padded tokens in a batch at most
-    reference_rows  pool rows whose mean gradient is the reference of `alignment` when there is no target
-    autocast        name of a dtype ("bfloat16") to run the model in; None: its own, or the caller's autocast
-    seed            of the projections and of the reference rows; TRAINERS_SEED = that of the coreset
+    Attributes:
+        last_blocks: Gradients count the parameters of so many last transformer blocks; None = all.
+        parameters: "adapter_or_attention": LoRA's A and B, or else the attention output projections.
+            "trainable": every parameter that requires a gradient, in those blocks; with None anywhere.
+        projection_dim: Dimension of `gradient` and of `head_gradient`.
+        factor_dim: A side of a weight longer than this is projected to it first (`project.py`).
+        basis: What gradients are projected with. "rademacher": sides cut by Rademacher matrices, then a
+            sparse sketch. "sjlt": that sketch alone, of the whole gradient. "gradient_pca" and
+            "parameter_pca" (`bases.py`): in `trajectory`; other signals as with rademacher.
+        preconditioner: "none", "adam" or "linear": applied to gradients before they are projected
+            (`precondition.py`). The last two need an optimiser's moments.
+        batch_tokens: Padded tokens in a batch at most.
+        reference_rows: Pool rows whose mean gradient is the reference of `alignment` without a target.
+        autocast: Name of a dtype ("bfloat16") to run the model in. None: its own, or the caller's autocast.
+        seed: Of the projections and of the reference rows; TRAINERS_SEED = that of the coreset.
     """
 
     last_blocks: int | None = 2

@@ -21,45 +21,45 @@ PASSED = frozenset({"loss", "prompt_embedding", "response_embedding"})
 
 @dataclass(frozen=True)
 class AnchorRefresh:
-    """Measure a few anchors exactly, spread what they tell along the k-NN graph, mend it where rows drifted.
+    """Which rows a refresh measures again (the anchors), and how the others are estimated from them.
 
     Tang, Li, Chen, "GRACE: A Dynamic Coreset Selection Framework for Large Language Model Optimization",
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    anchors         "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`);
-                    "priority" [paper]: `paper.priority`; "random"; "all": every
-                    usable row, so with repair "rebuild" the same as measuring anew; "trained": the rows the
-                    last coreset trained on (feature `trained_at` (n,) int32: its number, -1 = never)
-    look_again      at least 1, with "candidates": a look at a row is good until the run is so many times as
-                    old as it was then [choice: a model changes fast at first and slowly later]; 1 = each
-                    refresh looks at all it may choose
-    anchor_share    share of the usable rows measured at a refresh ("priority" and "random"); with
-                    "candidates" the most of those flagged as noisy that are measured again, and those
-                    drawn at random while noise cannot be told
-    propagate       "average": Eq. 21; "delta": the anchors' changes (`propagation.py`); "fit": what they tell
-                    of every row by what rows are like (`drift.py`); "none"
-    repair          "local": `graph.repair` of rows with 1 − cos(z, z when listed) > delta; "rebuild"; "none"
-    beta            in [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy
-    k               neighbours of a row
-    embedding       the signal whose cosine makes the graph [choice: prompts, since rows that ask alike should
-                    be answered alike; docs/results.md compares it with the responses]
-    scores          further signals to measure
-    priority_score  with "priority" the signal whose discrepancy counts; also what refresh_every "adaptive"
-                    tests and audit_every compares
-    count_alike     [choice] with "priority": times the number of rows that a measurement tells of
-    spread_anchors  [choice] with "priority": the neighbours of an anchor taken are damped; else the rows of
-                    highest priority are taken
-    harvest         take the signals of rows that training passes through from the training step itself: at
-                    the next refresh they count as measured, at the weights their step had and under its
-                    dropout, and only the other anchors are looked at. With anchors "trained" that is all;
-                    with "candidates" those are measured only as long as some are found noisy. "auto"
-                    [choice]: with these two anchors, where all signals are `PASSED` and the trainer's steps
-                    show them
-
     All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
     Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured
     for it: there is a graph only if the selector itself asks for the `embedding`.
+
+    Attributes:
+        anchors: "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`); "priority" [paper]:
+            `paper.priority`; "random"; "all": every usable row, so with repair "rebuild" the same as
+            measuring anew; "trained": the rows that the last coreset trained on.
+        look_again: At least 1, with "candidates": a measurement is valid until the run is so many times as
+            old as it was then [choice: a model changes fast at first and slowly later]. 1 = each refresh
+            measures all that it may choose.
+        anchor_share: Share of the usable rows measured at a refresh ("priority" and "random"). With
+            "candidates" the most of the rows flagged as noisy that are measured again, and the share that is
+            drawn at random while noise detection is off.
+        propagate: "average": Eq. 21; "delta": the anchors' changes, to their neighbours (`propagation.py`);
+            "fit": kernel ridge regression from the anchors (`drift.py`); "none".
+        repair: Of the graph. "local": rows with 1 − cos(z, z when listed) > delta get a new list
+            (`graph.repair`); "rebuild"; "none".
+        beta: In [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy.
+        delta: With repair "local": how far a row may drift before it gets a new list.
+        k: Neighbours of a row.
+        embedding: The signal whose cosine makes the graph [choice: the prompt's, since similar prompts should
+            have similar responses; docs/results.md compares].
+        scores: Further signals to measure.
+        priority_score: With "priority" the signal whose discrepancy counts; also the one that refresh_every
+            "adaptive" tests and audit_every compares.
+        count_alike: [choice] With "priority": times the number of rows with nearly the same embedding.
+        spread_anchors: [choice] With "priority": the neighbours of an anchor taken are damped; else the rows
+            of highest priority are taken.
+        harvest: Online signals: rows of training steps count as measured at the next refresh, at the weights
+            of their step and under its dropout. With anchors "trained" nothing else is measured; with
+            "candidates" those are measured only as long as some are found noisy. "auto" [choice]: with these
+            two anchors, where all signals are `PASSED` and the trainer's steps show them.
     """
 
     anchors: Anchors = "candidates"

@@ -39,39 +39,43 @@ WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
 @dataclass(frozen=True)
 class CoresetConfig:
-    """Who selects, how news spreads, how much, and when.
+    """Which method selects, how much, when, and how the pool is measured.
 
-    signals        how signals are measured
-    filters        which rows may be chosen (`coretune/filters/`), one after the other; () = all usable ones
-    refresh_every  optimiser steps between selections; "pass" [choice]: as many as one pass over the coreset
-                   takes, so that no row comes twice and none is looked at in vain; "never" (one selection);
-                   or "adaptive": every `check_every` steps the anchors are measured, and a new coreset is
-                   chosen when their scores differ from what was believed by more than `threshold` of their
-                   mean (after CREST, Yang et al. 2023, which tests its loss prediction so; 0.1 is theirs)
-    warmup         share of the pool trained on at random before the first measurement [choice, after LESS];
-                   methods that look at nothing have none. For a method that looks through a teacher: share of
-                   the pool that the teacher is trained on, aside; the training itself has no warm-up then
-    wait           [choice] GRACE with the filter noise measures the pool first once the model tells responses
-                   after their own prompts from those after others: until then coresets are random draws
-                   (`policies/deferral.py`). They and the warm-up have each of equal rows once, and no row
-                   twice before all came once. A deferred first measurement also needs a response that
-                   seems wrong
-    audit_every    after every so many selections, at the next one, measure the whole pool and report how far
-                   the propagated values are from the truth (the first selection measures everything anyway);
-                   None = never. Costs a full measurement each time.
-    record_others  of a pool of more than 20,000 rows so many that were not chosen, drawn once from the seed,
-                   are recorded beside those that were; smaller pools are recorded whole (`audit.py`)
-    train_on_target  rows of the pool that equal an example of the target may be trained on; else they are
-                   left out, counted in one line
-    weighted       multiply each example's loss by its coreset weight
-    quota          at least and at most so much of the budget for rows of one source (`quota_request.py`)
-    memory_limit   what greedy selections may hold above the features, as 4GiB or 512MiB
-    deadline       of a selection between all pairs, as 90s, 10min or 2h, at a nominal speed (`engines.py`):
-                   one that would pass it is made in two rounds, BRIEF's along a graph; None = exact, however
-                   long it takes (BRIEF: some minutes)
-    engine         "local", or "ray": the heavy passes of a selection on a Ray cluster (docs/cluster.md)
-    ray_address    of that cluster; None = a Ray of this machine's cores, started for each selection
-    seed           of all that is drawn; TRAINERS_SEED = data_seed of the trainer's arguments, else seed
+    Attributes:
+        selector: The method, with its settings.
+        refresh: Which rows are measured again, and how the others are estimated.
+        budget: Size of the coreset: rows, a share of the pool, or tokens.
+        filters: Which rows may be chosen (`coretune/filters/`), one after the other; () = all usable ones.
+        refresh_every: Optimiser steps between selections. "pass" [choice]: as many as one pass over the
+            coreset takes, so no row comes twice. "never": one selection. "adaptive": every `check_every`
+            steps the anchors are measured, and a new coreset is chosen when their scores differ from the
+            estimates by more than `threshold` of their mean (after CREST, Yang et al. 2023).
+        warmup: Share of the pool trained on at random before the first measurement [choice, after LESS];
+            methods that measure nothing have none. For a method with a warm-up run of its own: share of
+            the pool that this run is trained on; the training itself has no warm-up then.
+        check_every: With "adaptive": steps between two checks.
+        threshold: With "adaptive": the difference, as a share of the mean score, that asks for a new
+            coreset [0.1 is CREST's].
+        wait: [choice] GRACE with the filter noise defers the first measurement until noise detection is on:
+            until then coresets are random draws (`policies/deferral.py`). These and the warm-up have one of
+            exact duplicates, and no row twice before all came once. A first measurement that was deferred
+            also needs a response that seems wrong.
+        audit_every: After every so many selections, at the next one, measure the whole pool and report how
+            far the estimates are off. None = never. Costs a full measurement each time.
+        record_others: Of a pool of more than 20,000 rows so many that were not chosen, drawn once from the
+            seed, are recorded beside those that were; smaller pools are recorded whole (`audit.py`).
+        train_on_target: Rows of the pool that equal an example of the target may be trained on; else they
+            are left out, and one line counts them.
+        weighted: Multiply each row's loss by its coreset weight.
+        quota: At least and at most so much of the budget for rows of one source (`quota_request.py`).
+        memory_limit: Memory of a greedy selection above the features, as 4GiB or 512MiB.
+        deadline: Time of a selection between all pairs, as 90s, 10min or 2h, at a nominal speed
+            (`engines.py`). A longer one is made in two rounds, BRIEF's along a graph. None = exact, however
+            long it takes (BRIEF: some minutes).
+        engine: "local", or "ray": selections on a Ray cluster (docs/cluster.md).
+        ray_address: Of that cluster; None = a Ray of this machine's cores, started for each selection.
+        signals: How signals are measured.
+        seed: Of all that is drawn; TRAINERS_SEED = data_seed of the trainer's arguments, else seed.
     """
 
     selector: Selector

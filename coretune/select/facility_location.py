@@ -24,6 +24,7 @@ class FacilityLocation:
 
     similarity  "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of `embedding`,
                 exact
+    embedding   the signal that is compared
     reasons     coverage, the gain; covered = max_{j∈S} sim(v, j)
     """
 

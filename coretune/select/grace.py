@@ -44,6 +44,7 @@ class Grace:
                      neighbours in the graph (`demand.regional_loss`)
     similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
                      `embedding`, exact
+    embedding        the signal of the graph, and of "dense"
     reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
                      max_{j∈S} sim
     """
