@@ -43,6 +43,7 @@ lint: $(READY)
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/python dev/words.py
 
 format: $(READY)
 	.venv/bin/ruff check --quiet --fix .

@@ -1,15 +1,15 @@
-"""How near do a few looks and a graph come to looking at everything? GRACE's propagation beside the truth.
+"""How near do a few measurements and a graph come to measuring everything? GRACE beside the truth.
 
     python bench/frontier.py --quick                                            the playground, under a minute
     python bench/frontier.py --pool FOLDER --model FOLDER --seeds 10,11,12 --check
 
-A training on random rows that change is recorded once a seed, with a look at every row every 25 steps
+A training on random rows that change is recorded once a seed, with a measurement of every row every 25 steps
 (bench/frontier_record.py). Each setting of the refresh is then played over the record without a model: it is
 given the signals of the rows it plans and of no others, and is held against all of them, refresh by refresh.
-Rows that are equal are looked at once, as in a run. No row rests: what is chosen is a matter of the signals.
+Exact duplicates are measured once, as in a run. There is no cooldown: the signals alone decide.
 
-    harvest       beside those looked at, the rows that training has shown since the last refresh, at no cost
-    looks         tokens looked at, of those of a look at everything (equal rows once)
+    harvest       beside those measured, online signals since the last refresh, at no cost
+    looks         tokens measured, of those of a measurement of everything (duplicates once)
     seconds       of the processor: plan, spread, mend, and with candidates choose, a refresh
     loss, norm    Spearman of the loss, of the gradient's norm, with the truth
     cosine, edges of the prompts' embeddings; share of the true graph's edges
@@ -67,7 +67,7 @@ COLUMNS = ("looks", "seconds", "loss", "norm", "cosine", "edges", *SELECTORS, "F
 
 @dataclass(frozen=True)
 class Setting:
-    """A refresh, how many looks of the record lie between two of them, whether training shows its rows."""
+    """A refresh, how many measurements of the record are between two; whether there are online signals."""
 
     name: str
     refresh: AnchorRefresh
@@ -76,7 +76,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """Whom to look at and how it spreads; then what differs in one thing from the nearest of them."""
+    """Which rows are measured and how it spreads; then what differs in one thing from the nearest of them."""
     fit = replace(BASE, beta=1.0, propagate="fit")
     random, chosen = replace(BASE, anchors="random"), replace(BASE, anchors="candidates")
     made = [
@@ -112,7 +112,7 @@ def settings() -> list[Setting]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What looking at everything at every refresh would know, and choose."""
+    """What measuring everything at every refresh would know, and choose."""
 
     pools: list[Pool]
     chosen: list[dict[str, Coreset]]
@@ -134,7 +134,7 @@ def choices(pool: Pool) -> dict[str, Coreset]:
 
 
 def replay(setting: Setting, looks: Looks, truth: Truth, seed: int) -> list[dict[str, float]]:
-    """The figures of each refresh after the first look."""
+    """The figures of each refresh after the first measurement."""
     config = CoresetConfig(
         Grace(embedding=setting.refresh.embedding),
         setting.refresh,
@@ -280,13 +280,13 @@ def missed(results: list[dict[str, dict[str, float]]]) -> list[str]:
     mean = {n: {c: float(np.mean([r[n][c] for r in results])) for c in COLUMNS} for n in allowed}
     mean = {name: row for name, row in mean.items() if row["looks"] <= COST}
     if not mean:
-        return [f"no setting of {SHARE:.0%} anchors costs at most {COST:.0%} of a look at everything"]
+        return [f"no setting of {SHARE:.0%} anchors costs at most {COST:.0%} of measuring everything"]
     misses = []
     for column, what, least in (("loss", "Spearman of the loss", SPEARMAN), ("GRACE", "overlap", OVERLAP)):
         best = max(mean, key=lambda name: mean[name][column])
         if mean[best][column] < least:
             figure, looks = mean[best][column], mean[best]["looks"]
-            misses.append(f"{what} {figure:.3f} at best ({best}, looks {looks:.1%}), target ≥ {least}")
+            misses.append(f"{what} {figure:.3f} at best ({best}, tokens {looks:.1%}), target ≥ {least}")
     return misses
 
 
@@ -310,7 +310,7 @@ def main() -> int:
         asked.pool, asked.model = pool_and_model(asked.pool, asked.model, folder)
         results = [play(asked, int(seed)) for seed in asked.seeds.split(",")]
     name = f"{Path(asked.pool).name}, {Path(asked.model).name}"
-    print_table(results, f"{name}: {asked.looks} looks, 25 steps apart, seeds {asked.seeds}")
+    print_table(results, f"{name}: {asked.looks} measurements, 25 steps apart, seeds {asked.seeds}")
     misses = missed(results)
     return tell_missed(misses, asked.check)
 

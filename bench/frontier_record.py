@@ -1,6 +1,6 @@
 """What every row's signals are at every refresh of a run: the truth bench/frontier.py holds guesses against.
 
-The library's own trainer on random rows that change; all rows are looked at each time, and kept:
+The library's own trainer on random rows that change; all rows are measured each time, and kept:
 
     OUT/<pool>-<model>-<looks>-<rate>-<seed>/
         0.npz 1.npz …   a signal an array, row i describes row i; what training has shown since the last
@@ -31,7 +31,7 @@ from coretune.types import MATCHED, MISMATCHED, Array, Budget, Coreset, Pool, Ro
 COMPARED = (MISMATCHED, MATCHED)
 SIGNALS = ("prompt_embedding", "response_embedding", "loss", "gradient", "gradient_norm")
 SHOWN = "shown_"  # before the name of what a training step has shown
-EVERY = 25  # steps between looks, and before the first
+EVERY = 25  # steps between measurements, and before the first
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Recorder:
 class Looks:
     """All rows at every refresh of one training.
 
-    signals   a look each: name -> (n, ...)
-    compared  a look each: `Pool.references`
+    signals   of each measurement: name -> (n, ...)
+    compared  of each measurement: `Pool.references`
     shown     before each look: rows that training has shown since the last, and their signals
     cost      (n,) int64  tokens of a row
     first     (n,) int64  the lowest row that is equal to each
@@ -87,7 +87,7 @@ class Looks:
 
 
 def recorded(asked: argparse.Namespace, seed: int) -> Looks:
-    """The looks of one training, from the disk where it was recorded before."""
+    """The measurements of one training, from the disk where it was recorded before."""
     name = f"{Path(asked.pool).name}-{Path(asked.model).name}-{asked.looks}-{asked.learning_rate:g}-{seed}"
     folder = asked.out / name
     if not folder.exists():
@@ -106,13 +106,13 @@ def recorded(asked: argparse.Namespace, seed: int) -> Looks:
 
 
 def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
-    """Train on random rows and look at all of them every EVERY steps: home/looks."""
+    """Train on random rows and measure all of them every EVERY steps: `home/looks`."""
     (home / "looks").mkdir()
     run.quiet()
     args = SFTConfig(
         output_dir=str(home / "run"),
         seed=seed,
-        max_steps=EVERY * asked.looks + 1,  # the last look comes before a step
+        max_steps=EVERY * asked.looks + 1,  # the last measurement comes before a step
         per_device_train_batch_size=16,
         learning_rate=asked.learning_rate,
         bf16=False,
@@ -146,7 +146,7 @@ def record(asked: argparse.Namespace, seed: int, home: Path) -> None:
             refresh={"warmup": 0.05, "anchors": "all", "propagate": "none", "repair": "none"},
         ),
     )
-    # seen by the recorder alone: all rows are looked at again
+    # for the recorder alone: all rows are measured again
     trainer.data_collator = with_example_id(trainer.data_collator)
     Recorder.harvest = RunHarvest(trainer.model, SIGNALS, trainer.signals.settings, trainer.processes)
     trainer.signals.harvest = Recorder.harvest

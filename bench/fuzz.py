@@ -5,7 +5,7 @@
     python bench/fuzz.py --seed 3 --only 17     one of them again, with its config and what it answered
 
 All in one process, so that the libraries are loaded once. An answer is right when training begins (it is
-ended there, before the first step), when the command succeeds, when its usage is told (exit 2), or when
+ended there, before the first step), when the command succeeds, when its usage is printed (exit 2), or when
 stderr holds one error, `coretune: …`, that somebody wrote a message for. A fault is a traceback, an
 unforeseen error, a character that steers the terminal, or an error later than LIMIT seconds (of the
 processor: the machine may be busy with other things).
@@ -45,7 +45,7 @@ from coretune.console import UNFORESEEN
 from coretune.escaping import shown
 from coretune.playground import BASE_MODEL, make_pool
 
-LIMIT = 5.0  # seconds within which an error is told
+LIMIT = 5.0  # seconds within which an error is reported
 PATIENCE = 30  # seconds of the processor after which a command is broken off
 MEMORY = 24 << 30  # bytes of address space: a wish for more ends as it would on a small machine
 

@@ -204,7 +204,7 @@ class Mutation:
 
 
 def mutation(base: dict[str, Any], rng: random.Random) -> Mutation:
-    """CONFIG in the arguments stands for the file with the text, RUN for a run directory."""
+    """CONFIG in the arguments is the file with the text, RUN a run directory."""
     if rng.random() < 0.1:
         arguments = rng.choice(READING)
         return Mutation(f"command {arguments!r:.60}", arguments, b"")

@@ -1,4 +1,4 @@
-"""What does looking at an example cost? Each signal, relative to one training step of the same model.
+"""What does measuring an example cost? Each signal, relative to one training step of the same model.
 
     python bench/measure.py                       3 M and 15 M parameters, with peak memory
     python bench/measure.py --quick --check       3 M, under a minute; exit 1 names each target missed
@@ -75,7 +75,7 @@ def quickest(bench: Bench, turns: int) -> dict[str, float]:
             if turn:
                 best[name] = min(best[name], seconds / bench.batch)
     for name, (model, dim) in SLOW_ARMS.items():
-        # One block of columns stands for all, which are alike: they are the larger part by far.
+        # One block of columns is timed for all, which are alike: they are the larger part by far.
         block = min(timed(bench.less_block(model(bench)), bench.device) for _ in range(2))
         best[name] = best.pop(f"{name}, gradients") + block / LESS_INTERVAL * dim / LESS_BLOCK
     return best

@@ -237,7 +237,7 @@ def show(line: dict[str, Any]) -> None:
             f"  {name}: {percent(line[name]['wrong'])} of wrong, {percent(line[name]['right'])} of right rows"
         )
     print(
-        f"  noise detection is on in {line['noise_on']:.0%} of the draws, told {line['noise_told']:.3f}, "
+        f"  noise detection is on in {line['noise_on']:.0%} of the draws, AUC {line['noise_told']:.3f}, "
         f"share {line['noise_share']:.3f}",
         flush=True,
     )

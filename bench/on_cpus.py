@@ -2,7 +2,7 @@
 
     accelerate launch --config_file examples/accelerate/fsdp.yaml bench/on_cpus.py examples/train.py …
 
-The script is as it is; its SFTConfig alone is told not to ask for CPUs, which to accelerate are no devices.
+The script is as it is; its SFTConfig alone does not ask for CPUs, which to accelerate are no devices.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Each pair: a run on a coreset that changes every 10 steps, and the stock trainer
 given, in their order; by turns either goes first. A step's time is from the end of the step before to its own
 end, the loading of its batch and everything done between two rounds included; steps with a selection in
 between are left out. The median over the steps of each run, the median over pairs of the ratio. Rounds are
-one step long here, the dearest case (each begins an epoch of the Trainer), by a warm-up of one step.
+one step long here, the most expensive case (each begins an epoch of the Trainer), by a warm-up of one step.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 For each way the same run as by one process: the examples of every step, the largest difference of a loss, of
 a gradient's norm (relative) and of a weight. Then runs that are killed, one process of the two or both, and
 gone on with (see `bench/kill.py`), and the shipped configurations of accelerate, started by its launcher with
-examples/train.py. On CPUs, over gloo: accelerate is told that they are devices (`ways.py`).
+examples/train.py. On CPUs, over gloo: accelerate takes them for devices (`ways.py`).
 """
 
 from __future__ import annotations

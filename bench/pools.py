@@ -14,7 +14,7 @@ import yaml
 from coretune.playground.corrupt import corrupt
 
 MADE = "made:"  # a pool of the playground's kind, and how
-DIRTY = "dirty:"  # a clean pool's folder, to be spoilt
+DIRTY = "dirty:"  # a clean pool's folder, to be corrupted
 #: After a pool's folder: `characters=300`, rows of at most that length; `rows=2000`, so many of them.
 PART = ";"
 WRONG, COPIES, COPIED = 0.2, 0.3, 60  # shares of the rows; how many rows the copies are of

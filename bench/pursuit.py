@@ -149,7 +149,7 @@ def by_gtp(features: Array, case: Case, source: Array) -> Result:
 def judged(
     name: str, features: Array, rows: Array, weights: Array, seconds: float, source: Array, residual: float
 ) -> Result:
-    """Weights of any scale; the objective is that of the best scale for the residual told."""
+    """Weights of any scale; the objective is that of the best scale for the residual."""
     columns = np.asarray(features[rows], np.float64)
     target = mean_column(features, np.ones(len(features), bool))
     total = weights @ columns
@@ -206,7 +206,7 @@ def gram_of(columns: Columns, chosen: list[int]) -> tuple[Array, Array]:
 
 
 def by_published(columns: Columns, target: Array, case: Case, path: Array, source: Array) -> Result:
-    """path: rows to stand for S where steps are only sampled."""
+    """path: rows in the place of S where steps are only sampled."""
     target = target / np.linalg.norm(target)
     chosen: list[int] = []
     residual, x, began = target, np.zeros(0), time.process_time()

@@ -9,7 +9,7 @@ are no methods:
     full    the whole pool, reshuffled all the time
     distinct  the same, of rows with equal prompt and response but one
     clean   rows that labels.jsonl calls clean or copy, drawn anew at every refresh: the ceiling, not a method
-Methods that look through a teacher (brief, gtp) select once unless the arm says otherwise, and are trained
+Methods with a warm-up run (brief, gtp) select once unless the arm says otherwise, and are trained
 weighted: brief:method.brief.alpha=0, brief:weighted=false. With --target-skill all arms that take a
 target get that skill's rows of target.jsonl, and rows of that skill alone are scored; without it gtp matches
 the pool itself, and gtp:target=all the whole of target.jsonl.

@@ -152,7 +152,7 @@ def refreshing(quick: bool) -> list[Line]:
 
 
 def _before_a_refresh(n: int) -> tuple[Pool, Rows, dict[str, Array]]:
-    """A pool that was measured once, the rows to look at again, and what that look shows."""
+    """A pool that was measured once, the rows to measure again, and what that measurement gives."""
     rng = np.random.default_rng(0)
     fresh = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
     fresh["loss"] = rng.random(n, np.float32)
@@ -176,7 +176,7 @@ def _refresh(pool: Pool, anchors: Rows, news: dict[str, Array], steps: dict[str,
 
 
 def given(quick: bool) -> list[Line]:
-    """One selection by GRACE over signals that lie on disk, as a run's first look leaves them: the graph,
+    """One selection by GRACE over signals on disk, as a run's first measurement leaves them: the graph,
     its figures, the choice. Memory is what `coretune select` holds beside its data and model.
     """
     compiled()

@@ -59,7 +59,7 @@ def _config(folder: Path) -> RunConfig:
 
 @contextmanager
 def _given(folder: Path, n: int) -> Iterator[None]:
-    """Within the block the first look at a pool of up to n rows reads what lies in the folder."""
+    """Within the block the first measurement of a pool of up to n rows reads what is in the folder."""
     drawn = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
     drawn["loss"] = np.random.default_rng(0).random(n, np.float32)
     for name in list(drawn):

@@ -1,7 +1,7 @@
 """The ways in which two processes share the training of one model, on CPUs too.
 
-accelerate (1.15) splits weights between processes with devices only. Here it is told that these, on CPUs over
-gloo, are such; nothing else of it is changed, so that a whole stock trainer runs.
+accelerate (1.15) splits weights between processes with devices only. Here it takes these, on CPUs over
+gloo, for such; nothing else of it is changed, so that a whole stock trainer runs.
 """
 
 from __future__ import annotations

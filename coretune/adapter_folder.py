@@ -14,6 +14,7 @@ WEIGHTS = "adapter_model.*"
 
 
 def holds_adapter(folder: str | Path) -> bool:
+    """Whether the folder holds an adapter."""
     return (Path(folder) / ADAPTER).is_file()
 
 

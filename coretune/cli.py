@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def _as_target(files: Sequence[str] | None) -> list[str]:
-    """The override of target_data that the option --target stands for."""
+    """The override of target_data that the option --target makes."""
     if not files:
         return []
     if len(set(files)) < len(files):

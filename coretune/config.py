@@ -5,7 +5,7 @@ eval_fraction: share of train_data that is held out as evaluation data
 train_on:     of a conversation the last answer, or all answers
 target_data:  a file, or {file: share of the budget}
 corpus_dir:   where tokenised rows are kept for the next start with the same; left out: a temporary folder
-signals_dir:  where whole looks at the pool are kept, so that runs may share them; left out: RUN/signals
+signals_dir:  where scans of the pool are kept, so that runs may share them; left out: RUN/signals
 coreset:   method (or a preset, `presets.py`), budget, filters, refresh, signals, … (`coreset_section.py`)
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning, or where the model is an
@@ -48,7 +48,7 @@ _ELSEWHERE = {
     "dataset_test_split": "write eval_data: {path: NAME, split: SPLIT}",
     "test_split_size": "write eval_fraction: SHARE",
 }
-#: Keys of `training` with a value that YAML 1.1 reads as false: what it stands for.
+#: Keys of `training` with a value that YAML 1.1 reads as false: what is meant.
 _NO = {"eval_strategy": "no", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
 

@@ -17,7 +17,7 @@ from coretune.escaping import shown, shown_in_json
 
 WIDE = 1000  # characters
 OTHERS_WAIT = 2.0  # [choice] seconds
-UNFORESEEN = "unforeseen error, which --traceback tells the place of: "
+UNFORESEEN = "unforeseen error, whose place --traceback shows: "
 #: Warnings from TRL's own defaults (trl 1.16 on transformers 5.23): nothing that a user could mend.
 NOISE = "`(is_)?gradient_checkpointing` is deprecated"
 Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The run's config.")]
@@ -60,8 +60,8 @@ def print_error(error: Exception, unforeseen: bool = False) -> None:
     """`coretune: …` on stderr. Ours break lines in lists only, whose items are indented; libraries' errors
     about files and models run over many lines, and become one.
 
-    Of several processes the first one tells what went wrong in all of them: the launcher stops the others
-    while they wait, and who is alone with an error tells it then.
+    Of several processes the first one reports what went wrong in all of them: the launcher stops the others
+    while they wait, and a process that is alone with an error reports it then.
     """
     if not first_process():
         time.sleep(OTHERS_WAIT)
@@ -104,7 +104,7 @@ def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def cell(text: str) -> Any:
-    """Not as rich's markup, which a name may look like."""
+    """Not as rich's markup, which a name may resemble."""
     from rich.text import Text
 
     return Text(shown(text, keep="\n"))

@@ -62,9 +62,9 @@ Given = Mapping[str, Mapping[str, Any]]
 
 
 def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> CoresetConfig:
-    """The `coreset` section in Python, with the same keys:
+    """The `coreset` section in Python, with the same keys.
 
-        coreset({"grace": {"lambda": 0.5}}, budget="10%", refresh={"anchors": "all"})
+    Example: coreset({"grace": {"lambda": 0.5}}, budget="10%", refresh={"anchors": "all"})
 
     Args:
         method: A name, {name: settings}, or a selector of your own, which brings its settings:
@@ -178,7 +178,7 @@ def nested(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_of(section: Mapping[str, Any]) -> tuple[str, type]:
-    """The name that the section gives, and the class of the selector that it stands for."""
+    """The name that the section gives, and the class of the selector of that name."""
     known = known_methods()
     if "method" not in section:
         refuse_unknown("coreset.", [key for key in section if nearest(key, ["method"])], top_keys())
@@ -211,6 +211,7 @@ def places_of(section: Mapping[str, Any], kind: type) -> Places:
 
 
 def keys_of(part: type) -> dict[str, tuple[type, str]]:
+    """Key -> class and field of every setting of a class."""
     return {key: (part, name) for key, name in _names(part).items()}
 
 

@@ -18,7 +18,7 @@ def shown(text: str, keep: str = "") -> str:
 
 
 def shown_in_json(text: str) -> str:
-    """JSON with those characters as \\uXXXX, which stands for the same; its line ends stay."""
+    """JSON with those characters as \\uXXXX, which is read as the same; its line ends stay."""
     if text.isprintable():
         return text
     return "".join(c if _harmless(c) or c == "\n" else _as_json(c) for c in text)

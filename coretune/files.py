@@ -67,11 +67,13 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file that appears whole."""
     with whole(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int | None = None) -> None:
+    """Write a JSON file that appears whole."""
     write_text(path, json.dumps(value, indent=indent))
 
 

@@ -68,6 +68,7 @@ class Visit:
     elsewhere: float = 0.0  # seconds since then that belong to phases inside this one
 
     def cost(self, now: float) -> Cost:
+        """What this phase cost, without phases inside it."""
         flops = 0.0 if self.flops is None and self.tokens == 0 else self.flops
         own = now - self.entered - self.elsewhere
         return Cost(own, int(self.rows), int(self.tokens), None if flops is None else float(flops))
@@ -75,7 +76,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class Round:
-    """One refresh: how much was looked at and chosen, how long it took, how much of the coreset stayed."""
+    """One refresh: how much was measured and chosen, how long it took, how much of the coreset stayed."""
 
     round: int
     rows_measured: int
@@ -143,6 +144,7 @@ class Ledger:
         return costs
 
     def total(self) -> Cost:
+        """The sum over all phases."""
         return sum(self.by_phase().values(), Cost())
 
     def to_dict(self) -> dict[str, Any]:

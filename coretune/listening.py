@@ -1,4 +1,4 @@
-"""Who is told how far a long loop outside the model is: graph and greedy at a million rows take minutes.
+"""Progress reporting of long loops outside the model: graph and greedy at a million rows take minutes.
 
     with listening(bars):                  # by whom a run's console is
         ...
@@ -41,7 +41,7 @@ def told(what: str) -> Advance | None:
 
 
 class Telling:
-    """What a loop calls after each of its steps, or some of them; `progress` hears of it now and then."""
+    """What a loop calls after each of its steps, or some of them; `progress` is called now and then."""
 
     EVERY = 0.25  # seconds
 

@@ -65,6 +65,7 @@ def share(lock: int) -> None:
 
 
 def release(lock: int) -> None:
+    """Let go of a lock that this process holds."""
     if lock in _held:  # not in a process that was forked since
         _held.remove(lock)
         os.close(lock)  # no LOCK_UN, which would unlock for a forked process too

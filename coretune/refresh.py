@@ -9,7 +9,7 @@ the warm-up, so that gradients mean something; then a coreset is chosen, and aga
 
 Pure functions over a state (`rounds/state.py`). Whom to measure: `policies/reuse.py`, ours and the default,
 which may also draw at random for now, and `policies/paper.py`, GRACE's. What is measured:
-`rounds/measurement.py`. What that tells of the others: `policies/update.py`. Filters and method:
+`rounds/measurement.py`. The estimates of the others: `policies/update.py`. Filters and method:
 `CoresetConfig.select`.
 """
 

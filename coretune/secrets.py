@@ -32,13 +32,15 @@ _QUERY = re.compile(r"(?<=[?&])([^=&\s#]+)=[^&\s#]+")
 
 
 def is_secret(key: str) -> bool:
+    """Whether a key of this name grants access."""
     words = _WORDS.sub("_", key)
     return _SECRET.search(words) is not None and _TEXT.search(words) is None
 
 
 def without_secrets(value: Any) -> Any:
     """A copy of a config's plain values in which no key grants access, and no text holds a known kind of
-    token. A text that is a JSON object, as `model_init_kwargs` may be, is looked through too."""
+    token. A text that is a JSON object, as `model_init_kwargs` may be, is searched too.
+    """
     if isinstance(value, dict):
         kept = {key: part for key, part in value.items() if not is_secret(str(key))}
         return {without_secrets(key): without_secrets(part) for key, part in kept.items()}

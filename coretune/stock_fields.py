@@ -1,6 +1,6 @@
 """The fields of the stock SFTConfig and LoraConfig and what each takes, read from their source.
 
-Importing those classes takes many seconds, since it imports torch; a mistake in a config is to be told
+Importing those classes takes many seconds, since it imports torch; a mistake in a config is to be reported
 at once.
 """
 

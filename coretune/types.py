@@ -62,7 +62,7 @@ SERVES, TARGET_NUMBER = "serves", "for_target"
 #: In `Pool.features`, where there is a target: (n,) 1 for a row that equals one of its examples, else 0.
 TARGET_ROW = "target_row"
 
-#: The only door to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
+#: The only access to the model: rows -> {signal name: (m, ...) array, row r describes rows[r]}.
 #: A row whose signal cannot be computed comes back as NaN, never as a made-up number.
 Measure = Callable[[Rows], Mapping[str, Array]]
 
@@ -108,10 +108,12 @@ class NeighborGraph:
 
     @property
     def n(self) -> int:
+        """Rows of the pool."""
         return int(self.neighbors.shape[0])
 
     @property
     def k(self) -> int:
+        """Neighbours of a row."""
         return int(self.neighbors.shape[1])
 
 
@@ -121,7 +123,7 @@ class Pool:
 
     features     name -> (n, ...)   row i describes example i; the names are those of the signals
     cost         (n,) int64         tokens an example adds to training
-    measured_at  (n,) int32         round of the last exact look, -1 = never
+    measured_at  (n,) int32         round of the last exact measurement, -1 = never
     usable       (n,) bool          False = may never be chosen (its signals were not finite)
     graph        NeighborGraph | None
     references   name -> (targets, ...)  of a signal of the target's examples, what rows are compared with;
@@ -137,6 +139,7 @@ class Pool:
 
     @property
     def n(self) -> int:
+        """Rows of the pool."""
         return int(self.cost.shape[0])
 
     @property
@@ -214,7 +217,18 @@ class Selector(Protocol):
         """Names of the signals it reads from `pool.features`."""
         ...
 
-    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset: ...
+    def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        """The coreset of this pool.
+
+        Args:
+            pool: Its rows with the signals of `needs`; only rows with `usable` may be chosen.
+            budget: Rows exactly, or tokens at most.
+            rng: The only source of randomness.
+
+        Returns:
+            Rows in the order chosen, with weights, gains and the reasons of every row.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -285,7 +299,9 @@ class RefreshPolicy(Protocol):
 class Valued(Protocol):
     """A selector that maximises a set function can say what a coreset is worth under a pool."""
 
-    def value(self, pool: Pool, coreset: Coreset) -> float: ...
+    def value(self, pool: Pool, coreset: Coreset) -> float:
+        """The objective of this coreset, under the signals of this pool."""
+        ...
 
 
 @runtime_checkable
@@ -293,28 +309,36 @@ class AlongGraph(Protocol):
     """A selector that compares rows by an embedding, of which the pool's graph is then made."""
 
     @property
-    def graph_of(self) -> str: ...
+    def graph_of(self) -> str:
+        """The name of the embedding."""
+        ...
 
 
 @runtime_checkable
 class Taught(Protocol):
-    """A selector that looks through a teacher: checkpoints of a short run made first, or of the user's own.
+    """A selector that measures at checkpoints of a warm-up run made first, or of the user's own run.
 
-    The training that follows starts from the base model, as if there had been no teacher.
+    The training that follows starts from the base model, as if there had been no warm-up run.
 
     teacher      "warmup": a run on `coreset.refresh.warmup` of the pool; else a folder of checkpoints
-    checkpoints  how many of them are looked through, evenly spaced, the last one included
+    checkpoints  how many of them are measured at, evenly spaced, the last one included
     defaults     a `coreset` section of what its settings are where nothing is given
     """
 
     @property
-    def teacher(self) -> str: ...
+    def teacher(self) -> str:
+        """The warm-up run ("warmup"), or a folder of checkpoints."""
+        ...
 
     @property
-    def checkpoints(self) -> int: ...
+    def checkpoints(self) -> int:
+        """How many checkpoints are measured at."""
+        ...
 
     @property
-    def defaults(self) -> Mapping[str, Any]: ...
+    def defaults(self) -> Mapping[str, Any]:
+        """A `coreset` section of settings where nothing is given."""
+        ...
 
 
 @runtime_checkable

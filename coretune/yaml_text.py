@@ -1,7 +1,7 @@
 """A config's YAML, read as what JSON can hold: texts, numbers, true and false, null, lists, mappings.
 
 Numbers are those of YAML 1.2 (PyYAML reads 1e-3 as text, since YAML 1.1 asks for a dot), dates are text, no
-key is written twice. A file may come from anybody: its size, its depth and what its aliases stand for are
+key is written twice. A file may come from anybody: its size, its depth and what its aliases expand to are
 bounded before anything is built of it.
 """
 
@@ -25,7 +25,7 @@ FLOAT = re.compile(
     r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
 NUMBERS = {"tag:yaml.org,2002:int": INTEGER, "tag:yaml.org,2002:float": FLOAT}
-VALUES = 20_000  # [choice] keys and values, each alias counted as what it stands for
+VALUES = 20_000  # [choice] keys and values, each alias counted as what it expands to
 
 
 class ConfigError(ValueError):

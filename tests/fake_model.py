@@ -1,4 +1,4 @@
-"""A model made of numbers: signals that move when it learns, and a count of who looked at them."""
+"""A model made of numbers: signals that move when it learns, and a count of who measured them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FakeModel:
     """Signals of n rows as a function of the seed and of `age`, which the test raises when it likes.
 
     broken  rows whose signals are NaN
-    looks   the rows of every measurement so far
+    looks:  the rows of every measurement so far
     """
 
     def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:

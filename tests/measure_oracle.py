@@ -103,7 +103,7 @@ def tiny_model(family: str, attention: str = "sdpa", seed: int = 0) -> torch.nn.
 
 
 def chosen_names(model: torch.nn.Module, last_blocks: int | None, parameters: str) -> list[str]:
-    """Names of the parameters that count, told apart by hand for the models above."""
+    """Names of the parameters that count, listed by hand for the models above."""
     blocks = range(3) if last_blocks is None else range(3 - last_blocks, 3)
     if parameters == "trainable":
         trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -102,7 +102,7 @@ def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
 
 
 def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
-    """Through a teacher that all processes train, then through the live model."""
+    """At checkpoints of a warm-up run that all processes train, then at the live model."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(SELECTORS, "pupil", Pupil)
         alone = {"anchors": "all", "propagate": "none", "repair": "none"}
@@ -159,7 +159,7 @@ def sharing(
 
 
 def taught_in_parts(folder: Path, rank: int, world: int) -> dict[str, Any]:
-    """Methods that look through a teacher, under FSDP 2."""
+    """Methods with a warm-up run, under FSDP 2."""
     as_devices(SPLIT["FULL"])
     errors = {}
     for method in ("brief", "gtp"):
@@ -200,7 +200,7 @@ def strangers(folder: Path, rank: int, world: int) -> dict[str, Any]:
 
 
 def failing(how: Callable[[], None]) -> Callable[[Path, int, int], dict[str, Any]]:
-    """Process 1 does `how` in the first look at the pool."""
+    """Process 1 does `how` in the first measurement of the pool."""
 
     def run(folder: Path, rank: int, world: int) -> dict[str, Any]:
         made = a_trainer(folder / "failing", world, save_strategy="no")

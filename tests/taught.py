@@ -1,4 +1,4 @@
-"""A method that looks through a teacher, small enough to see through: the test of what is done around one."""
+"""A small method that measures at checkpoints of a warm-up run: the test of what is done around one."""
 
 from __future__ import annotations
 

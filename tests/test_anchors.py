@@ -1,4 +1,4 @@
-"""A look at one of equal rows tells of all: how many there are, and that anchors go there first."""
+"""A measurement of one of equal rows is of all of them: their number, and that anchors go there first."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rows_alike_are_the_usable_copies_with_the_same_score(seed: int, copies:
     np.testing.assert_array_equal(found, counted(pool, usable))
 
 
-def test_one_of_many_copies_is_looked_at_first_and_the_others_last() -> None:
+def test_one_of_many_copies_is_measured_first_and_the_others_last() -> None:
     pool = pool_of(1, 4)
     refresh = AnchorRefresh(anchors="priority", beta=1.0, anchor_share=1 / 120, k=9)
     rng = np.random.default_rng(0)

@@ -192,7 +192,7 @@ def test_what_is_all_distinct_is_written_as_differences_or_byte_by_byte(tmp_path
         assert "RLE_DICTIONARY" in found[name], name
 
 
-def test_explain_tells_every_round_of_a_row(tmp_path: Path) -> None:
+def test_explain_shows_every_round_of_a_row(tmp_path: Path) -> None:
     path = tmp_path / "selection.parquet"
     pool = make_pool(30)
     pool.usable[:] = True

@@ -268,7 +268,7 @@ def test_greedy_on_the_graph_comes_close_to_greedy_on_all_pairs(
 # partitions
 
 
-def test_parts_cover_the_pool_and_the_distances_told_are_those_of_the_assignment() -> None:
+def test_parts_cover_the_pool_and_the_distances_are_those_of_the_assignment() -> None:
     pair, n = two_spaces(300, 8, 0, copies=0.2), 300
     level = parted_level(pair, k=16, seed=0, part_rows=60)
     assert len(level.parts) == 5

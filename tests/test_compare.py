@@ -74,7 +74,7 @@ def test_an_arm_shares_what_is_not_its_methods_own() -> None:
     assert with_more["method"] == {"grace": {"lambda": 0.25}}
 
 
-def test_a_method_with_a_teacher_keeps_its_own_schedule_unless_the_arm_says_otherwise() -> None:
+def test_a_method_with_a_warm_up_run_keeps_its_schedule_unless_the_arm_says_otherwise() -> None:
     section = arm_section("brief", SHARED)
     assert "refresh_every" not in section
     assert section["budget"] == "25%"
@@ -184,7 +184,7 @@ def test_a_job_under_another_version_is_another(
     assert len({before, other, job.key}) == 3
 
 
-def test_a_hub_id_stands_for_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_known_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one downloaded last, where the hub cannot be asked."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     refs = tmp_path / "models--an-owner--a-model" / "refs"
@@ -256,7 +256,7 @@ def result(
     }
 
 
-def test_every_arm_affords_what_the_dearest_computes() -> None:
+def test_every_arm_gets_the_compute_of_the_most_expensive_one() -> None:
     results = [result("random", 0, 100.0), result("grace", 0, 300.0, 50.0), result("loss", 0, 150.0, 50.0)]
     results += [result("near", 0, 290.0)]
     # A step of `loss` costs 10 beside the 50 that are paid once: 250 buy 25.

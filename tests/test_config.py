@@ -269,7 +269,7 @@ def test_targets_have_shares_that_make_a_whole() -> None:
         ({"target_data": {"\x1b[2J": 1.0}}, "target_data is '\\x1b[2J': give a name"),
     ],
 )
-def test_a_wrong_kind_of_value_is_told_before_anything_is_loaded(
+def test_a_wrong_kind_of_value_is_refused_before_anything_is_loaded(
     section: dict[str, Any], expected: str
 ) -> None:
     assert expected in message({**SMALL, **section})
@@ -289,7 +289,7 @@ TOLD = {
 }
 
 
-def test_a_bad_config_is_told_without_importing_torch(tmp_path: Path) -> None:
+def test_a_bad_config_is_refused_without_importing_torch(tmp_path: Path) -> None:
     path = written(tmp_path)
     code = f"""
 import sys
@@ -322,7 +322,7 @@ def test_rows_and_signals_are_not_kept_where_a_push_takes_them_along(
 
 
 @pytest.mark.parametrize("key", [*RunConfig.model_fields, *EvaluateSection.model_fields])
-def test_every_key_at_the_top_is_looked_at_by_somebody(key: str) -> None:
+def test_every_key_at_the_top_is_read_somewhere(key: str) -> None:
     """By name, in the code that runs a job."""
     code = "".join(path.read_text() for path in ROOT.rglob("*.py"))
     assert re.search(rf"\b(config|self|section|settings|evaluate)\.{key}\b", code), key

@@ -121,12 +121,10 @@ def test_json_holds_no_number_that_json_has_not(capsys: pytest.CaptureFixture[st
         (ValueError("a library\nspeaks\n\nlong"), "coretune: a library speaks long\n"),
         (OSError("no file\n  of that name"), "coretune: no file of that name\n"),
         (ValueError(), "coretune: ValueError:\n"),
-        (KeyError("x"), "coretune: unforeseen error, which --traceback tells the place of: KeyError: 'x'\n"),
+        (KeyError("x"), "coretune: unforeseen error, whose place --traceback shows: KeyError: 'x'\n"),
     ],
 )
-def test_every_error_is_told_in_a_line(
-    error: Exception, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_error_is_one_line(error: Exception, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     def work() -> Any:
         raise error
 

@@ -277,7 +277,7 @@ def test_what_is_given_beside_a_preset_counts_setting_by_setting() -> None:
     assert (made.refresh.k, made.refresh.anchors, made.warmup) == (3, "priority", 0.0)
 
 
-# ---------------------------------------------------------------------------------------- taught methods
+# ---------------------------------------------------------------------------- methods with a warm-up run
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def pupil(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pupil")
-def test_a_taught_method_brings_defaults_that_what_is_given_beats() -> None:
+def test_a_method_with_a_warm_up_run_has_defaults_that_given_settings_replace() -> None:
     given_ = section_of("pupil", **{"refresh.warmup": 0.5, "refresh.k": 3, "signals.projection_dim": 8})
     made = build_coreset(given_, seed=2)
     assert (made.warmup, made.signals.projection_dim, made.refresh.k) == (0.5, 8, 3)
@@ -418,7 +418,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("brief", weighted=False), []),
     ],
 )
-def test_settings_that_a_method_never_looks_at_are_named(section: dict[str, Any], idle: list[str]) -> None:
+def test_settings_that_a_method_never_reads_are_named(section: dict[str, Any], idle: list[str]) -> None:
     made = build_coreset(section, 0)
     assert without_effect(section, made) == [f"coreset.{path}" for path in idle]
     written = spelled_out(made, section)  # the written config gives every setting
@@ -462,7 +462,7 @@ def test_what_is_said_to_be_unread_changes_nothing(given_: dict[str, Any]) -> No
         assert all(map(np.array_equal, changed[1], usual[1])), key
 
 
-def test_settings_without_effect_are_told_in_python_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_without_effect_are_named_in_python_too(caplog: pytest.LogCaptureFixture) -> None:
     coreset("d2", budget=5, solver={"deadline": "9s"})
     assert caplog.messages == ["no effect with method d2 as it is refreshed: coreset.solver.deadline"]
     caplog.clear()

@@ -1,4 +1,4 @@
-"""A first look that waits until it can tell something."""
+"""A first measurement that is deferred until noise detection is on."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def deaf() -> FakeModel:
     return model
 
 
-def test_while_a_look_would_tell_nothing_rows_are_drawn_and_nobody_is_looked_at() -> None:
-    """It is asked in the rounds 1, 2, 4 and 8, and the first look comes when it is answered."""
+def test_while_noise_detection_is_off_rows_are_drawn_at_random_and_none_is_measured() -> None:
+    """It is asked in the rounds 1, 2, 4 and 8, and the first measurement comes when it is answered."""
     model = deaf()
     run = Run(patient(), model).go(5)
     assert model.looks == []
@@ -53,7 +53,7 @@ def test_while_a_look_would_tell_nothing_rows_are_drawn_and_nobody_is_looked_at(
     assert run.state.pool.graph is not None
 
 
-def test_a_look_that_waited_comes_only_where_a_response_seems_wrong() -> None:
+def test_a_deferred_measurement_comes_only_where_a_response_seems_wrong() -> None:
     """One that comes at the first question does not wait for that."""
     model = deaf()
     run = Run(patient(), model).go(1)
@@ -141,13 +141,13 @@ def test_the_budget_is_kept(budget: str) -> None:
         {"refresh_every": "adaptive", "check_every": 1},
     ],
 )
-def test_where_nothing_hangs_on_suspicion_nobody_waits(changes: dict[str, Any]) -> None:
+def test_without_a_noise_filter_nothing_is_deferred(changes: dict[str, Any]) -> None:
     model = deaf()
     Run(patient(warmup=0.0, **changes), model)
     assert [len(rows) for rows in model.looks] == [N]
 
 
-def test_methods_that_suspect_nobody_do_not_wait() -> None:
+def test_methods_without_a_noise_filter_defer_nothing() -> None:
     model = deaf()
     Run(config(FacilityLocation(), anchors="candidates", wait=True), model)
     assert [len(rows) for rows in model.looks] == [N]
@@ -166,7 +166,7 @@ class Shown(FakeModel):
         return dataclasses.replace(super().measurement(*names), online=harvested)
 
 
-def test_what_training_showed_is_not_kept_while_the_look_waits() -> None:
+def test_online_signals_are_not_kept_while_the_first_measurement_is_deferred() -> None:
     model = Shown(N, drift=0.0)
     model.mismatched, model.shown = 1.0, []
     run = Run(patient(), model)
@@ -177,7 +177,7 @@ def test_what_training_showed_is_not_kept_while_the_look_waits() -> None:
     assert model.looks == []
 
 
-def test_what_training_showed_before_the_first_look_is_no_news_after_it() -> None:
+def test_online_signals_of_before_the_first_measurement_are_not_used_after_it() -> None:
     model = Shown(N, drift=0.0)
     model.mismatched, model.shown = 1.0, []
     run = Run(patient(), model).go(3)
@@ -200,7 +200,7 @@ def test_a_run_that_is_cut_while_it_waits_goes_on_the_same(tmp_path: Path) -> No
 
 
 def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
-    """A model of random weights hears nothing from a prompt."""
+    """The loss of a model of random weights does not depend on the prompt."""
     coreset = coreset_config(wait=True)
     coreset = dataclasses.replace(coreset, filters=(Noise(),))
     run = trainer(tmp_path, coreset)
@@ -212,7 +212,7 @@ def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
     assert "drawn" not in chosen.coreset.figures
 
 
-def test_the_map_is_made_once_the_pool_was_looked_at(tmp_path: Path) -> None:
+def test_the_map_is_made_once_the_pool_was_measured(tmp_path: Path) -> None:
     model = deaf()
     run = Run(patient(), model).go(1)
     rows, path = fake_rows(N), tmp_path / "_coretune" / "pool.parquet"

@@ -174,14 +174,18 @@ def test_every_command_of_the_pages_is_there_with_its_options() -> None:
 # --------------------------------------------------------------------------------------------------- the site
 
 
-@pytest.fixture(scope="module")
-def site() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("site_parts", HOME / "dev" / "site_parts.py")
+def of_dev(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HOME / "dev" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def site() -> ModuleType:
+    return of_dev("site_parts")
 
 
 def leaves(nav: Any) -> list[str]:
@@ -242,3 +246,30 @@ def test_the_reference_has_every_command_and_every_public_name(site: ModuleType)
     assert "--accelerate_config" in told
     public = importlib.import_module("coretune").__all__
     assert set(re.findall(r"^### (\w+)$", site.python(), re.MULTILINE)) == set(public) - {"__version__"}
+
+
+# ------------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("a.py", "x = 1  # the model hears nothing\n", [1]),
+        ("a.py", '"""One.\n\nTwins are looked at once.\n"""\n', [3, 3]),
+        ("a.py", "def test_nobody_is_suspected() -> None: ...\n", [1]),
+        ("a.py", "raise ValueError('two rows: look at both')\n", [1]),
+        ("a.py", "harvest = told(teacher)\nx = {'harvest': 1}\n", []),
+        ("a.py", '"""Settings.\n\nteacher  a folder; `look_again` too\nharvest: A choice.\n"""\n', []),
+        ("a.md", "A row that costs 3 nats.\n\n    told\n\n```\nheard\n```\n`told`, [this](told.md)\n", [1]),
+        ("a.md", "Measured, recorded, received.\n", []),
+    ],
+)
+def test_banned_words_are_found_in_prose_and_not_in_code(
+    name: str, text: str, lines: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = of_dev("words")
+    monkeypatch.setattr(words, "HOME", tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    lines_found = words.found(tmp_path / name)
+    assert [int(line.split(":")[1]) for line in lines_found] == lines
+    assert all(": write " in line for line in lines_found)

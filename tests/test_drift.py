@@ -70,7 +70,7 @@ def by_hand(x: Array, change: Array, strength: float) -> tuple[float, Array]:
 
 @few
 @given(st.integers(0, 10_000))
-def test_the_ridge_is_that_which_tells_left_out_anchors_best(seed: int) -> None:
+def test_the_ridge_is_that_which_estimates_left_out_anchors_best(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(12, 3)).astype(np.float32)
     change = np.stack([5 + np.sin(2 * x[:, 0]), 9 + x[:, 1] ** 2], axis=1).astype(np.float32)
@@ -83,7 +83,7 @@ def test_the_ridge_is_that_which_tells_left_out_anchors_best(seed: int) -> None:
 
 
 def fitted(seed: int) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], Array]:
-    """Before, after, told by 30 anchors, and the anchors."""
+    """Before, after, estimated from 30 anchors, and the anchors."""
     before, after = signals(seed), moved(seed)
     anchors = np.sort(np.random.default_rng(seed).choice(N, 30, replace=False))
     return before, after, told(before, after, anchors), anchors
@@ -132,7 +132,7 @@ def test_a_score_moves_by_a_factor_and_any_other_number_by_a_sum() -> None:
     np.testing.assert_allclose(written["alignment"], after["alignment"], atol=1e-4)
 
 
-def test_what_no_anchor_tells_stays() -> None:
+def test_what_no_anchor_explains_stays() -> None:
     before, after = signals(5), moved(5)
     for anchors in ([7], []):
         written = told(before, after, np.array(anchors, np.int64))

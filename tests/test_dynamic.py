@@ -61,7 +61,7 @@ def test_a_pass_is_as_many_steps_as_the_coreset_has_batches() -> None:
     assert make_clock(every_pass, 400, 77, 4, pack=64, density=5) == Clock(1, 4, 1, 4, 64, 5)
 
 
-def test_a_method_that_looks_at_nothing_has_no_warmup() -> None:
+def test_a_method_that_measures_nothing_has_no_warmup() -> None:
     assert make_clock(config(Random(), refresh_every=6, warmup=0.5), 400, 40, 4) == Clock(6, 4, 0, 1)
 
 
@@ -328,10 +328,10 @@ def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.Monkey
     assert all("graph_recall" in entry.approximation for entry in rebuilt.ledger.rounds)
 
 
-# ------------------------------------------------------------------------------------- through a teacher
+# ------------------------------------------------------------------------------------- with a warm-up run
 
 
-def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone() -> None:
+def test_a_method_with_a_warm_up_run_has_no_warmup_rounds_and_measures_its_needs_alone() -> None:
     assert clock_of(pupil(refresh_every="never")).warmup_rounds == 0
     assert pupil().needs == ("gradient",)
     assert pupil(refresh_every="adaptive").needs == ("gradient", "loss")
@@ -340,7 +340,7 @@ def test_a_taught_method_has_no_warmup_rounds_and_measures_what_it_needs_alone()
     assert [len(rows) for rows in run.model.looks] == [N] * 3
 
 
-def test_the_first_look_has_a_measurement_of_its_own_and_references_are_of_their_moment() -> None:
+def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weights() -> None:
     young, old = FakeModel(N), FakeModel(N)
     old.age = 5
     asked: list[int] = []
@@ -366,15 +366,15 @@ def test_the_first_look_has_a_measurement_of_its_own_and_references_are_of_their
     ("settings", "message"),
     [
         ({"audit_every": 1}, "audit_every compares what was propagated .* leave it out"),
-        ({"warmup": 0.0}, "warmup is 0 and the teacher is trained on that share of the pool: raise it"),
+        ({"warmup": 0.0}, "warmup is 0 and the warm-up run is trained on that share of the pool: raise it"),
         ({"signal": "trajectory", "anchors": "random"}, "anchors is random, and trajectories .* to all"),
     ],
 )
-def test_what_cannot_go_with_a_teacher_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_go_with_a_warm_up_run_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pupil(**settings)
 
 
-def test_a_teacher_of_the_users_needs_no_warmup() -> None:
+def test_checkpoints_of_the_users_need_no_warmup() -> None:
     assert pupil(teacher="runs/before", warmup=0.0).taught
     assert not pupil(teacher="runs/before").teaching

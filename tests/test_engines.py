@@ -43,7 +43,7 @@ def pool() -> Pool:
 
 
 @pytest.mark.parametrize("selector", [FacilityLocation(similarity="dense"), Craig()])
-def test_memory_changes_no_row_and_a_short_deadline_is_told(
+def test_memory_changes_no_row_and_a_short_deadline_is_logged(
     pool: Pool, selector: FacilityLocation | Craig, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(engines, "ROUND_ROWS", 100)

@@ -1,4 +1,4 @@
-"""`coretune env`, completion, and how soon a mistake in a config is told."""
+"""`coretune env`, completion, and how soon a mistake in a config is reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coretune.commands.env import environment
 HEAVY = ("accelerate", "datasets", "peft", "torch", "transformers", "trl")
 
 
-def test_versions_devices_and_the_config_without_its_secrets_are_told(
+def test_versions_devices_and_the_config_without_its_secrets_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
@@ -55,15 +55,15 @@ def test_a_shell_completes_the_commands() -> None:
     assert told.stdout.split() == ["preview"], told.stderr
 
 
-def test_a_mistake_in_a_config_is_told_before_a_heavy_library_is_loaded(tmp_path: Path) -> None:
+def test_a_mistake_in_a_config_is_reported_before_a_heavy_library_is_loaded(tmp_path: Path) -> None:
     """By every command that takes a config; two seconds of processor time for them all."""
     (tmp_path / "config.yaml").write_text("model_name_or_path: a/b\ntrain_data: hub/rows\nmethd: grace\n")
     code = f"""
 from typer.testing import CliRunner
 from coretune.cli import app
 for name in ("train", "select", "preview", "plan", "compare"):
-    told = CliRunner().invoke(app, [name, {str(tmp_path / "config.yaml")!r}])
-    print(told.exit_code, told.stderr.strip())
+    result = CliRunner().invoke(app, [name, {str(tmp_path / "config.yaml")!r}])
+    print(result.exit_code, result.stderr.strip())
 print(sorted({set(HEAVY)!r} & set(sys.modules)))
 """
     before = os.times()

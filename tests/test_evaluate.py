@@ -21,7 +21,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
-    """The playground's model, taught for a few steps, so that some answers are right and others are not."""
+    """The playground's model, trained for a few steps, so that some answers are right and others are not."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(BASE_MODEL)
     rows = encode(tokenizer, make_pool(5, 240, copies=0, wrong=0).records, 256)

@@ -1,4 +1,4 @@
-"""Equal rows are looked at once, and each of them is told what was found."""
+"""Exact duplicates are measured once, and all of them get the signals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def test_each_group_is_measured_once_and_all_get_its_values(kinds: list[int], dr
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.data())
-def test_what_is_found_of_some_is_told_of_their_equals(kinds: list[int], data: st.DataObject) -> None:
+def test_signals_of_some_rows_are_given_to_their_exact_duplicates(
+    kinds: list[int], data: st.DataObject
+) -> None:
     first = np.array([kinds.index(kind) for kind in kinds])
     rows = np.array(data.draw(st.permutations(range(len(kinds)))), np.int64)
     rows = rows[: data.draw(st.integers(0, len(kinds)))]

@@ -168,7 +168,7 @@ def test_measured_or_propagated(run: RunFiles) -> None:
     assert explain(run, "row-2").refreshes[0].measured == "never measured"
 
 
-def test_neighbours_are_told_with_their_text_and_again_only_when_they_change(run: RunFiles) -> None:
+def test_neighbours_are_shown_with_their_text_and_again_only_when_they_change(run: RunFiles) -> None:
     text = "\n".join(lines(explain(run, "row-12")))
     neighbor = explain(run, "row-12").refreshes[0].neighbors[0]
     assert f"chosen     {neighbor.id}: " in text or f"not chosen {neighbor.id}: " in text
@@ -196,7 +196,7 @@ def test_a_row_that_a_large_pool_left_out_is_said_to_be_so(
     assert refresh.measured == "not recorded"
 
 
-def test_a_method_that_looks_at_nothing(tmp_path: Path) -> None:
+def test_a_method_that_measures_nothing(tmp_path: Path) -> None:
     run = RunFiles.of(make_run(tmp_path, graph=False, rows=fake_rows(30, sources=False)))
     found = explain(run, "row-5")
     assert found.source is None

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 HOME = Path(__file__).parents[1]
-PLACES = ("coretune", "docs", "bench", "examples", "tests")
+PLACES = ("coretune", "docs", "bench", "examples", "tests", "dev")
 OTHERS = ("training_args.py", "base_config.py", "sft_config.py", "rows.py", "tool.py")  # of transformers, TRL
 NAMED = re.compile(r"\b\w+\.py\b")
 

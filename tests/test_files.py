@@ -137,7 +137,7 @@ def test_a_part_file_planted_beside_the_manifest_is_not_written_through(tmp_path
     assert theirs.read_text() == "precious"
 
 
-def test_of_two_writers_of_one_file_the_later_wins_and_the_other_is_told(tmp_path: Path) -> None:
+def test_of_two_writers_of_one_file_the_later_wins_and_the_other_gets_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="is being written by another process"), whole(tmp_path / "a"):
         write_text(tmp_path / "a", "second")
     assert (tmp_path / "a").read_text() == "second"

@@ -120,7 +120,7 @@ def test_rows_without_a_letter_are_the_same_only_where_their_signs_are() -> None
 
 
 def test_rows_that_point_the_same_way_as_all_are_no_near_duplicates() -> None:
-    """Hidden states with a common part a hundred times as long as what tells them apart."""
+    """Hidden states with a common part a hundred times as long as what differs."""
     pool = synthetic_pool(60, 6, 0, copies=0.5)
     answers = pool.features["response_embedding"]
     common = np.eye(6, dtype=np.float32)[0] * 100 + answers
@@ -314,7 +314,7 @@ def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() ->
     assert not Noise(least_told=1.0).on(noisy_pool(0.3)[0])
 
 
-def test_any_least_that_has_to_be_told_counts() -> None:
+def test_any_value_of_the_least_separation_counts() -> None:
     pool, _ = noisy_pool(0.2, told=0.25)
     told = Noise().judge(pool, Budget(5)).figures["noise_told"]
     assert 0.5 < told < 1.0
@@ -322,7 +322,7 @@ def test_any_least_that_has_to_be_told_counts() -> None:
     assert not Noise(least_told=told + 0.01).on(pool)
 
 
-def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_right_rows() -> None:
+def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_clean_rows() -> None:
     """Prompts save little, so nine in ten wrong rows cannot be had."""
     pool, is_wrong = noisy_pool(0.3, told=0.5)
     found = Noise(least_told=0.0).judge(pool, Budget(5))
@@ -347,7 +347,7 @@ def test_the_noise_score_weighs_the_log_of_the_losses_ratio_by_the_root_of_the_t
     assert np.isnan(score[3])
 
 
-def test_before_rows_are_measured_their_pairs_say_whether_noise_can_be_told() -> None:
+def test_before_rows_are_measured_their_pairs_say_whether_noise_detection_is_on() -> None:
     pool, _ = noisy_pool(0.2)
     unmeasured = dataclasses.replace(pool, features={})
     assert Noise().on(unmeasured)

@@ -40,9 +40,7 @@ def read(folder: Path) -> list[str]:
         (("train.jsonl", "notes.jsonl"), 1),
     ],
 )
-def test_splits_are_told_apart_as_the_hub_tells_them(
-    tmp_path: Path, names: tuple[str, ...], chosen: int
-) -> None:
+def test_splits_are_named_as_on_the_hub(tmp_path: Path, names: tuple[str, ...], chosen: int) -> None:
     folder = folder_of(tmp_path, *names)
     patterns = get_data_patterns(str(folder))
     split = "train" if "train" in patterns else next(iter(patterns))

@@ -1,4 +1,4 @@
-"""How many rows later refreshes look at: a run played without its model."""
+"""How many rows later refreshes measure: a run played without its model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def setting(cooldown: bool = True, **changes: object) -> CoresetConfig:
     return made if cooldown else replace(made, filters=made.filters[:-1])
 
 
-def test_a_way_begins_and_ends_where_it_was_looked_at() -> None:
+def test_a_way_begins_and_ends_where_it_was_measured() -> None:
     before, after = signals(0), signals(1)
     moved = Moved(before, after, (1.0, 2.0))
     rows = np.array([5, 0, 17])
@@ -66,7 +66,7 @@ def test_a_way_begins_and_ends_where_it_was_looked_at() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(path=st.floats(0, 6), seed=st.integers(0, 20))
-def test_signals_stay_signals_beyond_what_was_looked_at(path: float, seed: int) -> None:
+def test_signals_stay_signals_beyond_what_was_measured(path: float, seed: int) -> None:
     found = Moved(signals(seed), signals(seed + 1), (1.0, 2.0)).at(np.arange(N), path)
     assert (found["loss"] > 0).all()
     np.testing.assert_allclose(np.linalg.norm(found["prompt_embedding"], axis=1), 1, atol=1e-5)
@@ -74,7 +74,7 @@ def test_signals_stay_signals_beyond_what_was_looked_at(path: float, seed: int) 
 
 
 @pytest.mark.parametrize("look_again", [1.0, 2.0])
-def test_where_nothing_moves_each_choice_is_looked_at_once(look_again: float) -> None:
+def test_where_nothing_moves_each_choice_is_measured_once(look_again: float) -> None:
     still = Moved(signals(0), signals(0), (1.0, 2.0))
     clock = Clock(1, 10, 1, 1)
     found = forecast(
@@ -82,7 +82,7 @@ def test_where_nothing_moves_each_choice_is_looked_at_once(look_again: float) ->
     )
     if look_again == 1.0:
         assert found == [Looks(1.0, 1)] * 5
-    else:  # chosen and looked at in round 2, good until 4, and again until 8
+    else:  # chosen and measured in round 2, valid until 4, and again until 8
         assert found == [Looks(1.0, 1), Looks(0.0, 0), Looks(1.0, 1), Looks(0.0, 0), Looks(0.0, 0)]
 
 
@@ -119,13 +119,13 @@ def test_a_forecast_is_what_the_run_would_do_if_its_signals_moved_so() -> None:
     assert sum(one.looks for one in found) == len(looks) - 1
 
 
-def test_what_training_shows_is_not_looked_at_again() -> None:
-    """With looks good for one round and no rest the same rows are chosen, trained on and known by that."""
+def test_rows_with_online_signals_are_not_measured_again() -> None:
+    """With measurements valid for one round and no cooldown the same rows are chosen and trained on."""
     still, clock = Moved(signals(0), signals(0), (1.0, 2.0)), Clock(1, 10, 1, 1)
     config, ages = setting(look_again=1.0, cooldown=False), np.arange(1.0, 5.0)
     assert [one.rows for one in forecast(config, known(), still, clock, ages)] == [1.0, 1.0]
     shown = forecast(config, known(), still, clock, ages, harvests=True)
-    assert all(one.rows < 0.5 for one in shown)  # some of those held back, whom training does not show
+    assert all(one.rows < 0.5 for one in shown)  # some of those filtered out, which are not trained on
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_ages_are_the_learning_rates_that_the_trainer_will_have(
     assert (found > 0).all()
 
 
-def test_more_looks_than_rehearsed_cost_more_choosing() -> None:
+def test_more_measurements_than_rehearsed_cost_more_choosing() -> None:
     one = Choosing(1.0, 2.0, 100.0, 2.0)
     found = looking_at(Rehearsal(one, one), [Looks(1.0, 2), Looks(2.0, 4)], budget=100, most=1000)
     assert found.later == Choosing(1.5, 2.5, 150.0, 3.0)

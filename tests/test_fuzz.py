@@ -1,4 +1,4 @@
-"""A share of `bench/fuzz.py`: whatever is wrong with a command or its config is told in one line, at once."""
+"""A share of `bench/fuzz.py`: whatever is wrong with a command or its config is one line, at once."""
 
 from __future__ import annotations
 

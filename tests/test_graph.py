@@ -237,7 +237,7 @@ def test_only_the_rows_that_are_asked_for_are_read_for_drift() -> None:
     assert len(drifted(graph, after, 0.05, rows[:0])) == 0
 
 
-def test_progress_is_told_to_the_end() -> None:
+def test_progress_is_reported_to_the_end() -> None:
     told: list[tuple[int, int]] = []
     embedding = cloud(0, 300)
     graph = build(embedding, 5, seed=0, progress=lambda done, total: told.append((done, total)))
@@ -346,7 +346,7 @@ def test_near_copies_chains_through_edges_above_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 10])
-def test_a_pool_of_one_row_is_told_the_reason(k: int) -> None:
+def test_a_pool_of_one_row_is_refused_with_the_reason(k: int) -> None:
     with pytest.raises(
         ValueError, match=r"the pool has 1 row, and this method compares rows .* give it 2 or more"
     ):

@@ -1,4 +1,4 @@
-"""Settings that do nothing by a run's target, rows, length or other arguments are told."""
+"""Settings that do nothing by a run's target, rows, length or other arguments are named."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def told(
         ({"refresh_every": 4, "every": 2, "audit_every": 4}, None),
     ],
 )
-def test_what_this_run_leaves_without_effect_is_told(given: dict[str, Any], line: str | None) -> None:
+def test_what_this_run_leaves_without_effect_is_named(given: dict[str, Any], line: str | None) -> None:
     given = {"selector": Loss(), **given}
     assert told(**given) == ([] if line is None else [line])
 
@@ -89,7 +89,7 @@ def test_reference_rows_are_read_only_without_a_target() -> None:
     assert not told(aligned, target=True)
 
 
-def test_a_key_of_training_that_is_read_with_another_is_told_without_it() -> None:
+def test_a_key_of_training_that_is_read_with_another_is_named_without_it() -> None:
     given = {key: 1 for keys in READ_WITH for key in keys} | dict.fromkeys(OF_EVALUATION, 1)
     assert given.keys() <= SFTConfig.__dataclass_fields__.keys()
     none = SimpleNamespace(
@@ -112,7 +112,7 @@ def test_a_key_of_training_that_is_read_with_another_is_told_without_it() -> Non
     assert not list(idle_arguments({}, TrainingArguments("o", use_cpu=True), False))
 
 
-def test_keys_of_evaluate_without_what_reads_them_are_told() -> None:
+def test_keys_of_evaluate_without_what_reads_them_are_named() -> None:
     assert list(EvaluateSection(max_new_tokens=9, task_rows=3).idle) == [
         "evaluate.max_new_tokens has no effect: of the metrics only rouge generates answers",
         "evaluate.task_rows has no effect: evaluate.tasks names none",

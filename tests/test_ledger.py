@@ -324,7 +324,7 @@ def test_the_formula_for_gradient_signals_agrees_with_counting(signals: list[str
     settings = MeasureSettings(last_blocks=None, preconditioner="adam")
     own = {"pad_token_id": 0, "bos_token_id": 1, "moments": ordinary_moments(model, rows)}
     measure = measurer(model, rows, signals, settings, **own)
-    measure(np.arange(1))  # the first look also asks whether the logits are the head's
+    measure(np.arange(1))  # the first measurement also asks whether the logits are the head's
     with Counter() as counter:
         measure(np.arange(4))
     lengths, responses = np.full(4, 64), np.full(4, 40)

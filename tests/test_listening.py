@@ -139,7 +139,7 @@ def test_on_a_terminal_a_loop_that_is_soon_over_shows_nothing(monkeypatch: pytes
     assert "graph:   0%" in heard.getvalue()
 
 
-def test_a_loop_is_heard_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_reports_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     with clock(monkeypatch, [0.0, 0.1, 0.3, 0.4, 0.5]):
         tell = Telling(lambda done, total: heard.append(done), 10)

@@ -226,7 +226,7 @@ def test_what_a_step_hides_is_said(trainer):
     assert len(trainer.harvest.take().rows) == 0
 
 
-def test_what_cannot_be_harvested_is_refused_by_name(trainer):
+def test_what_has_no_online_signals_is_refused_by_name(trainer):
     with pytest.raises(ValueError, match="alignment cannot be read off a training step"):
         Harvest(trainer.model, ["loss", "alignment"], MeasureSettings())
     with pytest.raises(ValueError, match="basis is gradient_pca"):

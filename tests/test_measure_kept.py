@@ -1,4 +1,4 @@
-"""In a run the reference of a refresh is measured once, however often that refresh looks."""
+"""In a run the reference of a refresh is measured once, however often that refresh measures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coretune.measure.meter import SignalMeter
 from coretune.training.row_signals import RowSignals
 
 
-def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
+def test_several_measurements_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     references, looks = [], []
     mean_gradient, look = SignalMeter.mean_gradient, RowSignals.__call__
 
@@ -30,8 +30,8 @@ def test_several_looks_of_one_refresh_share_a_reference(tmp_path, monkeypatch):
     selector = replace(config.selector, importance="alignment", lambda_=0.5)
     run = trainer(tmp_path, replace(config, selector=selector))
     run.train()
-    refreshes = len(run.ledger.rounds) - 1  # beside the first look, which is at all rows
-    assert len(looks) > refreshes > 0  # candidates: choose, look, choose again
+    refreshes = len(run.ledger.rounds) - 1  # beside the first measurement, which is of all rows
+    assert len(looks) > refreshes > 0  # candidates: choose, measure, choose again
     assert len(references) == 1 + refreshes
     without = replace(run.cost, references=0.0)
     rows = [np.arange(len(run.pool_rows.length)), *looks]

@@ -1,4 +1,4 @@
-"""However a model is trained, a look at it finds the same: checkpointing, precision, 4 bits, split."""
+"""However a model is trained, its measurement is the same: checkpointing, precision, 4 bits, split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure(model, rows, asked=None, names=NAMES, **setting):
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 @pytest.mark.parametrize("part", PARTS)
 def test_gradient_checkpointing_changes_nothing(part, autocast, attention):
-    """Of either kind, set up as Trainer and PEFT do; a look runs in evaluation mode, where there is none."""
+    """Of either kind, set up as Trainer and PEFT do; in evaluation mode there is no dropout."""
     family, setting = PARTS[part]
     model, rows = tiny_model(family, attention), random_rows(6, seed=2)
     plain = measure(model, rows, autocast=autocast, **setting)
@@ -127,7 +127,7 @@ def gradients_of_a_step(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
-    """A process that holds half of each model, looks at rows of its own, and writes what it found."""
+    """A process that holds half of each model, measures rows of its own, and writes what it found."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     patience = timedelta(seconds=60)  # for a process that waits in vain
@@ -150,7 +150,7 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_that_hold_half_the_weights_each_find_what_one_does(tmp_path):
-    """Also where their rows make unlike numbers of batches, or one of them has no row to look at."""
+    """Also where their rows make unlike numbers of batches, or one of them has no row to measure."""
     multiprocessing.spawn(one_of_two, args=(free_port(), str(tmp_path)), nprocs=2)
     found = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
     rows = random_rows(7, seed=1)

@@ -140,7 +140,7 @@ def test_the_logits_are_chunked_and_the_chunks_do_not_show(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_heads_own_gradient_is_told_in_blocks_of_the_vocabulary(family, monkeypatch):
+def test_the_heads_own_gradient_is_made_in_blocks_of_the_vocabulary(family, monkeypatch):
     model, rows = tiny_model(family), random_rows(6, seed=4)
     setting = MeasureSettings(last_blocks=None, parameters="trainable", projection_dim=16, factor_dim=8)
     whole = measure(model, rows, SIGNALS, setting, target=rows)

@@ -104,7 +104,7 @@ def test_gradient_pca_is_the_wide_sketch_on_the_directions_that_hold_most_of_it(
 
 @pytest.mark.parametrize("preconditioner", ["none", "linear"])
 @pytest.mark.parametrize(("parameters", "last_blocks"), [("adapter_or_attention", 2), ("trainable", None)])
-def test_parameter_pca_begins_with_the_teachers_path(parameters, last_blocks, preconditioner):
+def test_parameter_pca_begins_with_the_path_of_the_checkpoints(parameters, last_blocks, preconditioner):
     """Coordinates: along the centred states' directions; then the sketch of what is orthogonal to them."""
     model, rows = tiny_model("qwen2"), random_rows(6, seed=1)
     settings = settings_of(
@@ -278,7 +278,7 @@ def test_a_target_row_without_gradient_is_left_out_and_a_target_of_such_is_refus
 # --------------------------------------------------------------------------------------------- refusals
 
 
-def test_what_a_teacher_cannot_do_is_one_line_before_the_look():
+def test_what_checkpoints_cannot_give_is_one_line_before_the_measurement():
     model, rows = tiny_model("llama"), random_rows(5, seed=3)
     live, snapshots = [Snapshot("live", {}, 0.1)], snapshots_of(model, 2)
 

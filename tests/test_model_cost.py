@@ -66,7 +66,7 @@ def test_frozen_weights_are_an_adapters() -> None:
     assert cost(tiny_llama()).adapter_parameters is None
 
 
-def test_a_look_counts_the_blocks_and_parameters_that_take_part() -> None:
+def test_a_measurement_counts_the_blocks_and_parameters_that_take_part() -> None:
     rows, model = corpus(), tiny_llama()
     responses = rows.response_length
     for blocks, chosen in ((1, 1), (2, 2), (None, 2)):

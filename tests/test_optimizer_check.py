@@ -45,7 +45,7 @@ def test_others_are_refused_by_what_they_keep(tmp_path: Path, optim: str, messag
         refuse_optimizer(*having(tmp_path, optim), "adam")
 
 
-def test_those_given_by_hand_are_looked_at_too(tmp_path: Path) -> None:
+def test_those_given_by_hand_are_checked_too(tmp_path: Path) -> None:
     weights = [torch.nn.Parameter(torch.zeros(3))]
     with pytest.raises(ValueError, match="SGD keeps momentum_buffer"):
         refuse_optimizer(*having(tmp_path, optimizer=torch.optim.SGD(weights, lr=0.1, momentum=0.9)), "adam")
@@ -58,7 +58,7 @@ def test_those_given_by_hand_are_looked_at_too(tmp_path: Path) -> None:
         refuse_optimizer(*having(tmp_path, made=(torch.optim.LBFGS, {})), "adam")
 
 
-def test_brief_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
+def test_brief_is_refused_before_its_warm_up_run(tmp_path: Path) -> None:
     brief = coreset_config("brief", warmup=0.5, refresh_every="never")
     with pytest.raises(ValueError, match=r"preconditioner is adam, .* and SGD keeps no state"):
         trainer(tmp_path / "sgd", brief, optim="sgd")

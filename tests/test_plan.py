@@ -217,7 +217,7 @@ def test_the_verdict_warns_when_choosing_saves_nothing() -> None:
     assert "in 10 steps what a random coreset reaches in 15" in saved  # 14 of 30 / 10 FLOPs a step
 
 
-def test_the_verdict_warns_when_choosing_is_dearer_than_training() -> None:
+def test_the_verdict_warns_when_choosing_costs_more_than_training() -> None:
     assert "choosing costs" not in told({"epochs": 9.0})
     assert "WARNING: choosing costs 2.8 times what training does" in told({"first": Work(100, 1, 80.0)})
     assert "costs what random costs" in told(

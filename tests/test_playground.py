@@ -76,7 +76,7 @@ def test_held_out_rows_are_balanced_right_and_apart() -> None:
     assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
-def test_neither_place_nor_id_tells_the_label() -> None:
+def test_neither_place_nor_id_predicts_the_label() -> None:
     pool = make_pool(1, 2000)
     assert [r["id"] for r in pool.records] == sorted(r["id"] for r in pool.records)
     wrong = np.array([pool.labels[r["id"]] == "wrong" for r in pool.records])
@@ -162,7 +162,7 @@ def test_shipped_model_is_small_and_loads_in_single_precision() -> None:
     assert AutoModelForCausalLM.from_pretrained(BASE_MODEL).dtype == torch.float32
 
 
-def test_shipped_model_has_to_be_taught_the_instructions() -> None:
+def test_shipped_model_has_to_learn_the_instructions() -> None:
     """It fails the instructions, but solves the same tasks in its own notation."""
     tokenizer, model = (
         AutoTokenizer.from_pretrained(BASE_MODEL),

@@ -1,4 +1,4 @@
-"""Presets: what a method's name stands for in a configuration."""
+"""Presets: the settings of a method's name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_what_is_given_counts_before_a_preset_and_a_run_is_replayed_by_its_own_c
     assert other.weighted != made.weighted
 
 
-def test_methods_that_look_through_a_teacher_have_a_preset_with_their_defaults() -> None:
+def test_methods_with_a_warm_up_run_have_a_preset_with_their_defaults() -> None:
     for name, kind in SELECTORS.items():
         made = kind()
         if isinstance(made, Taught):

@@ -68,7 +68,7 @@ def found(pool: Path) -> Preview:
     return preview(check_config(config_of(pool)), 25, None)
 
 
-def test_a_column_that_no_row_read_has_is_told(pool: Path) -> None:
+def test_a_column_that_no_row_read_has_is_named(pool: Path) -> None:
     (line,) = [
         note
         for note in preview(check_config(config_of(pool, columns={"source": "kin"})), 0, 5).notes
@@ -120,7 +120,7 @@ def test_columns_are_listed_with_what_they_became(found: Preview) -> None:
 
 
 @pytest.mark.parametrize(("train_on", "trained"), [("last", [4]), ("all", [2, 4])])
-def test_the_turns_that_are_trained_are_told(tmp_path: Path, train_on: str, trained: list[int]) -> None:
+def test_the_turns_that_are_trained_are_shown(tmp_path: Path, train_on: str, trained: list[int]) -> None:
     path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": TURNS}])
     (row,) = preview(check_config(config_of(path, train_on=train_on)), 3, None).rows
     assert [turn.role for turn in row.turns] == [turn["role"] for turn in TURNS]

@@ -46,7 +46,7 @@ def steps(processes: list[dict[str, Any]]) -> list[list[str]]:
 def test_the_coresets_and_the_rows_of_every_step_are_those_of_one_process(
     ran: Ran, name: str, count: int
 ) -> None:
-    """With weights in the loss, a look at 48 rows, and one at 3, for which a fourth process has none."""
+    """With weights in the loss, a measurement of 48 rows, and one of 3: a fourth process has none."""
     (alone,), together = ran["one"], ran[name]
     assert len(together) == count
     for process in together:
@@ -81,7 +81,7 @@ def test_another_number_of_processes_goes_on_with_the_same_coreset_and_rows(ran:
     assert ran[name][0]["norm"] == pytest.approx(ran["two"][0]["norm"], rel=1e-6)
 
 
-def test_a_teacher_that_two_processes_train_teaches_the_same(ran: Ran) -> None:
+def test_a_warm_up_run_of_two_processes_is_that_of_one(ran: Ran) -> None:
     (alone,), together = ran["taught, one"], ran["taught, two"]
     assert [sorted(process["coresets"]) for process in together] == [["0", "1"]] * 2
     for process in together:
@@ -122,7 +122,7 @@ def test_weights_that_fsdp_splits_come_back_from_a_checkpoint(ran: Ran, name: st
         assert furthest(resumed, whole) == 0
 
 
-def test_a_teacher_of_split_weights_is_refused_before_anything_is_trained(ran: Ran) -> None:
+def test_a_warm_up_run_of_split_weights_is_refused_before_anything_is_trained(ran: Ran) -> None:
     for process in ran["taught, split"]:
         assert process["written"] == []
         for method in ("brief", "gtp"):

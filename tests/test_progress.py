@@ -40,7 +40,9 @@ def test_what_is_over_at_once_says_nothing(clock: list[float], capsys: pytest.Ca
     assert capsys.readouterr().err == ""
 
 
-def test_slow_things_are_told_in_seconds_each(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_slow_things_are_shown_in_seconds_each(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     with progress.progress(3, "comparing", "run") as bar:
         clock[0] += 20
         bar.set_description("random-seed0")

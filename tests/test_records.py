@@ -203,7 +203,7 @@ def test_a_stray_quote_that_a_later_one_closes_is_an_error_over_both_lines(
 
 
 @pytest.mark.parametrize(("mark", "name"), [("\t", "tabs"), (";", "semicolons"), ("|", "bars")])
-def test_fields_that_are_not_parted_by_commas_are_told_so(tmp_path: Path, mark: str, name: str) -> None:
+def test_fields_that_are_not_separated_by_commas_are_refused(tmp_path: Path, mark: str, name: str) -> None:
     (tmp_path / "p.csv").write_text(f"a{mark}b\n1{mark}2\n")
     with pytest.raises(CorpusError, match=rf"p.csv separates its fields by {name}; write it with commas"):
         list(read_rows(tmp_path / "p.csv"))

@@ -257,7 +257,7 @@ def odd_page(folder: Path, n: int = 60) -> Path:
 def test_names_that_every_object_has_are_shown_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(details, "ROWS", 30)  # so that some rows that stand for others are not in the sample
+    monkeypatch.setattr(details, "ROWS", 30)  # so that some rows that represent others are not in the sample
     page = odd_page(tmp_path)
     stubs = Path(__file__).with_name("page_stubs.js")
     done = subprocess.run(["node", str(stubs), str(page)], capture_output=True, text=True, check=True)
@@ -358,7 +358,7 @@ def test_search_and_filters_narrow_the_table(browser: Browser, page: Path) -> No
     assert browser.messages == []
 
 
-def test_pointing_at_a_row_tells_its_text_as_text(browser: Browser, page: Path) -> None:
+def test_pointing_at_a_row_shows_its_text_as_text(browser: Browser, page: Path) -> None:
     opened(browser, page)
     browser.evaluate("document.getElementById('map').scrollIntoView()")
     at_point = "m.{0}axis._offset + m.{0}axis.d2p(R.rows.{0}[5])"
@@ -389,7 +389,7 @@ def test_the_page_fits_a_phone_and_a_narrow_window(
     assert browser.messages == []
 
 
-def test_what_the_method_says_is_told_of_the_selection_shown(browser: Browser, tmp_path: Path) -> None:
+def test_the_figures_of_a_method_are_those_of_the_selection_shown(browser: Browser, tmp_path: Path) -> None:
     said = {"guarantee": "<b>exact</b>", "represented": 60000, "curve": [[0.5, 2.0], [0.25, 1.5], [1.0, 3.0]]}
     make_run(tmp_path, said=said)
     opened(browser, write_report(tmp_path))

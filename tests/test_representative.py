@@ -1,4 +1,4 @@
-"""Whom a row stands with: as the method says, along the graph, or by its signal; and how it is told."""
+"""The chosen row that represents a row: by the method, along the graph, or by its signal; how it is shown."""
 
 from __future__ import annotations
 
@@ -87,19 +87,19 @@ def test_a_search_that_would_take_too_long_is_not_made(monkeypatch: pytest.Monke
     assert np.flatnonzero(nearest >= 0).tolist() == sorted(CHOSEN)
 
 
-def test_explain_and_diff_tell_who_stands_for_a_row_and_how_it_reads(tmp_path: Path) -> None:
+def test_explain_and_diff_show_what_represents_a_row_and_its_text(tmp_path: Path) -> None:
     run = recorded(tmp_path, brief_like())
     found = explain(run, "row-4")
     one = found.refreshes[0]
-    assert one.verdict == "not chosen; row-2 stands for it"
+    assert one.verdict == "not chosen; row-2 represents it"
     assert one.representative is not None
     assert one.representative.id == "row-2"
     assert set(one.components) == {"distance_kn"}  # nothing that only chosen rows have, and no row's number
     text = run.pool["prompt"][2].as_py()
-    assert any(line.startswith(f"  stands for it  row-2: {text}") for line in lines(found))
+    assert any(line.startswith(f"  represented by row-2: {text}") for line in lines(found))
     chosen = explain(run, "row-2").refreshes[0]
     assert chosen.verdict.startswith("chosen, number 2 of 3")
-    assert chosen.components["represents"].meaning == "rows that it stands for, itself among them"
+    assert chosen.components["represents"].meaning == "rows that it represents, itself among them"
     assert chosen.components["represents"].above in (0, 1 / 3, 2 / 3)  # among the chosen ones
     assert chosen.representative is None
     later = State(
@@ -108,7 +108,7 @@ def test_explain_and_diff_tell_who_stands_for_a_row_and_how_it_reads(tmp_path: P
     run_record.record(tmp_path, later, fake_rows(16), decode, embedding=EMBEDDING, others=100, seed=0)
     again = RunFiles.of(tmp_path)
     response = run.pool["response"][2].as_py()
-    expected = f"not chosen; row-2 ({text} → {response}) stands for it"
+    expected = f"not chosen; row-2 ({text} → {response}) represents it"
     assert diff(Side(again, 1), Side(again, 2)).entered[0].why == expected
 
 
@@ -136,9 +136,9 @@ def test_the_page_has_the_text_of_stand_ins_that_it_has_no_room_for(
         assert text.startswith(run.pool["prompt"][run.row_of[name]].as_py())
 
 
-def test_the_table_shows_who_stands_for_a_row(tmp_path: Path) -> None:
+def test_the_table_shows_what_represents_a_row(tmp_path: Path) -> None:
     if (program := browsers.find()) is None:
-        pytest.skip("no Chromium in the PATH: the page is not looked at")
+        pytest.skip("no Chromium in the PATH: the page is not opened")
     run = recorded(tmp_path, brief_like())
     with browsers.Browser(program) as browser:
         browser.open(write_report(run.path))

@@ -84,7 +84,7 @@ def test_a_checkpoint_holds_the_state_of_its_round(uninterrupted: tuple[Path, Sp
 
 
 def test_a_run_that_is_over_makes_no_step_more(tmp_path: Path, uninterrupted: tuple[Path, Spy]) -> None:
-    """Inside a round, where the stock loop looks at max_steps only after another step."""
+    """Inside a round, where the stock loop reads max_steps only after another step."""
     folder, whole = uninterrupted
     resumed = trainer(tmp_path, a_long_config(), save_steps=100, **RESUMABLE)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-11"))

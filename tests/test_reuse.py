@@ -1,4 +1,4 @@
-"""Whom a refresh looks at, and what is known when it is over."""
+"""Which rows a refresh measures, and what is known when it is over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
-def test_few_anchors_are_few_looks(anchors: str) -> None:
+def test_few_anchors_are_few_measurements(anchors: str) -> None:
     run = Run(config(anchors=anchors, anchor_share=0.1)).go(2)
     first, *later = (entry.rows_measured for entry in run.ledger.rounds)
     assert first == N
@@ -36,8 +36,8 @@ def test_few_anchors_are_few_looks(anchors: str) -> None:
 
 
 @pytest.mark.parametrize("look_again", [1.0, 1.5, 2.0, 3.0])
-def test_candidates_are_looked_at_before_they_are_trained_on(look_again: float) -> None:
-    """Once the run is so many times as old as at the last look; with 1 at each refresh."""
+def test_candidates_are_measured_before_they_are_trained_on(look_again: float) -> None:
+    """Once the run is so many times as old as at the last measurement; with 1 at each refresh."""
     run = Run(config(anchors="candidates", look_again=look_again), FakeModel(N, drift=0.02))
     for _ in range(7):
         before = run.go(1).states[-2].pool.measured_at
@@ -46,23 +46,23 @@ def test_candidates_are_looked_at_before_they_are_trained_on(look_again: float) 
         good = looked_at[state.coreset.indices] * look_again > state.round
         assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
         again = np.flatnonzero(looked_at == state.round)
-        assert (before[again] * look_again <= state.round).all()  # no look at what was known well enough
+        assert (before[again] * look_again <= state.round).all()  # no measurement of what was valid
     looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
     assert len(looked) < 7 * N
 
 
-def test_looks_that_stay_good_are_fewer_looks() -> None:
+def test_measurements_that_stay_valid_are_fewer_measurements() -> None:
     def looks(**settings: Any) -> int:
         return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
 
     assert looks(look_again=3.0) < looks(look_again=1.5) < looks(look_again=1.0)
-    # what the adaptive test reads is what has changed since, so it looks at every candidate at every check
+    # what the adaptive test reads is what has changed since, so it measures every candidate at every check
     checking = {"refresh_every": "adaptive", "check_every": 1, "threshold": 0.0}
     assert looks(look_again=3.0, **checking) == looks(look_again=1.0, **checking)
 
 
 def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twice_as_old() -> None:
-    """Meanwhile nobody is looked at; once it can tell, candidates are, in the same refresh."""
+    """Meanwhile nothing is measured; once noise detection is on, candidates are, in the same refresh."""
     model = FakeModel(N, drift=0.0)
     model.mismatched = 0.1
     settings = {"anchors": "candidates", "anchor_share": 0.1, "wait": False}
@@ -79,7 +79,7 @@ def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twi
     assert set(run.state.coreset.indices) <= set(np.flatnonzero(run.state.pool.measured_at == 16))
 
 
-def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
+def test_without_a_noise_filter_candidates_are_measured() -> None:
     class Unasked(FakeModel):
         def measurement(self, *names: str) -> Measurement:
             return dataclasses.replace(super().measurement(*names), references=dict)
@@ -89,10 +89,10 @@ def test_where_nobody_is_suspected_candidates_are_looked_at() -> None:
 
 
 def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
-    """All rows stand where they stood when the refresh began, however far the looks moved some of them."""
+    """All rows keep the values with which the refresh began, however far measurements moved some."""
     settings = {"anchors": "candidates", "look_again": 1.0, "budget": parse_budget("25%")}
     run = Run(config(**settings), FakeModel(N, drift=2.0)).go(3)
-    assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to look at
+    assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to measure
     for before, state in zip(run.states, run.states[1:], strict=False):
         in_place = FacilityLocation().select(before.pool, run.config.budget.resolve(before.pool), None)
         assert set(state.coreset.indices) == set(in_place.indices)  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
 
 
 def test_what_a_region_is_worth_stands_within_a_refresh() -> None:
-    """Every choice of a refresh sees the losses with which it began beside those that its looks found."""
+    """Every choice of a refresh has the losses with which it began beside those that it measured."""
     seen: list[tuple[Array, Array]] = []
 
     class Weighing:
@@ -146,7 +146,7 @@ def test_rows_flagged_as_noisy_are_measured_again() -> None:
     assert (late[:10] < 0.5).all()
 
 
-def test_equal_rows_are_looked_at_once_and_known_alike() -> None:
+def test_exact_duplicates_are_measured_once_and_have_the_same_signals() -> None:
     class Copied(FakeModel):
         """Rows 20 to 39 are rows 0 to 19 again."""
 
@@ -223,16 +223,14 @@ def calm_run(**settings: Any) -> Run:
     return Run(config(Grace(), filters=(Noise(pairs=8),), **settings), Shown(N, drift=0.0))
 
 
-def test_candidates_are_not_looked_at_where_nobody_is_found_and_training_tells() -> None:
+def test_candidates_are_not_measured_where_none_is_noisy_and_there_are_online_signals() -> None:
     """But some at random, when the run is twice as old: here all that training has not shown."""
     run = calm_run(warmup=0.1).go(8)
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 0, 4, 0, 0, 0, 4]
     assert run.state.coreset.figures["found_noisy"] == round(1 / (N + 2), 4)
 
 
-def test_a_measurement_of_before_any_training_stands_where_noise_was_told_and_training_tells_the_rest() -> (
-    None
-):
+def test_a_measurement_before_training_stays_valid_with_noise_detection_and_online_signals() -> None:
     run = calm_run(look_again=1.0).go(4)
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 0, 0, 0, 0]
     assert run.measurement is not None
@@ -256,7 +254,7 @@ def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_u
     assert told.state.coreset.figures["measured_at_once"] == 1
 
 
-def test_a_teachers_measurement_does_not_stand() -> None:
+def test_a_measurement_at_checkpoints_does_not_stay_valid() -> None:
     """Its model has been trained on the pool, and the one that is trained has not."""
     settings_ = {"anchors": "candidates", "filters": (Noise(pairs=8),), "warmup": 0.1}
     run = Run(config(Pupil(signal="prompt_embedding"), **settings_), Shown(N, drift=0.0)).go(2)
@@ -265,7 +263,7 @@ def test_a_teachers_measurement_does_not_stand() -> None:
     assert not may_stand(run.config, True)
 
 
-def test_candidates_are_looked_at_again_once_training_shows_noisy_rows() -> None:
+def test_candidates_are_measured_again_once_online_signals_show_noisy_rows() -> None:
     run = calm_run(anchor_share=0.1).go(4)
     run.model.cost = 9.0
     run.go(1)

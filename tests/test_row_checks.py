@@ -195,7 +195,7 @@ def test_what_is_no_dataset_of_rows_is_refused_by_name_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("training", [{}, {"packing": True, "max_length": 96}])
-def test_a_batch_and_a_row_can_be_looked_at_before_training(tmp_path: Path, training: dict[str, Any]) -> None:
+def test_a_batch_and_a_row_can_be_read_before_training(tmp_path: Path, training: dict[str, Any]) -> None:
     """As people do to see what a collator makes of their rows; the run is the same afterwards."""
     made = trainer(tmp_path / "looked", coreset_config("random"), kind=CoresetSFTTrainer, **training)
     batch = next(iter(made.get_train_dataloader()))

@@ -68,7 +68,7 @@ def a_look(
 
 
 class Counted:
-    """A stored look, with the number of rows it measured and a place to stop it."""
+    """A stored measurement, with the number of rows it measured and a place to stop it."""
 
     def __init__(self, look: RowSignals, folder: Path, stop_after: int = 1000, **parts: str) -> None:
         self.measured, self.stop_after = 0, stop_after
@@ -87,7 +87,7 @@ class Counted:
         return self.stored(EVERYONE)
 
 
-def test_a_stored_look_says_what_the_look_says_from_private_maps_of_its_files(
+def test_a_stored_measurement_is_the_measurement_from_private_maps_of_its_files(
     model: Any, tmp_path: Path
 ) -> None:
     counted = Counted(a_look(model), tmp_path)
@@ -206,7 +206,7 @@ def test_a_response_is_compared_where_all_its_losses_are_finite(
     assert found["pair_tokens"].tolist() == (rows.length - rows.prompt_length)[own].tolist()
 
 
-def test_what_cannot_be_looked_at_is_refused_before_anything_is_measured(model: Any) -> None:
+def test_what_cannot_be_measured_is_refused_before_anything_is_measured(model: Any) -> None:
     two = [Target(corpus(), 0.5), Target(corpus(), 0.5)]
     with pytest.raises(ValueError, match="alignment compares with one target, and 2 are given"):
         a_look(model, ("alignment",), targets=two).check()

@@ -30,7 +30,7 @@ CORESET = {
     "method": "grace",
     "budget": "25%",
     "refresh_every": 2,
-    # this model tells nothing, and looks all the same
+    # noise detection is off with this model, and it is measured all the same
     "refresh": {"warmup": 0.1, "k": 4, "audit_every": 2, "wait": False},
 }
 TRAINING = {

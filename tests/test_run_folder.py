@@ -153,7 +153,7 @@ def test_the_users_copy_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None
     assert len(checkpoints_of(tmp_path)) == 2
 
 
-def test_a_run_keeps_the_users_copies_and_as_many_checkpoints_as_it_was_told(tmp_path: Path) -> None:
+def test_a_run_keeps_the_users_copies_and_as_many_checkpoints_as_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-2-backup").mkdir()
     made = trainer(
         tmp_path, coreset_config("random"), save_strategy="steps", save_steps=1, save_total_limit=1

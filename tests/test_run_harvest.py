@@ -1,4 +1,4 @@
-"""A run that harvests: fewer looks, the same values, and gone on with as if it had never stopped."""
+"""A run with online signals: fewer measurements, the same values, and resumed as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def harvesting(folder: Path, coreset=None, **settings):
     return trainer(folder, coreset or coreset_config(**SETTINGS), **settings)
 
 
-def test_rows_trained_on_need_no_look(tmp_path):
+def test_rows_trained_on_need_no_measurement(tmp_path):
     run = harvesting(tmp_path)
     run.train()
     rounds = run.ledger.rounds
@@ -35,7 +35,7 @@ def test_rows_trained_on_need_no_look(tmp_path):
     assert measured.flops == pytest.approx(run.cost.measurement(np.arange(48)) + 3 * each)
 
 
-def test_what_was_harvested_is_in_the_pool(tmp_path):
+def test_online_signals_are_in_the_pool(tmp_path):
     run = harvesting(tmp_path)
     shown: list[Seen] = []
     take = run.signals.harvest.harvest.take
@@ -48,7 +48,7 @@ def test_what_was_harvested_is_in_the_pool(tmp_path):
     assert sorted(shown[-1].step.tolist()) == [2] * 4 + [3] * 4  # steps of 4 rows
 
 
-def test_harvest_alone_does_not_change_what_is_trained_on_first(tmp_path):
+def test_online_signals_alone_do_not_change_what_is_trained_on_first(tmp_path):
     with_it, without = (
         harvesting(tmp_path / "a"),
         harvesting(tmp_path / "b", coreset_config(anchors="trained")),
@@ -59,8 +59,8 @@ def test_harvest_alone_does_not_change_what_is_trained_on_first(tmp_path):
 
 
 @pytest.mark.parametrize("anchors", ["candidates", "priority"])
-def test_with_other_anchors_the_rest_is_looked_at(tmp_path, anchors):
-    """After a warm-up: a measurement of before any training that tells noise would stand."""
+def test_with_other_anchors_the_rest_is_measured(tmp_path, anchors):
+    """After a warm-up: a measurement before training, with noise detection on, would stay valid."""
     run = harvesting(tmp_path, coreset_config(anchors=anchors, harvest=True, warmup=0.1))
     run.train()
     assert len(run.ledger.rounds) > 1
@@ -106,7 +106,7 @@ def test_a_step_that_hides_its_rows_is_refused_before_training(tmp_path, setting
 
 
 def test_by_default_what_steps_show_is_taken(tmp_path):
-    """By GRACE, whose signals a forward pass shows, when candidates are looked at and again."""
+    """By GRACE, whose signals a forward pass shows, when candidates are measured and again."""
     assert trainer(tmp_path).signals.harvest is not None
     for method, settings in (
         ("grace", {"anchors": "priority"}),

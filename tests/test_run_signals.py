@@ -57,7 +57,7 @@ def test_why_steps_show_nothing_is_said_and_nothing_is_taken_from_them(
     assert "packing is on" in caplog.text
 
 
-def test_a_model_held_in_parts_takes_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sharded_model_takes_no_warm_up_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SELECTORS, "pupil", Pupil)
     alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.5}
     with pytest.raises(ValueError, match="FSDP and DeepSpeed split it"):

@@ -291,7 +291,7 @@ def test_the_same_weights_under_another_config_are_another_model(
 def test_a_store_of_signals_is_of_config_and_versions_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder that a first look goes into, or is taken from."""
+    """The folder that a first measurement goes into, or is taken from."""
 
     def parts(model: str) -> dict[str, str]:
         return dict(trainer(tmp_path / "run", model=model).signals.parts([]))

@@ -257,7 +257,7 @@ def test_a_damaged_record_does_not_stop_a_run(
     assert name == POOL or f"{tmp_path / SELECTION} was not written, the run goes on" in caplog.text
 
 
-def test_a_teachers_checkpoint_that_was_cut_is_none(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_warm_up_run_that_was_cut_is_none(tmp_path: Path) -> None:
     for step, text in ((2, json.dumps({"global_step": 2})), (4, '{"global'), (6, "")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / HISTORY).write_text(text)

@@ -72,7 +72,7 @@ def test_keys_that_only_sound_so_stay(key: str) -> None:
     assert without_secrets({key: "value"}) == {key: "value"}
 
 
-def test_a_mapping_written_as_json_is_looked_through() -> None:
+def test_a_mapping_written_as_json_is_searched() -> None:
     text = json.dumps({"token": TOKEN, "torch_dtype": "bfloat16"})
     assert json.loads(without_secrets(text)) == {"torch_dtype": "bfloat16"}
     assert without_secrets('{"a":  1}') == '{"a":  1}'

@@ -141,7 +141,7 @@ def test_the_bounds_hold_in_a_thousand_random_pools(lower: str) -> None:
         assert_bounds(dict(result.figures))
         assert result.reasons["represents"].sum() == n  # Σw = N
         assert result.weights * n / size == pytest.approx(result.reasons["represents"][result.indices])
-        assert (result.reasons["represents"][result.indices] >= 1).all()  # a pick stands for itself
+        assert (result.reasons["represents"][result.indices] >= 1).all()  # a pick represents itself
 
 
 @given(st.integers(1, 25), st.integers(0, 2**32 - 1), st.sampled_from(["plain", "copies", "zeros", "equal"]))
@@ -315,7 +315,7 @@ def test_its_settings_stand_below_its_name() -> None:
     assert build_coreset({"method": "brief", "budget": "5%"}, 0).weighted
 
 
-def test_it_is_taught_and_says_what_goes_with_it() -> None:
+def test_it_has_a_warm_up_run_and_says_what_goes_with_it() -> None:
     brief = Brief()
     assert isinstance(brief, Taught)
     assert (brief.teacher, brief.checkpoints) == ("warmup", 1)
@@ -337,7 +337,7 @@ def test_it_is_taught_and_says_what_goes_with_it() -> None:
         ({"evaluations": 1}, "at least 2"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"neighbors": 0}, "neighbors is 0"),
-        ({"checkpoints": 4}, "BRIEF looks at one"),
+        ({"checkpoints": 4}, "BRIEF measures at one"),
     ],
 )
 def test_a_setting_that_cannot_be_is_an_error(settings_: dict[str, object], words: str) -> None:

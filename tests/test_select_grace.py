@@ -129,7 +129,7 @@ def test_copies_are_not_taken_twice_for_coverage() -> None:
 
 
 def test_regions_are_weighed_by_the_losses_that_stand() -> None:
-    """Where a pool says what it was when the refresh began, looks since then change no region's worth."""
+    """Measurements since the refresh began change no region's worth."""
     loss = POOL.features["loss"]
     standing = np.where(POOL.usable, np.roll(loss, 1), np.nan)
     then = dataclasses.replace(POOL, features={**POOL.features, "loss": standing})

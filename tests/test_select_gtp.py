@@ -219,7 +219,7 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     assert one.reasons["pursuit_weight"][order] == pytest.approx(other.reasons["pursuit_weight"], rel=1e-6)
 
 
-def test_it_says_what_it_is_taught_by_and_what_follows_for_the_settings_beside_it() -> None:
+def test_it_says_its_checkpoints_and_what_follows_for_the_settings_beside_it() -> None:
     method = Gtp()
     assert isinstance(method, Taught)
     assert (method.teacher, method.checkpoints) == ("warmup", 4)

@@ -82,7 +82,7 @@ def reordered(pool: Pool, order: Array) -> Pool:
     )
 
 
-def test_learnability_is_the_fall_of_the_loss_and_0_where_there_was_no_look() -> None:
+def test_learnability_is_the_fall_of_the_loss_and_0_where_there_was_no_measurement() -> None:
     pool = synthetic_pool(60, 4, 0)
     raw, previous, loss = (
         IMPORTANCES["learnability"].score(pool),

@@ -309,7 +309,7 @@ def test_no_second_copy_while_a_distinct_row_points_towards_the_target(
         assert set(np.flatnonzero(useful & (ranks == 0))) <= set(found.rows.tolist())
 
 
-def test_deflation_mixes_rounds_by_their_rows_and_tells_the_residual() -> None:
+def test_deflation_mixes_rounds_by_their_rows_and_gives_the_residual() -> None:
     features = clustered(np.random.default_rng(5), 300, 6)
     target = features.mean(axis=0).astype(np.float64)
     found = filled_by_pursuits(features, target, Budget(240))

@@ -25,7 +25,7 @@ def test_numbers_a_method_says_of_its_selection_are_logged_and_its_texts_and_cur
     assert "coreset of 2 of 3 rows, 16 tokens" in line(logs, 40)
 
 
-def test_the_line_says_what_filters_took_out_and_whether_noise_could_be_told() -> None:
+def test_the_line_says_what_filters_took_out_and_whether_noise_detection_is_on() -> None:
     pool = empty_pool(np.array([5, 7, 11]))
     state = State(2, 2, 1, pool, Coreset(np.array([2, 0]), np.ones(2), np.zeros(2)))
 
@@ -36,13 +36,13 @@ def test_the_line_says_what_filters_took_out_and_whether_noise_could_be_told() -
     on = said(filtered_duplicates=1200, filtered_noise=7, noise_on=1, **costs)
     assert on.endswith("; filtered out: duplicates 1,200, noise 7")
     losses = "median loss 2.50 nats, after another prompt 3.25)"
-    off = f"noise detection is off (right and wrong are told apart with an AUC of 0.61; {losses}"
+    off = f"noise detection is off (right and wrong responses are separated with an AUC of 0.61; {losses}"
     assert said(filtered_noise=0, noise_on=0, **costs).endswith(f"; filtered out: noise 0; {off}")
     assert said(drawn=1, noise_on=0, **costs).endswith(f"; drawn at random: {off}")
     many = said(noise_on=0, **{**costs, "noise_share": 0.67})
-    assert "an AUC of 0.61; 67% of the rows seem wrong, and at most 60% are believed; median loss" in many
+    assert "an AUC of 0.61; 67% of the rows seem wrong, more than 60%; median loss" in many
     del costs["noise_told"]
     assert said(noise_on=0, **costs).endswith(f"; noise detection is off ({losses}")
-    drawn = f"; drawn at random: none of the responses asked about seems wrong ({losses}"
+    drawn = f"; drawn at random: none of the pairs' responses seems wrong ({losses}"
     assert said(drawn=1, suspects=0, noise_on=1, **costs).endswith(drawn)
     assert "noise" not in said()

@@ -199,7 +199,7 @@ def test_configs_splits_and_slices_of_hub_data_sets(hub: list[dict[str, Any]], f
     assert len(corpus) == 10
 
 
-def test_a_config_or_split_that_is_missing_is_told_with_those_there_are(hub: list[dict[str, Any]]) -> None:
+def test_a_config_or_split_that_is_missing_is_named_with_those_there_are(hub: list[dict[str, Any]]) -> None:
     with pytest.raises(CorpusError, match=r"available configs: \['main'\].*name: …, split: …"):
         read("openai/gsm8k")
     with pytest.raises(

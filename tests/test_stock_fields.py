@@ -59,7 +59,7 @@ def test_every_field_of_a_number_refuses_text(stock: Any, classes: Any) -> None:
         ("fsdp", 3, "give true or false or text or a list or null"),
     ],
 )
-def test_a_value_of_another_kind_is_told_what_to_be(name: str, value: Any, remedy: str | None) -> None:
+def test_a_value_of_another_kind_is_refused_with_the_kind(name: str, value: Any, remedy: str | None) -> None:
     assert wrong_value(field_types(SFT)[name], value) == remedy
 
 
@@ -67,7 +67,7 @@ def test_a_value_of_another_kind_is_told_what_to_be(name: str, value: Any, remed
 @pytest.mark.parametrize(
     "name", ["per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of"]
 )
-def test_a_number_that_fails_later_is_told_its_least(name: str, value: int) -> None:
+def test_a_number_that_fails_later_is_refused_with_its_least(name: str, value: int) -> None:
     assert first_wrong(SFT, {"max_steps": -1, name: value}) == (name, "give at least 1")
     assert first_wrong(SFT, {name: 1}) is None
     assert first_wrong(LORA, {"r": value}) == ("r", "give at least 1")

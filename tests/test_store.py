@@ -64,7 +64,7 @@ def arrays(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def unflushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy disk a flush takes long, and only a power cut tells whether there was one."""
+    """On a busy disk a flush takes long, and only a power cut shows whether there was one."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -170,7 +170,7 @@ def test_killed_passes_end_in_the_same_bytes(tmp_path: Path, whole: dict[str, by
     assert arrays(filled(folder)) == whole
 
 
-def test_one_process_writes_and_the_other_is_told_who(tmp_path: Path) -> None:
+def test_one_process_writes_and_the_other_gets_its_name(tmp_path: Path) -> None:
     running = start_pass(tmp_path / "store")
     assert running.stdout is not None
     assert running.stdout.readline() == "open\n"

@@ -81,7 +81,7 @@ def test_the_page_shows_each_example_with_the_rows_chosen_for_it(
     assert gather(run)["targets"] == found
 
 
-def test_explain_tells_the_example_and_its_text(chosen: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_explain_shows_the_example_and_its_text(chosen: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, rows = chosen
     serves = rows[0]["coretune"]["serves"]
     said = "\n".join(lines(explain(RunFiles.of(folder), rows[0]["id"])))

@@ -1,4 +1,4 @@
-"""BRIEF and GTP as whole runs: config in, teacher, signals, weights, training from the base model out."""
+"""BRIEF and GTP as whole runs: config in, warm-up run, signals, weights, training from the base model out."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_gtp_for_two_targets_and_dynamic(data: Path, tmp_path: Path) -> None:
     assert state.pool.feature("trajectory").shape == (48, 32)
     assert [entry.rows_measured for entry in made.ledger.rounds] == [48, 48]
     everyone = np.arange(48)
-    # The first look also tells how near each row is to the examples.
+    # The first measurement also has how near each row is to the examples.
     expected = made.measurement.first.flops(everyone) + made.cost.measurement(everyone)
     assert made.measurement.first.flops(everyone) > made.cost.measurement(everyone, 2)
     assert made.ledger.by_phase()["measurement"].flops == pytest.approx(expected)
@@ -118,7 +118,7 @@ def test_the_shares_of_targets_sum_to_1(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["brief", "gtp"])
-def test_a_cascade_measures_gradients_through_the_teacher_of_few_rows(
+def test_a_cascade_measures_gradients_at_the_checkpoints_of_few_rows(
     method: str, data: Path, tmp_path: Path
 ) -> None:
     section = {"brief": BRIEF, "gtp": GTP}[method]

@@ -1,4 +1,4 @@
-"""The teacher beside the training: made, found, gone on with or refused; and the training none the wiser."""
+"""The warm-up run before the training: made, found, resumed or refused; training is the same after it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rates(checkpoint: Path) -> dict[int, float]:
     return {entry["step"]: entry["learning_rate"] for entry in log if "learning_rate" in entry}
 
 
-def test_a_lesson_is_a_share_of_the_pool_in_evenly_spaced_parts() -> None:
+def test_a_warm_up_run_has_a_share_of_the_pool_in_evenly_spaced_parts() -> None:
     lesson = Lesson.of(pupil(warmup=0.5), n=48, batch=4, checkpoints=4)
     assert (len(lesson.rows), lesson.marks) == (24, (1, 3, 4, 6))
     assert len(np.unique(lesson.rows)) == 24
@@ -99,7 +99,7 @@ def test_a_model_that_was_lent_comes_back_as_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run that made its teacher, with the weights it began with. Dropout is on."""
+    """A run that made its warm-up run, with the weights it began with. Dropout is on."""
     run = taught(tmp_path_factory.mktemp("first"), pupil(warmup=0.5), peft_config=LORA)
     start = weights(run)
     run.train()
@@ -111,8 +111,8 @@ def with_teacher_of(run: Spy, folder: Path) -> Path:
     return folder
 
 
-def test_a_run_that_finds_its_teacher_is_the_run_that_made_it(first: Any, tmp_path: Path) -> None:
-    """A random state that the teacher has used up would show in the dropout of the training after it."""
+def test_a_run_that_finds_its_checkpoints_is_the_run_that_made_them(first: Any, tmp_path: Path) -> None:
+    """A random state that the warm-up run has used up would show in the dropout of the training after it."""
     made, start = first
     note = with_teacher_of(made, tmp_path) / TEACHER / "teacher.json"
     before = note.stat().st_mtime_ns
@@ -139,7 +139,7 @@ def test_it_is_a_stock_run_on_those_rows_and_leaves_checkpoints_with_their_optim
     assert run.coreset_state.coreset.weights.std() > 0
 
 
-def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> None:
+def test_checkpoints_of_a_folder_of_the_users_are_measured_at(first: Any, tmp_path: Path) -> None:
     made, _ = first
     config = pupil()
     selector = Pupil(teacher=str(Path(made.args.output_dir) / TEACHER))
@@ -156,7 +156,7 @@ def test_a_folder_of_the_users_is_looked_through(first: Any, tmp_path: Path) -> 
         taught(tmp_path / "three", nowhere)
 
 
-def test_a_teacher_killed_half_way_is_gone_on_with(
+def test_a_warm_up_run_killed_half_way_is_resumed(
     first: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = first
@@ -187,7 +187,7 @@ def _killed(stock: Any) -> Any:
 
 
 @pytest.mark.parametrize(("step", "name"), [(6, "adapter_model.safetensors"), (3, "optimizer.pt")])
-def test_a_finished_teacher_with_a_changed_byte_is_made_again_from_there(
+def test_a_finished_warm_up_run_with_a_changed_byte_is_made_again_from_there(
     first: Any, tmp_path: Path, step: int, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, _ = first
@@ -205,7 +205,9 @@ def test_a_finished_teacher_with_a_changed_byte_is_made_again_from_there(
     assert np.array_equal(again.coreset_state.coreset.indices, made.coreset_state.coreset.indices)
 
 
-def test_a_teacher_of_something_else_is_refused_and_what_differs_is_named(first: Any, tmp_path: Path) -> None:
+def test_a_warm_up_run_of_something_else_is_refused_and_what_differs_is_named(
+    first: Any, tmp_path: Path
+) -> None:
     with_teacher_of(first[0], tmp_path)
     for settings, named in (
         ({"learning_rate": 1e-3}, r"training.learning_rate is 0.01 there and 0.001 here"),
@@ -217,7 +219,7 @@ def test_a_teacher_of_something_else_is_refused_and_what_differs_is_named(first:
             run.select()
 
 
-def test_what_is_only_shown_or_kept_does_not_make_another_teacher(first: Any, tmp_path: Path) -> None:
+def test_what_is_only_logged_or_saved_does_not_make_another_warm_up_run(first: Any, tmp_path: Path) -> None:
     with_teacher_of(first[0], tmp_path)
     shown = {"logging_steps": 3, "run_name": "other", "save_strategy": "steps", "save_steps": 2}
     run = taught(tmp_path, pupil(warmup=0.5), peft_config=LORA, max_steps=6, **shown)
@@ -230,7 +232,7 @@ def test_an_optimizer_of_the_users_cannot_be_lent(tmp_path: Path) -> None:
         taught(tmp_path, optimizers=(torch.optim.AdamW(model.parameters()), None))
 
 
-def test_the_schedule_is_the_runs_own_on_the_teachers_length(tmp_path: Path) -> None:
+def test_the_schedule_is_the_runs_own_on_the_length_of_the_warm_up_run(tmp_path: Path) -> None:
     run = taught(
         tmp_path, pupil(warmup=0.5), max_steps=40, warmup_steps=20, lr_scheduler_type="constant_with_warmup"
     )

@@ -58,7 +58,7 @@ class Unlike(dict[str, Any]):
         return lambda *args, **kwargs: self.setdefault("given", []).append((args, kwargs))
 
 
-def test_the_tracker_without_a_setup_is_told_too(tmp_path: Path) -> None:
+def test_the_tracker_without_a_setup_gets_them_too(tmp_path: Path) -> None:
     """TensorBoard's, which writes the arguments as JSON; its library need not be installed."""
     tracker = object.__new__(INTEGRATION_TO_CALLBACK["tensorboard"])
     tracker.logging_dir, tracker.tb_writer = str(tmp_path), (writer := Unlike())

@@ -276,7 +276,7 @@ def test_a_run_that_ends_in_its_warmup_is_refused(tmp_path: Path) -> None:
             begin()
 
 
-def test_a_method_that_looks_at_nothing_needs_no_neighbours(tmp_path: Path) -> None:
+def test_a_method_that_measures_nothing_needs_no_neighbours(tmp_path: Path) -> None:
     trainer(tmp_path, coreset_config("random", k=500))
 
 
@@ -291,7 +291,7 @@ def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
-def test_virtual_tokens_are_refused_where_rows_are_looked_at(tmp_path: Path, kind: type) -> None:
+def test_virtual_tokens_are_refused_where_rows_are_measured(tmp_path: Path, kind: type) -> None:
     adapter = {
         "peft_config": kind(num_virtual_tokens=4, task_type="CAUSAL_LM"),
         "max_steps": 1,

@@ -149,7 +149,7 @@ def test_what_a_plain_trainer_cannot_do_is_refused(
         CoresetTrainer(**{**settings(tmp_path), **given}, coreset=coreset_config(**coreset))
 
 
-def test_a_method_that_looks_at_nothing_needs_no_tokenizer(tmp_path: Path) -> None:
+def test_a_method_that_measures_nothing_needs_no_tokenizer(tmp_path: Path) -> None:
     given = {**settings(tmp_path), "processing_class": None}
     CoresetTrainer(**given, coreset=coreset_config("random")).train()
     assert (tmp_path / "_coretune" / "pool.parquet").exists()

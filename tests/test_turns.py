@@ -107,7 +107,7 @@ def test_rows_without_a_prompt_turn_noise_detection_off_with_a_line(
         assert trainer.begin_round(0).coreset.figures["drawn"] == 1
 
 
-def test_rows_without_a_prompt_are_told_apart_by_all_of_them(tmp_path: Path) -> None:
+def test_rows_without_a_prompt_differ_by_all_of_their_tokens(tmp_path: Path) -> None:
     """By their first token they would all be the same."""
     state = made(tmp_path, messages(), "kcenter").select()
     embeddings = state.pool.feature("prompt_embedding")
@@ -126,7 +126,7 @@ def test_rows_that_truncation_leaves_without_a_label_are_counted(
     assert f"left out 3 of {ROWS} rows of train_dataset: after truncation to max_length 90" in caplog.text
 
 
-def test_no_row_that_is_left_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_no_row_that_is_left_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"no row .* is left: after truncation to max_length 3 .* {ROWS} rows"
     ):

@@ -207,7 +207,7 @@ def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
         planned(refresh, replace(pool, graph=None), 1, np.random.default_rng(0))
 
 
-def test_previous_loss_is_the_loss_held_before_the_look() -> None:
+def test_previous_loss_is_the_loss_before_the_measurement() -> None:
     refresh = paper(k=K)
     pool = measured(refresh)
     rows = np.array([5, 6])
@@ -231,7 +231,7 @@ def prompted(seed: int) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
-def test_what_a_prompt_is_worth_to_its_response_no_other_row_tells(propagate: str) -> None:
+def test_what_a_prompt_is_worth_to_its_response_does_not_follow_from_other_rows(propagate: str) -> None:
     """A noise filter holds the measured loss against the one without a prompt: rows beside those that
     training passed through have a lower loss after it, and are as noisy as they were."""
     refresh, anchors = paper(propagate=propagate, k=K), np.array([3, 11, 40])
@@ -261,7 +261,7 @@ def test_a_row_measured_earlier_is_held_against_the_pairs_of_that_time() -> None
     )
 
 
-def test_of_rows_measured_when_nothing_could_be_told_no_noise_is_known() -> None:
+def test_rows_measured_while_noise_detection_was_off_have_no_noise_score() -> None:
     """They are not flagged once a model that has learnt more can tell, nor do they say how many are wrong."""
     noise, refresh, anchors = Noise(), paper(k=K), np.array([3, 11, 40])
     young = update(refresh, with_pairs(unmeasured(), 1.0), np.arange(N), prompted(1), 0, noise)

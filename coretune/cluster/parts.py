@@ -1,7 +1,7 @@
 """The first of two rounds on Ray: each part of a pool is a worker's, sent with the features of its rows.
 
 A greedy run over a part is a task. BRIEF asks the same parts for one mix after another, so there the lower
-levels, dear to build, stay with the workers.
+levels, expensive to build, stay with the workers.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def connected(address: str | None) -> Iterator[int]:
         ) from None
     ours = not ray.is_initialized()
     if ours:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home unless told not to
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home by default
         try:
             ray.init(
                 address=address or "local",

@@ -77,6 +77,7 @@ def turn_lines(row: Row) -> Iterator[str]:
 
 
 def summary(found: Preview) -> Iterator[str]:
+    """Rows, tokens, the share that is trained on, and rows left out."""
     count, bad = len(found.lengths), sum(rows for rows, _, _ in found.dropped)
     share = found.trained.sum() / max(1, found.lengths.sum())
     yield (

@@ -46,7 +46,7 @@ def outcomes(
     results  folder of the finished ones, a file each
     workers  processes, one thread each; 1 = in this process
     run      trains and judges; with several workers a function of a module, for they import it
-    begun    told the name of a job before it is run, where there is one worker
+    begun    called with the name of a job before it is run, where there is one worker
     """
     if workers == 1:
         for job in jobs:
@@ -60,7 +60,7 @@ def outcomes(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # an error is told now, not after all that waits
+            pool.shutdown(cancel_futures=True)  # an error ends it now, not after all that waits
             raise
 
 
@@ -135,7 +135,7 @@ def run_job(job: Job) -> Result:
 
 
 def _prices(trainer: CoresetMixin) -> Prices:
-    """What the run's steps and looks came to."""
+    """What the run's steps and measurements cost."""
     costs, rounds, clock = trainer.ledger.by_phase(), trainer.ledger.rounds, trainer.clock
     seen, measured = [entry.rows_measured for entry in rounds], costs["measurement"].flops or 0.0
     per_row = measured / sum(seen) if sum(seen) else 0.0
@@ -153,7 +153,7 @@ def _prices(trainer: CoresetMixin) -> Prices:
         rows = looked_at(config.refresh, len(trainer.pool_rows.length), chosen) if every else 0.0
         return replace(known, refresh=per_row * rows)
     later = seen[1:]
-    # Looks grow rarer as a run grows older, so what a longer run adds is like its second half.
+    # Measurements grow rarer as a run grows older: what a longer run adds is like its second half.
     late = later[len(later) // 2 :] if len(later) == refreshes else [sum(later) / refreshes]
     return replace(known, refresh=per_row * sum(late) / len(late))
 

@@ -33,9 +33,9 @@ def arm_section(arm: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """The `coreset` section of an arm, whose settings are paths in it.
 
     What the shared section sets for its own method alone is left out for another, and refresh.audit_every for
-    all: an audit's looks are not the method's, and would be charged to it. [choice] A method that chooses
-    once, as one that looks through a teacher, keeps its own way of looking and training, unless the arm says
-    otherwise: with another schedule it would be another method.
+    all: an audit's measurements are not the method's, and would be charged to it. [choice] A method that
+    chooses once, as one with a warm-up run, keeps its own schedule unless the arm says otherwise: with
+    another schedule it would be another method.
     Raises ConfigError for an unknown method or a setting that is not `path=value`.
     """
     method, _, settings = arm.partition(":")

@@ -4,7 +4,7 @@
                               └──────────────────────┴──────────────► tables, paired tests, curves
 
 A finished job is a file under OUT/results, named by all that decides it; it is never run again, and what was
-cut is begun anew. All arms keep their looks at the pool in one store, OUT/signals.
+cut is begun anew. All arms keep their measurements in one store, OUT/signals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from coretune.storing.inputs import inputs
 RESULTS, SIGNALS, COMPARISON = "results", "signals", "compare.json"
 BASELINE = "random"
 CURVE_POINTS = 8  # evaluations during training, where the config sets none
-NEAR = 1.05  # an arm that already computes this near to the dearest is not trained again
+NEAR = 1.05  # an arm that already computes this near to the most expensive one is not trained again
 RESAMPLES = 10_000  # of the bootstrap
 Result = dict[str, Any]
 
@@ -57,12 +57,14 @@ class Job:
 
 
 def name_of(arm: str, seed: int, steps: int) -> str:
+    """The name of a run's folder."""
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in arm)
     return f"{plain}-seed{seed}-steps{steps}"
 
 
 @cache
 def code() -> str:
+    """A hash of the source code of the package."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -80,6 +82,7 @@ def jobs_of(config: RunConfig, arms: Sequence[str], seeds: Sequence[int], out: P
 
 
 def job_of(config: RunConfig, arm: str, seed: int, steps: int, out: Path) -> Job:
+    """One arm with one seed for so many steps."""
     training = {"eval_strategy": "steps", "eval_steps": max(1, steps // CURVE_POINTS), **config.training}
     raw = config.model_dump(exclude_none=True, exclude={"provenance", "resume_from_checkpoint"})
     raw |= {
@@ -100,7 +103,7 @@ class Prices:
 
     once     the warm-up and the first look: paid whatever the length
     step     of training, after the warm-up
-    refresh  of the looks of a later selection
+    refresh  of the measurements of a later selection
     warm     steps of the warm-up
     every    steps between selections; 0 = there is one only
     """
@@ -134,9 +137,9 @@ def counted(results: Sequence[Result]) -> bool:
 
 
 def afforded(results: Sequence[Result]) -> dict[str, int]:
-    """Steps at which each arm computes what the dearest arm does: arm -> steps.
+    """Steps at which each arm computes what the most expensive arm does: arm -> steps.
 
-    By each arm's mean prices; an arm that is within NEAR of the dearest keeps its steps.
+    By each arm's mean prices; an arm within NEAR of the most expensive one keeps its steps.
     """
     by_arm: dict[str, list[Result]] = {}
     for result in results:
@@ -242,6 +245,7 @@ def summary(title: str, steps: Sequence[Result], compute: Sequence[Result], base
 
 
 def write_summary(out: Path, found: Mapping[str, Any]) -> Path:
+    """Write compare.json into the folder; its path."""
     write_json(out / COMPARISON, found)
     return out / COMPARISON
 

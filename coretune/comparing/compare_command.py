@@ -117,7 +117,7 @@ def _compared(
 def _run(
     jobs: list[Job], out: Path, workers: int, bars: bool, note: Callable[[list[Result]], None]
 ) -> list[Result]:
-    """Every job's result, in the order of the jobs; `note` is told after each."""
+    """Every job's result, in the order of the jobs; `note` is called after each."""
     from coretune.comparing.arm_runs import outcomes, run_job
     from coretune.comparing.compare import RESULTS
     from coretune.progress import progress

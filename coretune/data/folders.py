@@ -167,5 +167,6 @@ def split_of(name: str, shards: bool = False) -> str | None:
 
 
 def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = [f"and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return ", ".join([*names[:SHOWN], *more])

@@ -85,6 +85,7 @@ class PlainText:
 
 
 def listed(names: Iterable[str]) -> str:
+    """The first names, for a message."""
     shown = list(names)
     return ", ".join(shown[:12]) + (", ..." if len(shown) > 12 else "") or "(none)"
 

@@ -131,6 +131,7 @@ class _Finite:
 
 
 def not_an_object(value: object) -> str:
+    """Why a JSON value is no row."""
     return f"not a JSON object but {kind(value)}; a row is {{column: value, ...}}"
 
 

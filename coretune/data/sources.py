@@ -91,6 +91,7 @@ def absent(given: Any) -> str | None:
 
 
 def is_path(name: str) -> bool:
+    """Whether a name can only be a path, and no hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 

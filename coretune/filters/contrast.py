@@ -1,4 +1,4 @@
-"""Which responses are wrong, told by how much their own prompt helps, and how many: numbers only.
+"""Which responses are wrong, by how much their own prompt helps, and how many: numbers only.
 
 A response y of T tokens has a loss of l nats a token after its prompt x, and of h after an empty prompt:
 
@@ -10,7 +10,7 @@ of wrong rows and no threshold has to be given:
 
     share    π = 2 · P(s above the pairs' median), for hardly any right response scores so high
     cut      begins at the t below which MISSED of the pairs score, and rises, to their median at most, until
-             at most FLAGGED of the right rows score as high: P(s ≥ t) − π P(pairs ≥ t) ≤ FLAGGED (1 − π),
+             at most FLAGGED of the clean rows score as high: P(s ≥ t) − π P(pairs ≥ t) ≤ FLAGGED (1 − π),
              allowed for the error of π; never so low that more than MOST_WRONG of all rows are flagged
 
 l / h is IFD's ratio (Li et al., NAACL 2024). [choice] √T, for a mean over T tokens varies as 1 / √T: a short
@@ -39,7 +39,7 @@ class Decision:
 
     cut     rows that score at least so much are flagged, where `on`
     share   the estimated share of wrong rows
-    told    the estimated area under the ROC curve of right against wrong rows, from 0.5 (not at all) to 1
+    told    the estimated area under the ROC curve of clean against wrong rows, from 0.5 (not at all) to 1
     """
 
     cut: float
@@ -47,7 +47,7 @@ class Decision:
     told: float
 
     def on(self, least_told: float) -> bool:
-        """Whether rows are flagged, where right and wrong ones have to be told apart at least so well."""
+        """Whether rows are flagged: right and wrong ones have to be distinguished at least so well."""
         return self.told >= least_told and self.share <= MOST_WRONG
 
 

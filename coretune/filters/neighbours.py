@@ -1,4 +1,4 @@
-"""Rows whose loss is far above their neighbours': what tells noise while a small model learns from scratch.
+"""Rows whose loss is far above their neighbours': noise detection for a small model that learns from scratch.
 
 Ours, not a published rule. For pretrained models `noise` finds far more (docs/filters.md): there this filter
 finds a third to a half of the wrong responses, and flags a tenth of a clean pool.
@@ -16,7 +16,7 @@ from coretune.select.ranking import usable_feature
 from coretune.types import MATCHED, MISMATCHED, Array, Budget, Pool, Rows, Verdict
 
 RATIO_ABOVE, WAY_ABOVE = 1.65, 0.33  # [choice] settled on seeds 0-2 of the skills (docs/results.md)
-TOLD_ABOVE = 1.5  # times its loss after its own prompt, a response has after another: it is told
+TOLD_ABOVE = 1.5  # times its loss after its own prompt, a response has after another: it is distinguished
 NEARLY = 0.9  # of its loss after another prompt, a response has after its own: it may be wrong
 
 

@@ -25,17 +25,17 @@ from coretune.types import (
     Verdict,
 )
 
-TOLD = 0.9  # [choice] right and wrong rows are told apart
+TOLD = 0.9  # [choice] clean and wrong rows are distinguished
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Ours, told by contrast (`contrast.py`): a right response is far likelier with its prompt than without.
+    """Ours, by contrast (`contrast.py`): a right response is far likelier with its prompt than without.
 
     pairs       prompts with another row's response that are measured before every selection, beside the same
                 responses after their own prompts and after an empty one (`Pool.references`): they say what
                 wrong responses score
-    least_told  in [0, 1]: noise detection is on where right and wrong responses are told apart at least so
+    least_told  in [0, 1]: noise detection is on where right and wrong responses are separated at least so
                 well (area under the ROC curve); else, or where more than 50 % of the rows seem wrong, no row
                 is taken out, and the log says so.
                 0 = always on, however many seem wrong
@@ -105,7 +105,7 @@ class Noise:
     def when_measured(self, pool: Pool, rows: Rows) -> Pool:
         """The pool with the scores of rows that were just measured, against the pairs measured with them.
 
-        NaN where right and wrong responses were not told apart then: of such a row nothing is known.
+        NaN where noise detection was off then: of such a row nothing is known.
         """
         if EMPTY_PROMPT_LOSS not in pool.features:
             return pool
@@ -136,7 +136,7 @@ def scores(pool: Pool) -> Array:
     """(n,) float32: √T log(l / h) less its median for the pairs' responses after other prompts, in their
     standard deviations; 0 = as half of the wrong ones. Of each row when it was measured.
 
-    NaN for rows that are not usable, or that were measured when nothing could be told.
+    NaN for rows that are not usable, or that were measured while noise detection was off.
 
     [choice] While a model is trained, what wrong responses score moves by more than their spread: a row is
     held against the pairs that were measured with the same weights.

@@ -19,7 +19,8 @@ UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\
 
 @dataclass(frozen=True)
 class SavedState:
-    """
+    """The state of an optimiser, as it was saved.
+
     states   parameter -> {"exp_avg": …, "exp_avg_sq": …, "step": …}, whatever its optimiser keeps
     groups   torch's param_groups, with the settings
     file     where they are from

@@ -54,6 +54,7 @@ def autocasting(device: torch.device, dtype: str | None) -> AbstractContextManag
 
 
 def no_positions(hidden: Tensor) -> Tensor:
+    """Of hidden states (rows, positions, width) none: for signals that need no position."""
     return hidden[:, :0]
 
 

@@ -18,13 +18,15 @@ ADAM_EPSILON = 1e-8
 
 
 class Precondition(Protocol):
+    """What is done to the gradients of a parameter before they are projected."""
+
     def __call__(self, name: str, entries: slice, gradients: Tensor) -> Tensor:
         """(rows, entries, ...) from a parameter's gradients at these entries of its first dimension."""
         ...
 
 
 class AdamUpdate:
-    """Γ(g) = (β1 m + (1−β1) g) / √(β2 v + (1−β2) g² + 1e-8)
+    """Γ(g) = (β1 m + (1−β1) g) / √(β2 v + (1−β2) g² + 1e-8).
 
     [LESS, Xia et al. 2024, arXiv:2402.04333, its code; BRIEF, Shen et al. 2026] The direction in which Adam
     would go with this example alone as its next batch: ε under the root, no bias correction. Not linear: Γ(0)
@@ -44,7 +46,7 @@ class AdamUpdate:
 
 
 class LinearScale:
-    """g / (√v̂ + ε), v̂ = v / (1 − β2^t)
+    """g / (√v̂ + ε), v̂ = v / (1 − β2^t).
 
     [choice] Adam's own scale without its momentum: linear in g, so that for pursuit Σ w·g of features is the
     feature of Σ w·g, which Γ is not.

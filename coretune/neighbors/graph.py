@@ -20,7 +20,7 @@ from coretune.types import Advance, Array, NeighborGraph, Reserve, Rows
 Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
 #: Rows kept behind the k of a list: so many neighbours may be lost until a row has to be searched for again.
 SPARE = 6
-#: Rows looked at in one go, so that a memory-mapped pool is never copied whole.
+#: Rows read at once, so that a memory-mapped pool is never copied whole.
 BLOCK = 8192
 #: Two cosines closer than this are a tie (float32 sums of a few hundred products).
 TIE = 1e-5

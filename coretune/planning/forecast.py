@@ -1,9 +1,9 @@
-"""How many rows later refreshes look at, with anchors "candidates": early in the run and late.
+"""How many rows later refreshes measure, with anchors "candidates": early in the run and late.
 
-That depends on what each look changes: rows that turn out contradicted give way to others, which are looked
-at too, and looks stay good the longer the older the run is (`AnchorRefresh.look_again`). No formula holds all
-that, so `refresh.py` itself is played for the whole run, without the model, on the rows of a probe: two exact
-looks at all of them are known, and between and beyond them their signals move on a straight line.
+That depends on what each measurement changes: rows that turn out noisy are replaced by others, which are
+measured too, and a measurement is valid the longer the older the run is (`AnchorRefresh.look_again`). No
+formula holds all that, so `refresh.py` itself is played for the whole run, without the model, on the rows of
+a probe: two exact measurements of all of them are known, and between and beyond them signals move on a line.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from coretune.types import UNIT, Array, Pool, Rows
 
 @dataclass(frozen=True)
 class Moved:
-    """All signals of some rows, looked at twice while a model was trained on them.
+    """All signals of some rows, measured twice while a model was trained on them.
 
     before, after  name -> (n, …)
-    ages           how much the model had been trained at each look: the sum of its learning rates so far
+    ages           how much the model had been trained at each of them: the sum of its learning rates so far
     """
 
     before: Mapping[str, Array]
@@ -43,7 +43,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Looks:
-    """Of one refresh: rows looked at for one chosen, and in how many looks."""
+    """Of one refresh: rows measured for one chosen, and in how many measurements."""
 
     rows: float
     looks: int
@@ -57,10 +57,10 @@ def forecast(
     pool   the rows that moved
     clock  the run's, its rounds as long for the coreset of this pool as they are for the run's own
     ages   (rounds,) the model's age at the beginning of each of the run's rounds
-    harvests  whether training steps show their rows; here as they are when the refresh begins
+    harvests  whether there are online signals; here as the rows are when the refresh begins
 
     [choice] The way is the logarithm of the age: a model changes fast at first and slowly later, which is
-    what `look_again` rests on as well. A run's first selection stands where the probe's stood.
+    what `look_again` rests on as well. A run's first selection is at the age of the probe's.
     """
     config = replace(config, audit_every=None, quota=None)
     first, whole = ages[clock.warmup_rounds], np.log(moved.ages[1] / moved.ages[0])

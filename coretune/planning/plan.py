@@ -47,7 +47,7 @@ class Workload:
     evaluations  passes over the held-out rows
     warmup, training   of all their steps; the coreset's rows are taken to be as long as the pool's on average
     pool         one training pass over the pool
-    first, look  a look at the whole pool: the first selection's, and a later one's
+    first, look  a measurement of the whole pool: the first selection's, and a later one's
     held_out     one evaluation
     budget_rows  rows in the coreset
     references   FLOPs of what rows are compared with, at all selections together
@@ -79,7 +79,7 @@ class Rates:
 
     start     from the beginning of training to its first step, and after the last
     round     between two rounds, beside the step
-    look      of each look, however many rows; first_look: once, at the first
+    look      of each measurement, however many rows; first_look: once, at the first
     prepare   before training: fingerprints of weights and rows
     record    of writing down a selection, a row of the pool; record_pool: once
     memory    name -> bytes at most
@@ -128,7 +128,7 @@ def audits_of(selections: int, every: int | None) -> int:
 
 
 def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) -> dict[str, Cost]:
-    """Costs by phase. measures: whether the method looks at anything."""
+    """Costs by phase. measures: whether the method measures anything."""
     later = max(0, work.selections - 1)
     looked = work.look.scaled(min(1.0, rehearsal.later.rows / max(1, work.look.rows)))
     phases = {name: Cost() for name in PHASES}
@@ -190,7 +190,7 @@ def _against(plan: Plan) -> list[str]:
             f"{work.epochs:.3g} epochs of the whole pool"
         )
     if not choosing:
-        lines.append("against random: this method looks at nothing, and costs what random costs")
+        lines.append("against random: this method measures nothing, and costs what random costs")
         return lines
     equal = work.steps + choosing / step
     lines.append(

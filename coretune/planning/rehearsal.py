@@ -1,6 +1,6 @@
 """Rounds played through without a model, to see what choosing costs: signals come from a small sample.
 
-`refresh.py` itself runs, so rows looked at, graph and selection are those of the very settings, on signals
+`refresh.py` itself runs, so rows measured, graph and selection are those of the very settings, on signals
 that were measured of a few rows and are drawn again, with noise, for as many as the pool has.
 """
 
@@ -21,13 +21,13 @@ from coretune.rounds.transitions import empty_pool
 from coretune.types import UNIT, Array, Pool, Rows
 
 MOST = 4000  # rows rehearsed with; larger pools are extrapolated from half and all of them
-NOISE = 0.3  # of a signal's own spread: rows differ, and move a little from look to look
+NOISE = 0.3  # of a signal's own spread: rows differ, and move a little between measurements
 AGAIN = 2  # refreshes rehearsed after the first selection
 
 
 @dataclass(frozen=True)
 class Choosing:
-    """What one selection costs outside the model: seconds, and what it looks at."""
+    """What one selection costs outside the model: seconds, and what it measures."""
 
     graph: float
     selection: float
@@ -44,11 +44,11 @@ class Rehearsal:
 
 
 def looking_at(rehearsal: Rehearsal, looks: Sequence[Looks], budget: int, most: int) -> Rehearsal:
-    """The same with the rows that later refreshes look at as forecast, and the choosing that goes with it.
+    """The same with the rows that later refreshes measure as forecast, and the choosing that goes with it.
 
-    With anchors "candidates" how many rows are looked at depends on how much the model's news changes the
-    choice, which noise does not imitate. Each look is followed by an update; there is a choice before every
-    look, one that finds nothing more to look at, and the last.
+    With anchors "candidates" how many rows are measured depends on how much the model's news changes the
+    choice, which noise does not imitate. Each measurement is followed by an update; there is a choice before
+    each, one that finds nothing more to measure, and the last.
 
     budget, most  rows in the coreset and in the pool
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coretune.training.mixin import CoresetMixin
 
 
-# Rows looked at for one chosen, with anchors "candidates" and looks that are good for one refresh; with
+# Rows measured for one chosen, with anchors "candidates" and measurements valid for one refresh; with
 # look_again L it is L^¾ times less [choice, for predictions without a probe: with L = 2 it was 1.0 on two
 # pools of 4,000 rows of which a fifth were wrong].
 LOOKED_AT = 1.75
@@ -74,7 +74,7 @@ def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
 
 
 def _measures_once(trainer: Any) -> bool:
-    """As a pretrained model lets it: noise is told before any training."""
+    """As a pretrained model lets it: noise detection is on before any training."""
     measurement = trainer.measurement
     return measurement is not None and may_stand(trainer.coreset_config, measurement.online is not None)
 
@@ -98,6 +98,7 @@ def about_run(config: RunConfig) -> dict[str, Any]:
 
 
 def look(trainer: CoresetMixin, rows: Rows, first: bool) -> Work:
+    """Rows, tokens and FLOPs of one measurement of these rows."""
     measurement = trainer.measurement
     if measurement is None:
         return Work(0, 0, 0.0)

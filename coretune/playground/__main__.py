@@ -9,6 +9,7 @@ from coretune.playground.pool import ZIPF_EXPONENT, make_pool
 
 
 def main() -> None:
+    """Write a generated pool."""
     parser = argparse.ArgumentParser(
         prog="python -m coretune.playground", description="Write a generated pool."
     )

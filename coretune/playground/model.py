@@ -1,7 +1,7 @@
 """The playground's model: `python -m coretune.playground.model OUT --seed 0` makes it in minutes on one core.
 
 A Llama of 0.9 M parameters with its own byte-level BPE, pre-trained on the playground's skills in a notation
-that no pool uses, `of sort the: bell ant -> ant bell`: it can do the tasks and has to be taught to follow the
+that no pool uses, `of sort the: bell ant -> ant bell`: it can do the tasks and has to learn to follow the
 instructions. One thread and 32-bit floats, so that the same seed on the same kind of CPU and version of torch
 gives the same weights; elsewhere rounding differs, and the shipped weights are the reference.
 """
@@ -151,6 +151,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
 
 
 def main() -> None:
+    """Train and write the tiny model."""
     parser = argparse.ArgumentParser(
         prog="python -m coretune.playground.model", description="Make the model."
     )

@@ -19,7 +19,7 @@ from coretune.rounds.measurement import NOBODY
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import TRAINED_AT, Array, Pool, Rows
 
-SAME_PLACE = 0.9999  # cosine of rows that are not told apart
+SAME_PLACE = 0.9999  # cosine of rows that are not distinguished
 SAME_SCORE = 1e-3  # nor by scores as near as that, in parts of the larger
 
 
@@ -75,6 +75,7 @@ def some(refresh: AnchorRefresh, pool: Pool, rng: np.random.Generator) -> Rows:
 
 
 def anchor_count(refresh: AnchorRefresh, usable: Rows) -> int:
+    """Rows that a refresh measures: `anchor_share` of the usable ones, rounded up."""
     return min(len(usable), math.ceil(refresh.anchor_share * len(usable)))
 
 
@@ -86,11 +87,11 @@ def edges_of(pool: Pool) -> Csr:
 
 
 def rows_alike(edges: Csr, score: Array, usable: Array) -> Array:
-    """(n,) int64: usable neighbours that nothing known tells from a row, and itself.
+    """(n,) int64: usable neighbours that nothing measured distinguishes from a row, and itself.
 
-    [choice] A measurement of one of equal rows tells of all of them (`exact_duplicates.py`), so it is worth
+    [choice] A measurement of one of exact duplicates is of all of them (`exact_duplicates.py`): it is worth
     as much as theirs together; `pick_spread_anchors` then leaves the others last. Without it, since a pick
-    damps its copies, anchors are rows without copies, of which a measurement tells least (docs/results.md).
+    damps its copies, anchors are rows without copies, whose measurement says least (docs/results.md).
     """
     return _rows_alike(*edges, score.astype(np.float64), usable)
 

@@ -1,7 +1,7 @@
 """Ours: rows drawn at random before the first measurement, those of the warm-up and, as long as it would tell
 nothing (`CoresetConfig.wait`), those after it. When that is, `Reuse.defers` says.
 
-responses after their own and after other prompts ─► the model tells them apart ─► first measurement
+responses after their own and after other prompts ─► noise detection is on ─► first measurement
                                                      it does not ─► the next rows of the draw
 
 [choice] A measurement that was deferred costs more of the training that is left, so it comes only where there
@@ -21,7 +21,7 @@ from coretune.types import TARGET_ROW, TRAINED_TIMES, Array, Coreset, Pool, Rows
 
 
 def warmup_rows(config: CoresetConfig, pool: Pool, measurement: Measurement | None, most: int) -> Rows:
-    """(at most `most`,) random usable rows; of a method that looks for noise drawn as by `draw`."""
+    """(at most `most`,) random usable rows; of a method with a noise filter drawn as by `draw`."""
     if measurement is not None and noise_sought(config) is not None:
         order, _ = _order(config, pool, np.zeros(pool.n), measurement, 0)
     else:

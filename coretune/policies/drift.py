@@ -1,4 +1,4 @@
-"""How far every row has moved, told from the anchors' changes and from what rows are like.
+"""How far every row has moved, estimated from the anchors' changes and from what rows are like.
 
     Δ(v) = m + Σ_a κ(x_v, x_a) c_a,   (K + λI) c = D − m,   κ(x, y) = exp(−‖x − y‖ / s)
 
@@ -38,7 +38,7 @@ def drift(
     rows      (m,)              usable ones, no anchors
 
     A score nowhere below 0 moves by a factor, `*_embedding` rows get back their length 1. A signal of which
-    the anchors, left out one by one, are told no better by this than by no change at all stays as it is.
+    the anchors, left out one by one, are estimated no better than by no change at all stays as it is.
     """
     places = _Places.of(features, written, usable)
     fitted = _distinct(places, anchors)
@@ -82,7 +82,7 @@ class Ridge:
         return np.exp(-_distances(x, self.x) / np.float32(self.scale))
 
     def solve(self, change: Array) -> tuple[Array, Array]:
-        """(c,) m and (a, c) coefficients for changes (a, c): those by which a left-out anchor is told best.
+        """(c,) m and (a, c) coefficients for changes (a, c): those that estimate a left-out anchor best.
 
         Of ridges of every strength, the mean alone, and no change. The error of the anchor that is left out
         is c_a / [(K + λI)⁻¹]_aa; of m it is not left out.

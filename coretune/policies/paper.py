@@ -28,7 +28,7 @@ SHORT = np.float32(1e-6)  # a vector of at most this length has no direction
 def priority(score: Array, staleness: Array, alpha: sparse.csr_matrix, usable: Array, beta: float) -> Array:
     """(n,) float64 in [0, 1]: p_i = β·staleness_i + (1−β)·|g_i − Σ_j α_ij g_j| [paper]; 0 for unusable rows.
 
-    Both parts are brought to [0, 1] [choice]: staleness, in rounds since the last exact look, by its maximum;
+    Both parts are brought to [0, 1] [choice]: staleness, in rounds since a measurement, by its maximum;
     the discrepancy by rank, since one outlier would press all the others towards 0. A row without neighbours
     disagrees with nobody.
     """

@@ -28,7 +28,7 @@ TURNS = 4  # of choosing and measuring in one refresh
 #: Of a selection: the share of rows measured, and not flagged as noisy before, that are flagged now; so low
 #: that measuring more finds hardly any [choice].
 FOUND, FEW = "found_noisy", 0.03
-#: Of a selection: 1 where all rows were measured before any training, and noise was told there.
+#: Of a selection: 1 where all rows were measured before any training, with noise detection on.
 AT_ONCE = "measured_at_once"
 
 
@@ -41,7 +41,7 @@ class Reuse:
     drawn at random are measured, and some of those flagged as noisy, each time the run is `look_again` times
     as old, to see whether it is so still. The first measurement is deferred as `deferral.py` says.
 
-    A measurement of before any training, where noise was told, stands: a model that has learnt before what
+    A measurement before any training, with noise detection on, stays valid: a model that knows what
     belongs together does not learn it here, and rows found noisy are never trained on.
 
     state   before this refresh
@@ -123,7 +123,7 @@ class Reuse:
         that say what its region is worth (`standing_loss`).
 
         [choice] A row that was measured moves away from neighbours that were not and its loss from theirs, so
-        it stands for less of the pool than before, and the next choice would prefer rows that were not
+        it represents less of the pool than before, and the next choice would prefer rows that were not
         measured. With all in their places it differs from the last one where a row gave way, and hardly
         anywhere else.
         """
@@ -141,7 +141,7 @@ class Reuse:
 
     def _flagged(self, pool: Pool, chosen: Coreset) -> Rows:
         """Rows flagged as noisy by a measurement that is no longer good: at most `anchor_share` of all usable
-        ones, drawn at random. [choice] Right rows of a rare skill are flagged as long as the skill is
+        ones, drawn at random. [choice] Clean rows of a rare skill are flagged as long as the skill is
         unknown, and only a new measurement can tell that it has been learnt from others."""
         noise = self.config.noise
         flagged = None if noise is None else chosen.filtered_by(noise.name)
@@ -163,7 +163,7 @@ def policy_of(
 
 
 def may_stand(config: CoresetConfig, online: bool) -> bool:
-    """Whether all is measured once, if noise is told before any training (`Reuse.stands`)."""
+    """Whether all is measured once, if noise detection is on before any training (`Reuse.stands`)."""
     before = config.warmup == 0 and not config.taught
     return measures_to_find(config) and config.noise is not None and online and before
 
@@ -177,7 +177,7 @@ def noise_sought(config: CoresetConfig) -> TellsNoise | None:
     """The noise filter, where candidates are measured to know which of them are noisy.
 
     [choice] GRACE's alone: what it covers changes little while a model is trained (docs/results.md). Other
-    methods need their own signals whether noise can be told or not.
+    methods need their own signals whether noise detection is on or not.
     """
     return config.noise if measures_to_find(config) and isinstance(config.selector, Grace) else None
 
@@ -200,8 +200,8 @@ def due(look_again: float, now: int, last: int) -> bool:
 
 def with_found(config: CoresetConfig, state: State, pool: Pool, rows: Rows, chosen: Coreset) -> Coreset:
     """The coreset with FOUND among its figures, that of the one before where no new row was measured; and
-    with AT_ONCE: where noise is told, and not because the filter is always on, by the model before any
-    training, and not by a teacher.
+    with AT_ONCE: where noise detection is on, and not because the filter is always on, before any training,
+    and not at checkpoints of a warm-up run.
 
     state  before this refresh
     pool   as it is known now

@@ -1,4 +1,4 @@
-"""Settings that a run never reads, given all its others: whoever sets one is told that it does nothing."""
+"""Settings that a run never reads, given all its others: a line names each that is set."""
 
 from __future__ import annotations
 

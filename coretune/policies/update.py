@@ -60,7 +60,7 @@ def update(
     written = {name: _written(pool, name, rows, good, usable, value) for name, value in fresh.items()}
     beside: Rows = np.zeros(0, np.int64)
     if pool.graph is not None and refresh.propagate != "none":
-        # What a prompt is worth to its own response, no other row tells.
+        # What a prompt is worth to its own response does not follow from any other row.
         moving = {name: value for name, value in written.items() if name != EMPTY_PROMPT_LOSS}
         beside = _propagated(refresh, pool, moving, usable, anchors)
     features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}

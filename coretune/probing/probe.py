@@ -1,8 +1,8 @@
-"""A short run with the real model on some of the rows, for what this machine takes for a step and a look.
+"""A short run with the real model on some of the rows: what this machine takes for a step and a measurement.
 
 full trainer (counted, not trained) ─► Workload
 a small run of the same config: warm-up, selection, refresh, a few steps, part of an evaluation ─► Rates
-signals of its rows ─► rehearsal (what choosing takes), forecast (what refreshes look at) ─► Plan
+signals of its rows ─► rehearsal (what choosing takes), forecast (what refreshes measure) ─► Plan
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_plan(
     """Predict the run of this config. Nothing is written in its output_dir.
 
     clock  in seconds; time.process_time on a machine that is busy with other things
-    over   told when one of PARTS is over, and which comes next; at the end the last again
+    over   called when one of PARTS is over, and which comes next; at the end the last again
     Raises ValueError as the run itself would.
     """
     with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
@@ -162,7 +162,7 @@ class _Probed:
     pool     its rows with their signals, at the end
     signals  bytes a row of them
     coreset  its settings, which choose so many rows
-    moved    two looks at all rows, where the number of later looks depends on what they find
+    moved    two measurements of all rows, where the number of later ones depends on what they find
     """
 
     rates: Rates
@@ -209,7 +209,7 @@ def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Pr
 
 
 def _moved(trainer: CoresetSFTTrainer, watch: _Watch, last: Mapping[str, Array]) -> Moved | None:
-    """None where later refreshes look at rows that are known beforehand; last: signals after training."""
+    """None where later refreshes measure rows that are known beforehand; last: signals after training."""
     config, ages = trainer.coreset_config, ages_of(trainer.args)
     if config.refresh.anchors != "candidates" or config.taught or watch.first is None or not last:
         return None
@@ -241,10 +241,10 @@ def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
 def _looks(
     trainer: CoresetSFTTrainer, clock: Callable[[], float]
 ) -> tuple[float, float, Mapping[str, Array]]:
-    """Seconds a FLOP of measuring and seconds a look, from a small look and a large one; what that saw."""
+    """Seconds a FLOP of measuring and seconds a measurement, of a small and a large one; its signals."""
     if trainer.measurement is None:
         return 0.0, 0.0, {}
-    if trainer.coreset_config.taught:  # looked at through checkpoints: the first look is all there is
+    if trainer.coreset_config.taught:  # measured at checkpoints: the first measurement is all there is
         seen = trainer.ledger.costs["measurement"]
         return seen.seconds / (seen.flops or 1.0), 0.0, {}
     everyone = np.arange(len(trainer.pool_rows.length))

@@ -57,7 +57,7 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path) -> RunC
     if settings.needs and settings.refresh.k >= few:
         put(section, "refresh.k", few - 1)
     put(section, "refresh.audit_every", None)
-    put(section, "refresh.wait", False)  # so that there is a look to time
+    put(section, "refresh.wait", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
     training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
     small = {**_data(trainer, rows, folder), "coreset": section, "training": training}

@@ -16,7 +16,7 @@ from coretune.recording.run_files import RunFiles, excerpt
 NO_SOURCE = "no source"
 LENGTHS = (0.25, 0.5, 0.75)  # quantiles of the pool's tokens that part the lengths
 SHOWN = 70  # characters of a text
-BRIEFLY = 40  # of the text of the row that stands for it
+BRIEFLY = 40  # of the text of the row that represents it
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Component:
 
 @dataclass(frozen=True)
 class Neighbor:
+    """A neighbour in the graph: its id, whether it was chosen, its text."""
+
     id: str
     chosen: bool
     text: str
@@ -50,7 +52,7 @@ class Refresh:
     verdict         one line
     rank, gain      of the pick; None where not chosen
     measured_at     round of the last exact measurement, -1 = never, None = not recorded
-    representative  the chosen row that stands for it (`representative.py`); None where there is none, or
+    representative  the chosen row that represents it (`representative.py`); None where there is none, or
                     it was chosen itself
     closeness       cosine with it; None where the method goes by distances, which are components
     """
@@ -82,7 +84,7 @@ class Refresh:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row and what every refresh did with it; `copies` are the ids of its near-copies."""
+    """A row and what every refresh did with it; `copies` are the ids of its near-duplicates."""
 
     id: str
     source: str | None
@@ -123,13 +125,13 @@ def lines(found: Explanation) -> Iterator[str]:
     yield f"  prompt    {' '.join(found.prompt.split())}"
     yield f"  response  {' '.join(found.response.split())}"
     if found.copies:
-        yield f"  {len(found.copies)} near-copies: {', '.join(found.copies[:8])}" + (
+        yield f"  {len(found.copies)} near-duplicates: {', '.join(found.copies[:8])}" + (
             ", …" if len(found.copies) > 8 else ""
         )
     times = sum(refresh.chosen for refresh in found.refreshes)
     yield f"  chosen at {times} of {len(found.refreshes)} refreshes"
     before: list[str] | None = None
-    told: set[str] = set()  # what a component means is said once
+    explained: set[str] = set()  # what a component means is said once
     for refresh in found.refreshes:
         yield ""
         at = "" if refresh.step is None else f", step {refresh.step}"
@@ -139,13 +141,13 @@ def lines(found: Explanation) -> Iterator[str]:
         yield f"  {refresh.measured}"
         for name, part in refresh.components.items():
             rows = "chosen rows" if name in OF_CHOSEN else "rows"
-            about = f": {part.meaning}" if part.meaning and name not in told else ""
-            told.add(name)
+            about = f": {part.meaning}" if part.meaning and name not in explained else ""
+            explained.add(name)
             yield f"  {name:<14} {part.value:>12.5g}   more than {part.above:.0%} of the {rows}{about}"
         if refresh.serves is not None:
             yield f"  serves         {refresh.serves}"
         if refresh.representative is not None:
-            yield f"  stands for it  {refresh.representative.id}: {refresh.representative.text}"
+            yield f"  represented by {refresh.representative.id}: {refresh.representative.text}"
         names = [neighbor.id for neighbor in refresh.neighbors]
         if names and names == before:
             chosen = sum(neighbor.chosen for neighbor in refresh.neighbors)
@@ -166,7 +168,7 @@ def verdict(line: dict[str, Any], size: int, representative: str | None) -> str:
     if representative is None:
         return found
     if line["closeness"] is None:
-        return f"{found}; {representative} stands for it"
+        return f"{found}; {representative} represents it"
     return f"{found}; {representative} is the nearest chosen row, cosine {line['closeness']:.3f}"
 
 

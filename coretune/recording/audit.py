@@ -17,7 +17,7 @@ One row group a round, rounds ascending; one line a pool row:
     measured_at  int32    round of the last exact measurement, -1 = never
     excluded     string   why the row may not be chosen in any round; null where it may
     filtered     string   the filter that took it out in this round, "" where none did
-    representative  int32    the chosen row that stands for it (`representative.py`), itself if chosen; null
+    representative  int32    the chosen row that represents it (`representative.py`), itself if chosen; null
                           where there is none
     closeness    float32  cosine with it; null also where the method goes by distances of its own
     neighbors    list<int32>  rows of its NEIGHBORS nearest in the graph; null where there is no graph
@@ -236,6 +236,7 @@ def _rounds(path: str | os.PathLike[str]) -> Iterator[pa.Table]:
 
 
 def round_numbers(path: str | os.PathLike[str]) -> list[int]:
+    """The rounds that a selection.parquet records."""
     return pq.read_table(path, columns=["round"], partitioning=None)["round"].unique().to_pylist()
 
 

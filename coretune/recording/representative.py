@@ -1,4 +1,4 @@
-"""Which chosen row stands for each row of the pool: by the method, by the graph, or by its signal."""
+"""Which chosen row represents each row of the pool: by the method, by the graph, or by its signal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BLOCK = 2**24  # cosines held at once
 
 
 def stand_ins(pool: Pool, coreset: Coreset) -> tuple[Array, Array]:
-    """(n,) int32 the chosen row that stands for each row, -1 = none; (n,) float32 the cosine with it, else 0.
+    """(n,) int32 the chosen row that represents each row, -1 = none; (n,) float32 the cosine with it, else 0.
 
     What the method says, and then no cosine (NaN), for it goes by distances of its own; else the nearest
     chosen row in the graph; without a graph the nearest by the pool's first vector signal, as long as that
-    takes at most PRODUCTS [choice]. A chosen row stands for itself, at 1.
+    takes at most PRODUCTS [choice]. A chosen row represents itself, at 1.
     """
     chosen = coreset.indices
     if STANDS_WITH in coreset.reasons:
@@ -68,7 +68,7 @@ def _unit(rows: Array) -> Array:
 def representatives(graph: NeighborGraph | None, chosen: Rows, n: int) -> tuple[Array, Array]:
     """(n,) int32 the nearest chosen row, -1 where there is none; (n,) float32 the cosine with it, 0 there.
 
-    A chosen row stands for itself, at 1. Others look among their neighbours in the graph, in both directions
+    A chosen row represents itself, at 1. Others search among their neighbours in the graph, both ways
     [choice: all pairs would cost n·K products at every refresh, and a row farther than the neighbours says
     little]; of equals the lowest row. Without a graph only the chosen have one.
     """

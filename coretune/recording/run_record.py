@@ -2,7 +2,7 @@
 
 pool.parquet       one line a pool row, in the order of the pool: id, source, tokens, an excerpt of the text,
                    its place on a map, its group of copies. Written at the first selection, and again at the
-                   first that the pool was looked at for.
+                   first that the pool was measured for.
 selection.parquet  one line a row and selection (`audit.py`)
 
 A reader can so say of any row what it holds, who its neighbours are and how they read. Nothing else is kept:

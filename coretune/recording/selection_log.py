@@ -60,6 +60,7 @@ def so_far(logs: Mapping[str, float]) -> str:
 
 
 def is_selection(logs: Mapping[str, object]) -> bool:
+    """Whether these logged figures are of a selection."""
     return f"{PREFIX}round" in logs
 
 
@@ -67,17 +68,17 @@ def line(logs: Mapping[str, float], step: int) -> str:
     """The figures as one line."""
     found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
     kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
-    looked = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
+    measured = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
     if found.get("rows_harvested"):
-        looked += f"; harvested {found['rows_harvested']:,.0f}"
+        measured += f", {found['rows_harvested']:,.0f} more by online signals"
     parts = [
         f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
-        f"{found['tokens']:,.0f} tokens{kept}{looked}; {found['seconds']:.1f} s"
+        f"{found['tokens']:,.0f} tokens{kept}{measured}; {found['seconds']:.1f} s"
     ]
     if "graph_recall" in found:
         parts.append(f"graph recall {found['graph_recall']:.3f}")
     if "near_copies" in found:
-        parts.append(f"{found['near_copies']:.1%} of the pool have a near-copy")
+        parts.append(f"{found['near_copies']:.1%} of the pool have a near-duplicate")
     parts += _filters(found)
     audited = [
         f"{name.removeprefix('approximation/')} {value:.3f}"
@@ -90,7 +91,7 @@ def line(logs: Mapping[str, float], step: int) -> str:
 
 
 def _filters(found: Mapping[str, float]) -> list[str]:
-    """How many rows each filter took out, and whether noise could be told."""
+    """How many rows each filter took out, and whether noise detection is on."""
     taken = {name.removeprefix(FILTERED): many for name, many in found.items() if name.startswith(FILTERED)}
     parts = []
     if taken:
@@ -102,7 +103,7 @@ def _filters(found: Mapping[str, float]) -> list[str]:
     )
     drawn = "drawn at random: " if "drawn" in found else ""
     if "suspects" in found:
-        parts.append(f"{drawn}none of the responses asked about seems wrong ({costs})")
+        parts.append(f"{drawn}none of the pairs' responses seems wrong ({costs})")
     elif not found["noise_on"]:
         parts.append(f"{drawn}noise detection is off ({_why_off(found)}{costs})")
     return parts
@@ -112,12 +113,10 @@ def _why_off(found: Mapping[str, float]) -> str:
     """Of the filter `noise`; "" for one that decides by the median losses."""
     if "noise_told" not in found:
         return ""
-    told = f"right and wrong are told apart with an AUC of {found['noise_told']:.2f}; "
+    why = f"right and wrong responses are separated with an AUC of {found['noise_told']:.2f}; "
     if found["noise_share"] > MOST_WRONG:
-        told += (
-            f"{found['noise_share']:.0%} of the rows seem wrong, and at most {MOST_WRONG:.0%} are believed; "
-        )
-    return told
+        why += f"{found['noise_share']:.0%} of the rows seem wrong, more than {MOST_WRONG:.0%}; "
+    return why
 
 
 def excluded(before: Array, now: Array, ids: Sequence[str]) -> str | None:

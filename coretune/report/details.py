@@ -18,7 +18,7 @@ ROWS = 3000  # with their text, on the map and in the table
 REFRESHES = 24  # shown in detail, evenly spaced, the first and the last among them
 TEXT = 240  # characters of a prompt or a response
 BINS = 30
-STAND_INS = 3000  # rows that stand for others, with their text beside the sampled ones
+STAND_INS = 3000  # rows that represent others, with their text beside the sampled ones
 BRIEFLY = 120  # characters of their text
 
 
@@ -31,7 +31,7 @@ class Details:
     states      a dict a refresh: rank (S,) -1 = not chosen, null = not recorded; measured; why; components
     components  a dict a refresh: name -> {"edges", "chosen", "other"}: shares of rows a bin
     coverage    {"share", "mean"}: (R,) of rows not chosen; "edges" and a histogram a refresh, "near"
-    stand_ins   id -> a short text, of rows that stand for sampled ones and are not sampled themselves
+    stand_ins   id -> a short text, of rows that represent sampled ones and are not sampled themselves
     left_out    a sentence when not all rows are there
     """
 
@@ -45,6 +45,7 @@ class Details:
 
 
 def details(run: RunFiles) -> Details:
+    """What the page shows of single rows and refreshes."""
     rounds = evenly(run.rounds, REFRESHES)
     tables = [run.selection(number) for number in rounds]
     sample, left_out = _sample(run, tables)
@@ -71,7 +72,7 @@ def _by_cosine(table: pa.Table) -> bool:
 
 
 def _stand_ins(run: RunFiles, found: Details) -> dict[str, str]:
-    """Those that stand for most, STAND_INS of them."""
+    """Those that represent most, STAND_INS of them."""
     times = Counter(name for state in found.states for name in state["representative"] if name is not None)
     for name in found.rows["id"]:
         times.pop(name, None)

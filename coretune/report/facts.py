@@ -199,7 +199,7 @@ def _lengths(run: RunFiles, rows: list[Array]) -> dict[str, Any]:
 
 
 def _copies(run: RunFiles, rows: list[Array]) -> dict[str, Any] | None:
-    """Share of rows that have a near-copy in the pool, and of rows whose copy is in the same coreset."""
+    """Share of rows with a near-duplicate in the pool, and of rows whose duplicate is in the same coreset."""
     if run.pool["copies"].null_count:
         return None
     group = run.column("copies").astype(np.int64)
@@ -275,7 +275,7 @@ def _notes(run: RunFiles, found: Details) -> dict[str, str]:
     facts = run.map_facts
     if "variance_shown" in facts:
         notes["map"] = (
-            f"The two principal components of {facts['embedding'].replace('_', ' ')} at the first look; "
+            f"The two principal components of {facts['embedding'].replace('_', ' ')}, first measurement; "
             f"they show {facts['variance_shown']:.0%} of its variance."
         )
     if found.left_out:
@@ -286,7 +286,7 @@ def _notes(run: RunFiles, found: Details) -> dict[str, str]:
 
 
 def _power(value: float) -> str:
-    """3.8·10¹²"""
+    """As 3.8·10¹²."""
     number, exponent = f"{value:.1e}".split("e")
     return f"{number}·10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 

@@ -1,4 +1,4 @@
-"""Equal rows: the same tokens and labels. The model says the same of them, so one look is enough."""
+"""Equal rows: the same tokens and labels. The model gives the same signals for them: one is measured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ExactDuplicates:
         return rows[np.sort(self._places(rows)[0])]
 
     def sharing(self, measure: Measure) -> Measure:
-        """The measurement that looks at one row of each group of equals, and tells all what it finds."""
+        """The measurement of one row of each group of equals, whose signals all of them get."""
 
         def shared(rows: Rows) -> Mapping[str, Array]:
             rows = np.asarray(rows, np.int64)

@@ -27,7 +27,7 @@ class Order:
 
     rows     (m,) int64 in training order
     ends     (items,) int64: item i, a row or a pack of rows, is rows[ends[i - 1]:ends[i]]
-    skipped  the first so many items stand for steps that were over before, and are trained by nobody
+    skipped  the first so many items are of steps that were over before, and are not trained
     """
 
     rows: Rows

@@ -99,6 +99,7 @@ class AnchorRefresh:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """Signals that the refresh itself needs."""
         if not self.follows_graph:
             return ()
         priority = (self.priority_score,) if self.anchors == "priority" else ()

@@ -182,8 +182,8 @@ class CoresetConfig:
         changing = "trajectory" in self.selector.needs and self.refresh_every != "never"
         if changing and self.refresh.anchors != "all":
             raise ValueError(
-                f"anchors is {self.refresh.anchors}, and trajectories of later looks are shorter than those "
-                "of the first, so that all rows are measured again: set anchors to all"
+                f"anchors is {self.refresh.anchors}, and trajectories of later measurements are shorter "
+                "than the first, so that all rows are measured again: set anchors to all"
             )
         if TARGET_LOSS in self.selector.needs and (self.refresh_every != "never" or self.warmup):
             raise ValueError(
@@ -206,21 +206,21 @@ class CoresetConfig:
                 "filters has target_rows, which takes out what train_on_target keeps: give one of them"
             )
         if self.teaching and self.warmup == 0:
-            raise ValueError("warmup is 0 and the teacher is trained on that share of the pool: raise it")
+            raise ValueError("warmup is 0 and the warm-up run is trained on that share of the pool: raise it")
 
     @property
     def taught(self) -> bool:
-        """Whether the first selection looks through a teacher."""
+        """Whether the first selection measures at checkpoints of a warm-up run."""
         return isinstance(self.selector, Taught)
 
     @property
     def teaching(self) -> bool:
-        """Whether that teacher is a warm-up run of this run's own, and not a folder of the user's."""
+        """Whether these checkpoints are of this run's own warm-up run, and not a folder of the user's."""
         return isinstance(self.selector, Taught) and self.selector.teacher == WARMUP
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Signals to measure; none for a selector that looks at nothing."""
+        """Signals to measure; none for a selector that needs none."""
         asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
         if not asked:
             return ()
@@ -235,6 +235,7 @@ class CoresetConfig:
 
     @property
     def narrow(self) -> Narrow | None:
+        """The filter that makes the selection a cascade; None where there is none."""
         return next((each for each in self.filters if isinstance(each, Narrow)), None)
 
     @property

@@ -111,7 +111,7 @@ def load(folder: str | os.PathLike[str]) -> State:
 
 
 def news(now: State, before: State | None) -> tuple[dict[str, int], Coreset | None]:
-    """What another process has to be told of the state: its counts, and its coreset when it is a new one."""
+    """What another process needs of the state: its counts, and its coreset when it is a new one."""
     chosen = now.coreset
     known = before is not None and before.coreset is chosen
     slim = None if known else Coreset(chosen.indices, chosen.weights, chosen.gains)
@@ -119,7 +119,7 @@ def news(now: State, before: State | None) -> tuple[dict[str, int], Coreset | No
 
 
 def told(news: tuple[dict[str, int], Coreset | None], before: State | None, pool: Pool) -> State:
-    """The state on a process that was told `news` and knows of the pool what the costs tell."""
+    """The state on a process that received `news` and knows of the pool only the costs."""
     counts, coreset = news
     if coreset is None:
         assert before is not None

@@ -105,7 +105,7 @@ class Brief:
         if self.neighbors < 1:
             raise ValueError(f"neighbors is {self.neighbors}: give at least 1")
         if self.checkpoints != 1:
-            raise ValueError(f"checkpoints is {self.checkpoints}: BRIEF looks at one, the last")
+            raise ValueError(f"checkpoints is {self.checkpoints}: BRIEF measures at one, the last")
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Chosen:
     def __init__(
         self, objective: Objective, budget: Budget, cost: Array, progress: Advance | None = None
     ) -> None:
-        """cost (n,) int64 in the budget's unit; progress hears how much of the budget is spent."""
+        """Cost (n,) int64 in the budget's unit; progress gets how much of the budget is spent."""
         self.objective = objective
         self.cost = cost
         self.purse = Purse(budget)

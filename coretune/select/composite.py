@@ -124,6 +124,7 @@ class HeldComposite:
 
 
 def held_composite(held: Held, spaces: Sequence[Space], mix: Array) -> Similarity:
+    """The composite similarity of held pairs of both spaces."""
     return HeldComposite(held, _two(mix * held.unit), np.float32(bound(spaces, mix)))
 
 

@@ -5,7 +5,7 @@
     c_i   = ½ (Σ_s mix_s r^s_i + Σ_s mix_s μ^s_i)
 
 with r^s_i the distance of i's farthest listed neighbour in space s, below which nothing unlisted can be, and
-μ^s_i its mean distance to all rows [choice: with c_i = r alone the first picks are blind to all but their own
+μ^s_i its mean distance to all rows [choice: with c_i = r alone the first picks cover nothing but their own
 neighbours, with the largest distance instead covering counts for more than nearness; of these three the mean
 of r and μ came nearest to the exact greedy on every pool tried]. Which rows are listed does not depend on the
 mix, and neither do their distances: a new mix only adds them up.
@@ -22,7 +22,7 @@ import numpy as np
 from coretune.select.spaces import Space, listed, nearest_picks, own_picks, sweep
 from coretune.types import Array, Rows
 
-#: Rows whose true neighbours are looked up to know the recall of lists from reduced spaces.
+#: Rows whose true neighbours are computed to know the recall of lists from reduced spaces.
 RECALL_ROWS = 64
 
 
@@ -122,7 +122,7 @@ def composite_graph(
 ) -> CompositeGraph:
     """Lists of the k nearest in each space, or of all rows where there are fewer.
 
-    shrink  makes the space in which neighbours are looked for (`reduced`); left out: the space itself.
+    shrink  makes the space in which neighbours are searched (`reduced`); left out: the space itself.
             Distances of listed pairs are always those of the space itself
     rng     with shrink: draws the rows on which the recall of its lists is measured
     """

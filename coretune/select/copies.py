@@ -16,7 +16,7 @@ BLOCK = 8192  # rows
 
 
 def copies_by(pool: Pool, embedding: str) -> str:
-    """The signal by which rows are told to be copies: responses where they were measured, else `embedding`.
+    """The signal by which rows are near-duplicates: responses where they were measured, else `embedding`.
 
     By prompts alone rows that ask for the same kind of thing pass for copies of each other.
     """

@@ -16,7 +16,7 @@ from coretune.types import Budget, Coreset, Pool
 
 @dataclass(frozen=True)
 class Craig:
-    """Facility location over distances between gradients, each pick weighted by the rows it stands for.
+    """Facility location over distances between gradients, each pick weighted by the rows it represents.
 
     Mirzasoleiman, Bilmes, Leskovec, "Coresets for Data-efficient Training of Machine Learning Models", ICML
     2020:

@@ -186,7 +186,7 @@ def spread(call: Callable[[Given], Found], given: Sequence[Given]) -> Iterator[F
 
 
 def _summed(of: Callable[[Given, Rows], Array], parts: Sequence[Given], rows: Rows) -> Array:
-    """(m,) float64 Σ over the parts of what `of` finds of each candidate. A pass over many is told of."""
+    """(m,) float64 Σ over the parts of what `of` finds of each candidate. Reports its progress."""
     total = np.zeros(len(rows))
     steps = len(parts) * -(-len(rows) // TOGETHER)
     tell = Telling(told("all pairs") if len(rows) >= TOGETHER else None, steps)

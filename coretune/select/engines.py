@@ -34,7 +34,7 @@ log = logging.getLogger("coretune")
 
 #: Multiplications and additions a second that a deadline is turned into work by: one core of these years.
 NOMINAL = 5e10
-#: … above which everybody is told of the engine: seconds on one core.
+#: … above which the log has the engine: seconds on one core.
 WORTH_SAYING = 1e12
 #: Passes over all pairs that an exact run between them takes: 3.5 to 4 at 5 % of three kinds of pools.
 DENSE_PASSES = 4.0
@@ -89,7 +89,7 @@ def plan(
     lower     "auto", or one of KINDS
     memory    bytes that may be held above the features
     runs      greedy runs to come
-    deadline  seconds (`NOMINAL`); None: BLOCK_WORK stands for it
+    deadline  seconds (`NOMINAL`); None: BLOCK_WORK in its place
     Raises ValueError where what is asked for does not fit the memory.
     """
     n, dimensions, count = spaces[0].n, sum(space.d for space in spaces), len(spaces)
@@ -137,7 +137,7 @@ def plan(
 def engine_within(
     who: str, memory: int, deadline: float | None, seed: int, plans: list[Plan] | None = None
 ) -> Engine:
-    """An engine that looks at what it is given, says which one it is, and runs it.
+    """An engine that goes by what it is given, says which one it is, and runs it.
 
     who       said first
     memory    bytes that may be held above the features

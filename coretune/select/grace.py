@@ -69,6 +69,7 @@ class Grace:
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """Signals to measure."""
         weighing = importance(self.importance).needs if self.lambda_ else ()
         losses = ("loss",) if self.demand == "loss" else ()
         return tuple(dict.fromkeys((*weighing, *losses, self.embedding)))
@@ -82,9 +83,11 @@ class Grace:
 
     @property
     def graph_of(self) -> str:
+        """The embedding of the graph."""
         return self.embedding
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
+        """The rows that lazy greedy finds; nothing is drawn at random."""
         return self.choose(pool, budget)
 
     def choose(

@@ -35,7 +35,7 @@ class Gtp:
     """Gradient trajectory pursuit.
 
     Deng, Li, Li, "Influential Language Data Selection via Gradient Trajectory Pursuit", arXiv:2410.16710:
-    match the gradient field of the target in a subspace, along the trajectory of a teacher, by non-negative
+    match the gradient field of the target in a subspace, along the checkpoints of a training, by non-negative
     least squares under an L0 constraint. With checkpoints θ_t, learning rates η_t and bases P_t
 
         a_i = (√η_t P_tᵀ ∇ℓ(x_i; θ_t))_t,   b = the target's mean of the same
@@ -51,7 +51,7 @@ class Gtp:
     says so.
 
     teacher      "warmup", or a folder of checkpoints
-    checkpoints  T, how many of them are looked through
+    checkpoints  T, how many of them are measured at
     ridge        ρ > 0, relative to unit columns; without it NNLS returns at most rank(A) rows [choice]
     iterations   of one pursuit
     copies       columns of at least this cosine are copies, of which a second one is chosen only when nothing
@@ -85,7 +85,7 @@ class Gtp:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """What settings beside it are by default: a static, weighted coreset from exact looks [choice]."""
+        """The settings beside it by default: a static, weighted coreset from exact measurements [choice]."""
         return {
             "weighted": True,
             "refresh_every": "never",

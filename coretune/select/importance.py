@@ -46,10 +46,10 @@ def loss(pool: Pool) -> Array:
 
 
 def learnability(pool: Pool) -> Array:
-    """ℓ_i one exact look ago − ℓ_i now: high for what is being learnt, low for noise.
+    """ℓ_i one exact measurement ago − ℓ_i now: high for what is being learnt, low for noise.
 
     After the reducible holdout loss of Mindermann et al., ICML 2022, where the reference is another model.
-    0 where there was no look before [choice]: nothing is known of such a row, and in the first round of none.
+    0 where there was no measurement before [choice], as in the first round.
     """
     previous = pool.feature("previous_loss")
     return np.where(np.isfinite(previous), previous - _signal(pool, "loss"), 0.0)

@@ -22,7 +22,7 @@ class Less:
         score_i = max over target groups of  Σ_t η_t cos(∇ℓ̄_target(θ_t), Γ(z_i, θ_t))
 
     with Γ the Adam update and θ_t the checkpoints of the warm-up. Ours reads the signal `target_cosine`,
-    which is measured at the model as it stands [choice]: one look. With `preconditioner: adam` the pool's
+    which is measured at the model as it stands [choice]: one scan. With `preconditioner: adam` the pool's
     side goes through Γ, as in the paper; by default it is the projected gradient itself, for which no
     optimiser state is needed [choice]. Several targets take turns by their shares of the budget [choice].
 

@@ -83,7 +83,7 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, first: Array, all
     A Newton step solves least squares on the columns with ⟨a_i, r⟩ > 0: it is the exchange of block
     principal pivoting (Kim and Park, SIAM J. Sci. Comput. 33, 2011). Whole steps are taken while the
     columns on the wrong side get fewer, or did within the last PATIENCE; then steps that a line search
-    on φ holds back, which converge from anywhere [choice]; and where φ can no longer be told from
+    on φ limits, which converge from anywhere [choice]; and where φ can no longer be distinguished from
     rounding, one column at a time is exchanged, the last one on the wrong side, which ends as well
     (Murty's rule). Each step costs |P|·min(|P|, D)·D at most, less when few columns change sides; ten
     steps are usual.

@@ -21,7 +21,7 @@ PAIR_BYTES = 8
 SAMPLE = 256
 #: What such a count may be short by.
 MARGIN = 1.1
-#: Candidates whose pairs are looked for together.
+#: Candidates whose pairs are searched together.
 PANEL = 512
 
 

@@ -2,7 +2,7 @@
 
 Mirzasoleiman, Karbasi, Sarkar, Krause, "Distributed Submodular Maximization: Identifying Representative
 Elements in Massive Data" (GreeDi), NeurIPS 2013. Round one picks in each part, round two among the picks,
-each with the rows it stands for as its demand. Three things are ours [choice]:
+each with the rows it represents as its demand. Three things are ours [choice]:
 - Rows that are alike are in one part; GreeDi draws parts at random. Of greedy's gain over a random coreset,
   random parts lost 49 %, such parts 15 to 18 % (3,000 rows in 5 to 8 parts).
 - A part picks SPARE times its share of the budget, not the whole budget, which at 5 % of a pool in 20 parts
@@ -29,7 +29,7 @@ from coretune.types import Array, Budget, Rows
 
 #: Times its share of the budget that a part picks in round one.
 SPARE = 2
-#: Projected dimensions of each space in which rows are told to be alike.
+#: Projected dimensions of each space in which rows are grouped.
 LIKENESS = 64
 #: Rows of a part whose distances are all held: 32 MiB for two spaces.
 SMALL_ROWS = 2048
@@ -68,6 +68,7 @@ class PartsHere:
 
 
 def parts_here(inside: Sequence[tuple[Space, ...]], k: int, seed: int) -> PartsHere:
+    """The lower levels of all parts, on this machine."""
     return PartsHere(tuple(part_level(spaces, k, seed, number) for number, spaces in enumerate(inside)))
 
 

@@ -101,7 +101,7 @@ def pursue(
     ridge      ρ > 0, relative to unit columns
     open_rows  (n,) bool: rows that may be chosen
     tokens     of an iterate's rows those stay that can be paid for, largest weight first, in place of the
-               first M; M then only says how many rows are looked at
+               first M; M then only says how many rows are considered
     algebra    what does the products of NNLS (`nnls.Dense`, or one on a GPU)
     tolerance  stop when an iterate lowers the least objective by less than this part of it, or by less than
                SMALLEST of ‖b‖²

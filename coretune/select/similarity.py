@@ -44,7 +44,7 @@ class Similarity(Protocol):
         ...
 
     def cover(self, best: Array, demand: Array, row: int) -> float:
-        """In place: best_v <- max(best_v, sim(v, row)); returns the gain, as `gains` would have told it."""
+        """In place: best_v <- max(best_v, sim(v, row)); returns the gain, as `gains` would have it."""
         ...
 
     def nearest(self, chosen: Rows) -> Array:

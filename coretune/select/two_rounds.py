@@ -1,12 +1,12 @@
 """Two-round greedy over random parts of a pool: what many workers can do at once.
 
-    pool ─ parts ─► each: greedy on its own rows ─► picks, each with the rows it stands for
-                                                └─► all picks: greedy, covering what they stand for ─► S
+    pool ─ parts ─► each: greedy on its own rows ─► picks, each with the rows it represents
+                                                └─► all picks: greedy, covering what they represent ─► S
 
 Mirzasoleiman, Karbasi, Sarkar, Krause, "Distributed Submodular Maximization: Identifying Representative
 Elements in Massive Data" (GreeDi), NeurIPS 2013. Two things are ours [choice], as in `partitions.py`: a part
 picks SPARE times its share of the budget, not all of it, and the second round covers the picks, each with the
-demand of the rows it stands for, not the pool. The guarantee is weaker than one greedy's: each round's greedy
+demand of the rows it represents, not the pool. The guarantee is weaker than one greedy's: each round's greedy
 has its factor for its own F, and no factor is proven of the pool's. What a row is similar to is the pick that
 its part's pick stands with, which need not be its nearest, so the coverage reported is a lower bound.
 

@@ -1,7 +1,7 @@
 """What a config reads, by content: files, folders and hub ids that it names, and the packages that run it.
 
 A path says nothing: what lies there is changed in place. So every value of a config that names a file or a
-folder stands for its bytes, whichever setting it is of; a hub id for the revision it has now.
+folder is known by its bytes, whichever setting it is of; a hub id for the revision it has now.
 """
 
 from __future__ import annotations

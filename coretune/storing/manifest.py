@@ -30,6 +30,7 @@ class StoreError(ValueError):
 
 
 def array_path(folder: Path, name: str) -> Path:
+    """The file of a signal."""
     return folder / f"{name}.npy"
 
 

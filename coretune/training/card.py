@@ -46,6 +46,7 @@ def _public(name: str, value: str) -> str:
 
 
 def budget_of(config: CoresetConfig) -> str:
+    """The budget in words."""
     amount, unit = config.budget.amount, config.budget.unit
     return f"{float(100 * amount):.4g} %" if unit == "share" else f"{int(amount):,} {unit}"
 

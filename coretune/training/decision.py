@@ -90,7 +90,6 @@ def record(
 
     say  given its figures, after the files, so that who is told of a selection can read it
     """
-
     if now.selections == 1:
         for line in unserved(now.coreset.figures, [target.name for target in targets]):
             log.warning("%s", line)

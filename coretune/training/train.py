@@ -68,6 +68,7 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
 
     @staticmethod
     def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+        """Why training steps show no signals; None where they do."""
         return harvest_obstacle(args, own_loss)
 
     def _pack_tokens(self) -> int:

@@ -3,7 +3,7 @@
 // since plotly reads a subset of HTML in labels.
 const R = JSON.parse(document.getElementById("facts").textContent);
 const INK = "#1c2430", SOFT = "#5b6675", LINE = "#dfe3e8";
-// Okabe and Ito's colours, told apart with any colour vision.
+// Okabe and Ito's colours, distinct with any colour vision.
 const CHOSEN = "#0072b2", EARLIER = "#56b4e9", OTHER = "#a3abb5", ORANGE = "#e69f00", GREEN = "#009e73", RED = "#d55e00", PINK = "#cc79a7";
 const PALETTE = [CHOSEN, RED, GREEN, ORANGE, PINK, EARLIER, "#f0e442", INK];
 const last = R.refreshes.length - 1;
@@ -115,8 +115,8 @@ function copies() {
   if (!R.copies) return;
   const flat = value => R.refreshes.map(() => value);
   overTime("copies", [
-    ["coreset: has a copy in the pool", R.copies.coreset, CHOSEN], ["pool", flat(R.copies.pool), "#8a929c", "dash"],
-    ["coreset: holds its copy too", R.copies.repeated, RED],
+    ["coreset: has a near-duplicate in the pool", R.copies.coreset, CHOSEN], ["pool", flat(R.copies.pool), "#8a929c", "dash"],
+    ["coreset: holds the near-duplicate too", R.copies.repeated, RED],
   ], { yaxis: share });
 }
 function overlap() {

@@ -18,9 +18,9 @@ function verdict(i) {
   const taker = state.filtered[i], why = taker && R.filters.find(filter => filter.name === taker)?.says;
   const first = taker ? "filtered out by " + taker + (why ? ", " + why : "") : "not chosen";
   if (!state.representative[i]) return first;
-  return state.closeness[i] === null ? `${first}; ${state.representative[i]} stands for it` : `${first}; ${state.representative[i]} is the nearest chosen row, cosine ${state.closeness[i].toFixed(3)}`;
+  return state.closeness[i] === null ? `${first}; ${state.representative[i]} represents it` : `${first}; ${state.representative[i]} is the nearest chosen row, cosine ${state.closeness[i].toFixed(3)}`;
 }
-// The text of the chosen row that stands for this one; null where there is none, or it was chosen itself.
+// The text of the chosen row that represents this one; null where there is none, or it was chosen itself.
 function standIn(i) {
   const name = isIn(R.states[shown], i) ? null : R.states[shown].representative[i], there = PLACE.get(name);
   if (!name) return null;
