@@ -2,7 +2,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help demo demo-real test test-matrix test-parallel docs lint format clean
+.PHONY: help demo demo-real test test-matrix test-parallel wheel docs lint format clean
 
 help:
 	@echo 'make demo         three arms on a generated pool, two minutes'
@@ -13,6 +13,7 @@ help:
 	@echo 'make docs         the documentation site, into site/; a broken link is an error'
 	@echo 'make test-matrix  the trainers under other versions of transformers and TRL; needs the package index'
 	@echo 'make test-parallel  two processes by DDP, FSDP 2 and DeepSpeed; needs the package index'
+	@echo 'make wheel        wheel and sdist, tried in an empty environment; needs the package index'
 	@echo 'make clean        remove .venv'
 	@echo 'Each target installs what it needs into .venv first. Another interpreter: make test PYTHON=python3.12'
 
@@ -37,6 +38,10 @@ test-parallel: $(READY)
 # Strict: a page that is not in the navigation, a broken link or a broken anchor is an error.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --quiet --strict
+
+# dist/: wheel and sdist, each installed into an empty environment; the demo runs there. Needs the package index.
+wheel: $(READY)
+	.venv/bin/python bench/wheel.py
 
 lint: $(READY)
 	.venv/bin/ruff check --quiet .
