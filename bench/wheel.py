@@ -1,6 +1,6 @@
 """Does what is published run where nothing else is? `make wheel`, before a release.
 
-    python bench/wheel.py     dist/: wheel and sdist; each installed, the demo run; about 2 GB and a few minutes
+    python bench/wheel.py     dist/: wheel and sdist; each installed, the demo run; about 2 GB, some minutes
 
 An empty environment in a temporary folder, the versions of constraints.txt, a working directory with nothing
 in it. Installed is the wheel with `[real]`, by pip; then the sdist over it, without its dependencies.
@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 HOME = Path(__file__).parents[1]
-#: That demo-real has its rows, and what reads the weights that it fetches; its run takes a quarter of an hour.
+#: That demo-real has its rows, and what reads the weights that it fetches; it takes a quarter of an hour.
 REAL = """
 from coretune.playground.real_pool import make_real_pool
 from coretune.playground.smollm2 import make_model

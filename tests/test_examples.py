@@ -13,7 +13,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from coretune.ledger import Ledger
-from coretune.recording.run_files import LEDGER
+from coretune.recording.run_files import LEDGER, REPORT
 from coretune.training.checkpoints import NOTE
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -70,3 +70,19 @@ def test_the_script_is_a_stock_script_with_one_argument_more() -> None:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "CoresetSFTTrainer"
     )
     assert {keyword.arg for keyword in call.keywords} == {"model", "args", "train_dataset", "coreset"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_notebook_runs_from_top_to_bottom(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells, in one namespace, as a kernel runs them; it is kept without outputs."""
+    found = json.loads((EXAMPLES / "coreset.ipynb").read_text(encoding="utf-8"))
+    assert found["nbformat"] == 4
+    cells = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    said = capsys.readouterr().out
+    assert "20 of 100 rows, 20 different prompts" in said
+    assert "training" in said
+    assert (Path(str(names["output_dir"])) / REPORT).is_file()

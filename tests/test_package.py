@@ -1,4 +1,4 @@
-"""The wheel and the sdist: every file that the package needs is in them, and works from where it is unpacked."""
+"""Wheel and sdist: every file that the package needs is in them, and works from where it is unpacked."""
 
 from __future__ import annotations
 
