@@ -31,6 +31,7 @@ from coretune.planning.workload import about_run, counted
 from coretune.provenance import inputs_of, provenance, refuse_other_data, refuse_other_inputs
 from coretune.reading.disk import disk_bytes
 from coretune.recording.components import CODES, why
+from coretune.recording.row_account import write_account
 from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
 from coretune.recording.run_lock import run_lock
 from coretune.recording.target_record import served_by
@@ -322,6 +323,9 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     resolved["coreset"] = spelled_out(coreset, config.coreset)
     resolved[PROVENANCE] = provenance(config, trainer)
     write_text(Path(config.output_dir) / CONFIG, write(resolved))
+    pool = _corpus(trainer)
+    kept = len(pool) + (len(trainer.kept_alive[0]) if config.eval_fraction is not None else 0)
+    write_account(Path(config.output_dir), kept, pool.dropped, pool.left_out, pool.truncated, pool.notes)
 
 
 def _write_coreset(path: Path, pool: Corpus, state: State, targets: Sequence[Target]) -> None:

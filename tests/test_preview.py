@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 from coretune.cli import app
 from coretune.commands.layout import Turn, turns_of
 from coretune.commands.pieces import pieces
-from coretune.commands.preview import Preview, by_reason, histogram, preview
+from coretune.commands.preview import Preview, histogram, preview
 from coretune.commands.preview_text import TRAINED, show, text_of
 from coretune.config import check_config
 from coretune.data.corpus import Corpus
+from coretune.recording.row_account import by_reason
 
 TURNS = [
     {"role": "system", "content": "be brief"},

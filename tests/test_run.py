@@ -24,7 +24,7 @@ from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config, load_config
 from coretune.data.raw import CorpusError
 from coretune.recording import audit
-from coretune.recording.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, SELECTION
+from coretune.recording.run_files import CONFIG, LEDGER, OWN, POOL, REPORT, ROWS, SELECTION
 
 CORESET = {
     "method": "grace",
@@ -113,6 +113,7 @@ def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
     weights = sum(path.stat().st_size for path in done.glob("checkpoint-*/*"))
     assert weights <= ledger["disk"]["checkpoints"] < 1.5 * weights + 1e6
     assert min(ledger["disk"][kind] for kind in ("weights", "signals", "records")) > 0
+    assert json.loads((done / ROWS).read_text()) == {"kept": 48, "out": [], "cut": 0, "notes": []}
     assert "spearman" in ledger["rounds"][2]["approximation"]
 
 

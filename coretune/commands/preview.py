@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from coretune.data.formats import FORMATS, is_verdict
 from coretune.data.raw import CorpusError
 from coretune.data.recognise import unused
 from coretune.data.sources import described
+from coretune.recording.row_account import by_reason
 from coretune.training.corpora import build_corpus
 from coretune.training.tokenizers import load_tokenizer, longest_row, read_here, row_tokenizer
 from coretune.types import IGNORED, Array
@@ -184,18 +183,6 @@ def _place(line: tuple[str, str, str], ours: Mapping[str, str]) -> int:
     order = ["system", "history", *FORMATS[line[0]][:1], "input", *FORMATS[line[0]][1:]]
     name = ours.get(line[1], line[1])
     return order.index(name) if name in order else len(order)
-
-
-def by_reason(dropped: Iterable[tuple[str, str]]) -> list[tuple[int, str, str]]:
-    """(rows, place of the first, its reason), the most frequent first; reasons that differ in what they quote
-    and in numbers alone are one."""
-    firsts: dict[str, tuple[str, str]] = {}
-    counts: Counter[str] = Counter()
-    for place, reason in dropped:
-        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*", "…", reason)
-        firsts.setdefault(kind, (place, reason))
-        counts[kind] += 1
-    return [(count, *firsts[kind]) for kind, count in counts.most_common()]
 
 
 def histogram(lengths: Array) -> list[tuple[int, int, int]]:

@@ -33,7 +33,7 @@ from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
 from coretune.measure.seen import Seen
 from coretune.measure.settings import SEEDED, MeasureSettings
-from coretune.types import IGNORED, Array
+from coretune.types import IGNORED, Array, Rows
 
 #: What a training step shows.
 HARVESTED = ("loss", "response_embedding", "prompt_embedding", "gradient_norm", "gradient")
@@ -115,6 +115,13 @@ class Harvest:
         """Keep what was taken, as if it had just been seen."""
         for i, row in enumerate(seen.rows.tolist()):
             self._kept[row] = int(seen.step[i]), {name: value[i] for name, value in seen.signals.items()}
+
+    def loss_of(self, rows: Rows, since: int) -> Array:
+        """(m,) losses as these rows were last seen from that step on; NaN of those that were not."""
+        kept = (self._kept.get(int(row), (-1, {})) for row in rows)
+        return np.array(
+            [s["loss"] if step >= since and "loss" in s else np.nan for step, s in kept], np.float64
+        )
 
     # ---------------------------------------------------------------------------------------- one micro-batch
 

@@ -32,6 +32,7 @@ POOL, SELECTION, LEDGER, CONFIG = (
 )
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
 CORESET, TARGETS = f"{OWN}/coreset.jsonl", f"{OWN}/targets.json"
+LOSSES, SPIKES, ROWS = f"{OWN}/losses.json", f"{OWN}/spikes.json", f"{OWN}/rows.json"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 #: What is read of pool.parquet, and of compare.json.
 POOL_COLUMNS = ("id", "source", "tokens", "prompt_tokens", "prompt", "response", "x", "y", "copies")
@@ -128,6 +129,23 @@ class RunFiles:
     def ledger(self) -> dict[str, Any]:
         """ledger.json; empty where there is none yet."""
         return _json(self.path / LEDGER, ("total", "phases", "rounds"))
+
+    @cached_property
+    def losses(self) -> dict[str, Any]:
+        """Of each selection by source (`by_source.py`); {} where none was measured."""
+        return _json(self.path / LOSSES, ("names", "selections"))
+
+    @cached_property
+    def spikes(self) -> list[dict[str, Any]]:
+        """Steps whose loss stood out (`spikes.py`)."""
+        path = self.path / SPIKES
+        found: list[dict[str, Any]] = read_json(path, "remove it") if path.is_file() else []
+        return found
+
+    @cached_property
+    def account(self) -> dict[str, Any]:
+        """What became of the rows that were read (`row_account.py`); {} where a trainer was given rows."""
+        return _json(self.path / ROWS, ("kept", "out", "cut", "notes"))
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -6,23 +6,22 @@ SOURCES sources. What was left out is said in `notes`, which the page prints.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from coretune.ledger import PHASES
+from coretune.recording.by_source import largest
 from coretune.recording.components import CODES, MEANING, OF_CHOSEN
 from coretune.recording.run_files import RunFiles
 from coretune.recording.selection_log import OWN
 from coretune.report.details import Details, details
 from coretune.report.filtered import PREFIX, examples, filtered
 from coretune.report.targets import EXAMPLES, served
+from coretune.report.training import source_losses, spikes
 from coretune.types import Array
 
-SOURCES = 16  # named in the mix; the rest is one group
-OTHERS, NO_SOURCE = "other sources", "no source"
 LENGTH_BINS = 24
 CHOOSING = ("warm-up", "measurement", "graph", "selection")
 
@@ -57,6 +56,9 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "approximation": _approximation(run),
         "said": _said(run, found),
         "loss": _loss(history),
+        "source_losses": source_losses(run, found.rounds),
+        "spikes": spikes(run),
+        "account": run.account,
         "cost": _cost(run),
         "map": {"there": run.pool["x"].null_count == 0, **run.map_facts},
         "compare": run.comparison,
@@ -174,14 +176,9 @@ def _refreshes(run: RunFiles, found: Details) -> list[dict[str, Any]]:
 
 def _sources(run: RunFiles, rows: list[Array]) -> dict[str, Any]:
     """Rows by source: of the pool and of each coreset; the largest SOURCES by name."""
-    names = [name or NO_SOURCE for name in run.pool["source"].to_pylist()]
-    largest = [name for name, _ in Counter(names).most_common(SOURCES + 1)]
-    if len(largest) > SOURCES:
-        largest = [*largest[:SOURCES], OTHERS]
-    place = {name: number for number, name in enumerate(largest)}
-    group = np.array([place.get(name, place.get(OTHERS, 0)) for name in names])
-    counts = [np.bincount(group[some], minlength=len(largest)).tolist() for some in rows]
-    return {"names": largest, "pool": np.bincount(group).tolist(), "coreset": counts}
+    names, group = largest(run.pool["source"].to_pylist())
+    counts = [np.bincount(group[some], minlength=len(names)).tolist() for some in rows]
+    return {"names": names, "pool": np.bincount(group).tolist(), "coreset": counts}
 
 
 def _lengths(run: RunFiles, rows: list[Array]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from coretune.filters.duplicates import Duplicates
 from coretune.ledger import Ledger
 from coretune.recording import run_record, selection_log
+from coretune.recording.by_source import record_losses
 from coretune.recording.run_files import LEDGER, SELECTION
 from coretune.recording.target_record import record_targets
 from coretune.rounds.exact_duplicates import ExactDuplicates
@@ -103,6 +104,7 @@ def record(
     mapped, others = config.refresh.embedding, config.record_others
     with ledger.phase("other"), side_product(folder / SELECTION):
         run_record.record(folder, now, rows, decode, embedding=mapped, others=others, seed=config.seed)
+        record_losses(folder, now, rows.source)
         if targets and now.selections == 1:
             record_targets(folder, targets, decode)
     with side_product(folder / LEDGER):

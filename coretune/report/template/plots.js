@@ -158,7 +158,11 @@ function loss() {
   draw("loss", Object.entries(R.loss).map(([name, points]) => ({
     x: points.map(p => p[0]), y: points.map(p => p[1]), name, mode: points.length > 1 ? looks[name][1] : "markers", line: { color: looks[name][0], width: 2 }, marker: { size: 7 },
     hovertemplate: "step %{x}: %{y:.3f}<extra>" + name + "</extra>",
-  })), { showlegend: true, xaxis: title("step"), yaxis: { rangemode: "tozero" }, shapes: unit === "step" ? [...refreshes, ...marker(at(shown))] : [] });
+  })).concat(R.spikes.length ? [{ x: R.spikes.map(s => s.step), y: R.spikes.map(s => s.loss), name: "stood out", mode: "markers", marker: { symbol: "x", size: 9, color: ORANGE }, hovertemplate: "step %{x}: %{y:.3f}<extra>stood out</extra>" }] : []), { showlegend: true, xaxis: title("step"), yaxis: { rangemode: "tozero" }, shapes: unit === "step" ? [...refreshes, ...marker(at(shown))] : [] });
+}
+function sourceLosses() {
+  if (!R.source_losses) return;
+  overTime("source-losses", R.source_losses.names.slice(0, 8).map((name, i) => [plain(name.slice(0, 24)), R.source_losses.selections.map(one => (one ? one[i] : null)), PALETTE[i]]), { yaxis: { rangemode: "tozero" } });
 }
 function curves() {
   if (!R.compare?.curves) return;
@@ -182,4 +186,4 @@ function said() {
     { x: curve.filter(p => p[0] === now.alpha).map(p => p[0]), y: curve.filter(p => p[0] === now.alpha).map(p => p[1]), name: "taken", mode: "markers", marker: { color: RED, size: 12, symbol: "diamond" }, hovertemplate: "taken: α %{x:.3f}<extra></extra>" },
   ], { showlegend: true, xaxis: { ...title("α"), range: [-0.02, 1.02] } });
 }
-const MOVING = [map, components, sources, lengths, copies, coverage, said, loss], STILL = [overlap, filtered, approximation, curves];
+const MOVING = [map, components, sources, lengths, copies, coverage, said, loss, sourceLosses], STILL = [overlap, filtered, approximation, curves];
