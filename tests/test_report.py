@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from coretune.cli import app
 from coretune.ledger import Ledger
+from coretune.recording import by_source
 from coretune.recording.run_files import CONFIG, LEDGER, RunFiles
 from coretune.report import details, facts, write_report
 from coretune.report.page import render
@@ -99,7 +100,7 @@ def test_what_filters_took_out_is_counted_and_shown_with_examples(run: RunFiles)
 
 
 def test_sources_beyond_the_largest_are_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "SOURCES", 3)
+    monkeypatch.setattr(by_source, "SOURCES", 3)
     found = facts.gather(RunFiles.of(make_run(tmp_path)))["sources"]
     assert len(found["names"]) == 4
     assert found["names"][-1] == "other sources"
