@@ -30,6 +30,7 @@ from coretune.coreset_section import build_coreset, nested, top_keys
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
 from coretune.keys import put, refuse_unknown
+from coretune.other_tools import answer
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
 from coretune.stock_fields import LORA, SFT, field_types, first_wrong
@@ -39,15 +40,6 @@ PROVENANCE = "provenance"  # versions and fingerprints, written by a run into it
 TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
-#: Keys of TRL's configs that have another name here.
-_ELSEWHERE = {
-    "datasets": "write train_data: [{path: …}, …], whose entries have the same keys",
-    "dataset_name": "write train_data: NAME",
-    "dataset_config": "write train_data: {path: NAME, name: CONFIG}",
-    "dataset_train_split": "write train_data: {path: NAME, split: SPLIT}",
-    "dataset_test_split": "write eval_data: {path: NAME, split: SPLIT}",
-    "test_split_size": "write eval_fraction: SHARE",
-}
 #: Keys of `training` with a value that YAML 1.1 reads as false: what is meant.
 _NO = {"eval_strategy": "no", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
@@ -115,9 +107,8 @@ def load_present(path: str | Path, overrides: Sequence[str] | None) -> RunConfig
 
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
-    for key, remedy in _ELSEWHERE.items():
-        if key in raw:
-            raise ConfigError(f"{key} is not a key here: {remedy} (docs/data.md)")
+    if said := answer([key for key in raw if key not in RunConfig.model_fields], field_types(SFT)):
+        raise ConfigError(said)
     refuse_unknown("", raw, RunConfig.model_fields, _below())
     if raw.get(PROVENANCE) and isinstance(raw.get("coreset"), Mapping):
         raw = {**raw, "coreset": nested(raw["coreset"])}  # a run of before settings were nested wrote it

@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_writes_later_spikes_anew(tmp_path: Path) -> None:
     assert [one["step"] for one in json.loads((tmp_path / SPIKES).read_text())] == [10, 15]
 
 
-def test_a_run_tells_a_spike_with_its_rows_and_records_losses_by_source(
+def test_a_run_warns_of_a_spike_with_its_rows_and_records_losses_by_source(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = trainer(tmp_path, coreset_config("loss", refresh_every=5), max_steps=10, logging_steps=1)
@@ -108,7 +108,7 @@ def told(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_page_tells_losses_spikes_and_rows_left_out(told: Path) -> None:
+def test_the_page_has_losses_spikes_and_rows_left_out(told: Path) -> None:
     run = RunFiles.of(told)
     found = facts.gather(run, [])
     first = run.pool["source"].to_pylist()[0]

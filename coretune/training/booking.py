@@ -64,7 +64,7 @@ class BookingTrainer(SavingTrainer):
         self._evaluated = self._evaluated + batch
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The stock line, and what the run has cost so far. A loss that stands out is told with its rows."""
+        """The stock line, and the cost so far. A warning names the rows of a loss that stands out."""
         if "loss" in logs and self._trained:
             if self.is_world_process_zero():
                 self._watch(float(logs["loss"]), np.concatenate(self._trained), len(self._trained))
