@@ -51,7 +51,7 @@ BANNED = {
     r"passes over the distinct": "trains on de-duplicated rows",
 }
 ANY = "|".join(f"(?:{each})" for each in BANNED)
-WORD = re.compile(rf"(?<![\w.`'\"=-])({ANY})(?![\w=:`'\"(-])", re.IGNORECASE)
+WORD = re.compile(rf"(?<![\w.`'\"=/-])({ANY})(?![\w=:`'\"(/-]|\.\w)", re.IGNORECASE)
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

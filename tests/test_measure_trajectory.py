@@ -285,7 +285,7 @@ def test_what_checkpoints_cannot_give_is_one_line_before_the_measurement():
     def make(names, settings, snapshots):
         return taught_measurer(model, rows, names, settings, snapshots, **TOKENS)
 
-    with pytest.raises(ValueError, match="without snapshots shows nothing"):
+    with pytest.raises(ValueError, match="there are no checkpoints to measure at"):
         make(["trajectory"], settings_of("rademacher"), [])
     with pytest.raises(ValueError, match=r"unknown signals \['trajectroy'\]"):
         make(["trajectroy"], settings_of("rademacher"), snapshots)
@@ -293,7 +293,7 @@ def test_what_checkpoints_cannot_give_is_one_line_before_the_measurement():
         make(["trajectory"], settings_of("rademacher", preconditioner="linear"), snapshots)
     with pytest.raises(ValueError, match="last_blocks is 9 but the model has 3 blocks"):
         make(["trajectory"], settings_of("rademacher", last_blocks=9), snapshots)
-    with pytest.raises(ValueError, match=r"parameter_pca is of a teacher's path.*refresh_every to never"):
+    with pytest.raises(ValueError, match=r"parameter_pca needs several checkpoints.*refresh_every to never"):
         refuse_live(settings_of("parameter_pca"))
     refuse_live(settings_of("gradient_pca"))
     with pytest.raises(ValueError, match="parameter_pca needs 2 snapshots at least and there is 1"):

@@ -95,8 +95,8 @@ def test_several_processes_seen_together():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss_type": "dft"}, "harvest needs loss_type nll"),
-        ({"label_smoothing_factor": 0.1}, "harvest needs loss_type nll"),
+        ({"loss_type": "dft"}, "online signals need loss_type nll"),
+        ({"label_smoothing_factor": 0.1}, "online signals need loss_type nll"),
         ({"torch_compile": True}, "torch_compile may bypass"),
     ],
 )
@@ -125,8 +125,11 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"loss_type": "dft"}, "harvest needs loss_type nll"),
-        ({"packing": True, "max_length": 64}, "harvest tells rows apart by their padding, and packing is on"),
+        ({"loss_type": "dft"}, "online signals need loss_type nll"),
+        (
+            {"packing": True, "max_length": 64},
+            "online signals separate rows by their padding, and packing is on",
+        ),
         (
             {"train_dataset": corpus().dataset.remove_columns("example_id")},
             "train_dataset has no column example_id",
@@ -136,7 +139,7 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
 def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_path, caplog, settings, why):
     run = trainer(tmp_path, kind=CoresetSFTTrainer, **settings)
     assert run.signals.harvest is None
-    assert f"rows just trained on are looked at again: {why}" in caplog.text
+    assert f"online signals are off, rows just trained on are measured again: {why}" in caplog.text
     run.train()
     assert [entry.approximation.get("rows_harvested") for entry in run.ledger.rounds] == [None] * 3
 

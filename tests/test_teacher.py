@@ -215,7 +215,7 @@ def test_a_warm_up_run_of_something_else_is_refused_and_what_differs_is_named(
         ({"coreset": pupil()}, r"rows is .*marks is 3 6 there and 1 3 here"),
     ):
         run = taught(tmp_path, **{"coreset": pupil(warmup=0.5), "peft_config": LORA, **settings})
-        with pytest.raises(ValueError, match=f"teacher holds a teacher of something else: .*{named}"):
+        with pytest.raises(ValueError, match=f"teacher holds a warm-up run of something else: .*{named}"):
             run.select()
 
 

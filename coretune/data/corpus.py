@@ -102,7 +102,7 @@ class Corpus:
         num_proc       processes to tokenise with; None: one for each core from freeze.MANY rows on
         completion_only_loss, assistant_only_loss  what the loss counts, as SFTConfig has them (`encode.Loss`)
         train_on       of a conversation the last answer, or all answers that no flag of their turn takes out
-        first          read so many rows at most, for a look at a large pool
+        first          read so many rows at most, for a first view of a large pool
 
         Raises CorpusError naming every kind of fault with its place (the first ten) and the remedy. Equal ids
         are refused even with skip_bad_rows: which of the rows is meant, only their owner knows.

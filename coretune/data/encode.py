@@ -1,4 +1,4 @@
-"""Examples -> token ids: prompt and response told apart, prompts cut to fit, what cannot be learnt named.
+"""Examples -> token ids: prompt and response, prompts cut to fit, what cannot be learnt named.
 
     ids   [ BOS | prompt ........ | response ........ ]
                 ^ cut here        ^ labels are -100 to the left, or as `Loss` has it

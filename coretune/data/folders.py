@@ -37,7 +37,7 @@ class Files:
 
 
 def files_of(source: str | Path, split: str = TRAIN) -> Files:
-    """CorpusError for a folder without data, and where it cannot be told which of its files is meant."""
+    """CorpusError for a folder without data, and where it is unclear which of its files is meant."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _files_of(path, split)
@@ -136,7 +136,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _of_split(folder: Path, data: list[Path], split: str) -> list[Path]:
-    """The files of the split; of train all, where no name tells a split or all tell the same."""
+    """The files of the split; of train all, where no name holds a split or all hold the same."""
     splits: dict[str | None, list[Path]] = {}
     for file in data:
         splits.setdefault(split_of(file.name, folder.name == DATA), []).append(file)
@@ -153,7 +153,7 @@ def _of_split(folder: Path, data: list[Path], split: str) -> list[Path]:
 
 
 def split_of(name: str, shards: bool = False) -> str | None:
-    """The split that a file's name tells, as `datasets` reads it, capitals too; None: none.
+    """The split in a file's name, as `datasets` reads it, capitals too; None: none.
 
     shards  all before `-00000-of-00003` is the split
     """

@@ -93,7 +93,7 @@ def listed(names: Iterable[str]) -> str:
 def interpret(
     record: Mapping[str, Any], format: str, columns: Mapping[str, str], chat: bool, every: bool = False
 ) -> Conversation | PlainText | Tokenised:
-    """The example a record stands for.
+    """The example of a record.
 
     chat   the tokenizer has a chat template
     every  all assistant turns of a conversation are trained on, not the last alone

@@ -21,7 +21,7 @@ EXTENSIONS = (
     ".arrow",
 )  # of the files that are read
 TEXTS = EXTENSIONS[:5]  # which may be compressed
-COMPRESSIONS = (".gz", ".zst", ".bz2")  # that are read; the name tells
+COMPRESSIONS = (".gz", ".zst", ".bz2")  # that are read; by the name
 ENDINGS = (*EXTENSIONS, *(text + packed for text in TEXTS for packed in COMPRESSIONS))
 
 

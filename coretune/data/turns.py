@@ -39,7 +39,7 @@ def turns_of(value: Any, column: str) -> list[Message]:
 
 
 def _turn(turn: Any, where: str) -> Message:
-    """sharegpt's {from, value} is told by its keys, whatever the column."""
+    """sharegpt's {from, value} is recognised by its keys, whatever the column."""
     sharegpt = isinstance(turn, dict) and turn.get("from") is not None
     role_key, content_key = ("from", "value") if sharegpt else ("role", "content")
     if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):

@@ -36,7 +36,7 @@ WIDE_ENTRIES = 1 << 26  # of wide sketches held at once: 256 MiB of float32
 
 
 class SpecialTokens(TypedDict):
-    """What `measurer` is told of the vocabulary."""
+    """What `measurer` needs to know of the vocabulary."""
 
     pad_token_id: int
     bos_token_id: int
@@ -65,10 +65,10 @@ class Basis:
 
 
 def refuse_live(settings: MeasureSettings) -> None:
-    """ValueError for a basis that a look during training, which has one snapshot, cannot have."""
+    """ValueError for a basis that a measurement during training, which has one snapshot, cannot have."""
     if settings.basis == "parameter_pca":
         raise ValueError(
-            "basis parameter_pca is of a teacher's path, and a look during training has one snapshot: set "
+            "basis parameter_pca needs several checkpoints, and during training there is one: set "
             "refresh_every to never, or take another basis"
         )
 
@@ -84,7 +84,7 @@ def fit_bases(
 ) -> list[Basis]:
     """The bases of these snapshots, for the pool `rows`; the same at every call with the same arguments.
 
-    gradient_pca costs a look at a sample of the pool at each snapshot, parameter_pca T² inner products of the
+    gradient_pca measures a sample of the pool at each snapshot, parameter_pca takes T² inner products of the
     weights that count, the others nothing. ValueError: a basis that cannot have projection_dim dimensions.
     """
     seeds = [seeded(settings, behind) for behind in reversed(range(len(snapshots)))]
@@ -168,7 +168,7 @@ def path_directions(snapshots: Sequence[Snapshot], names: Sequence[str], dim: in
     Centred T states span T − 1 directions at most: few. A basis of these alone would let a pursuit match no
     more than T · (T − 1) numbers, and choose no more rows; so they only come first in a basis that seeded
     directions fill up [choice]. They are the same at every snapshot: finding them anew around each θ_t would
-    rotate them within the same span. Where the training began is not used [choice]: a user's own teacher had
+    rotate them within the same span. Where the training began is not used [choice]: a user's own run had
     another draw of LoRA's A than the model here.
     From the T × T Gram matrix, however many parameters there are. ValueError: fewer than two snapshots, or
     none that differ.
@@ -182,8 +182,8 @@ def path_directions(snapshots: Sequence[Snapshot], names: Sequence[str], dim: in
     size, vectors = np.linalg.eigh(np.array([[_inner(a, b) for b in moves] for a in moves]))
     if not size.max() > 0:
         raise ValueError(
-            "parameter_pca: the snapshots do not differ in the parameters that count; give a teacher that "
-            "has moved, set parameters: trainable, or take another basis"
+            "parameter_pca: the snapshots do not differ in the parameters that count; give checkpoints "
+            "of a run that has moved, set parameters: trainable, or take another basis"
         )
     order = np.argsort(-size, kind="stable")[: min(dim, len(moves) - 1)]
     kept = [i for i in order if size[i] > 1e-10 * size.max()]

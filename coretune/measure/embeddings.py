@@ -1,4 +1,4 @@
-"""Unit embeddings of rows from last hidden states, and rows that are not finite told apart."""
+"""Unit embeddings of rows from last hidden states, and which rows are not finite."""
 
 from __future__ import annotations
 

@@ -58,17 +58,17 @@ class Harvest:
         if unknown:
             raise ValueError(
                 f"{unknown[0]} cannot be read off a training step, only {', '.join(HARVESTED)} can: "
-                "set harvest to false"
+                "set refresh.harvest to false"
             )
         if settings.basis not in SEEDED:
             raise ValueError(
-                f"basis is {settings.basis}, which is fitted to measured gradients: set harvest to false or "
-                f"basis to one of {', '.join(SEEDED)}"
+                f"basis is {settings.basis}, which is fitted to measured gradients: set refresh.harvest to "
+                f"false or basis to one of {', '.join(SEEDED)}"
             )
         if settings.preconditioner != "none":
             raise ValueError(
                 f"preconditioner is {settings.preconditioner}, and a training step shows gradients as they "
-                "are: set harvest to false or preconditioner to none"
+                "are: set refresh.harvest to false or preconditioner to none"
             )
         self.model, self.names, self.settings = model, frozenset(names), settings
         self.meter = SignalMeter(model, settings, self.names, pad_token_id=0)
@@ -94,7 +94,7 @@ class Harvest:
             yield
         if seen.told is None:
             raise ValueError(
-                "no gradient came to the log-probabilities in this training step: harvest needs one"
+                "no gradient came to the log-probabilities in this training step: online signals need one"
             )
         refuse_silent(choice.hooked, seen.heard, "got no gradient in the training step")
         if choice.head is not None:
@@ -156,7 +156,7 @@ class Harvest:
 def _batch(labels: Tensor, attention: Tensor) -> Batch:
     """The micro-batch as a measurement has it; ValueError for padding on the left."""
     if not bool(attention[:, 0].all()):
-        raise ValueError("a row is padded on the left; harvest reads right-padded batches: set padding_side")
+        raise ValueError("a row is padded on the left; online signals need right padding: set padding_side")
     targets = functional.pad(labels[:, 1:], (1, 0), value=IGNORED)  # nothing predicts the first token
     return Batch(np.arange(len(labels)), labels, targets, attention.sum(1))
 
@@ -169,7 +169,7 @@ class _Step:
     hidden   (B, T, d)    last hidden states, detached
     loss     (B,) float32 token-mean loss
     told     (B,) float32 what brings a row's part of the step's gradient to that of its token-mean loss
-    heard    names of the layers whose gradients the readers were told
+    heard    names of the layers whose gradients the readers got
     """
 
     batch: Batch
@@ -187,8 +187,8 @@ class _Step:
     def note_output(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Mapping) or "log_probs" not in output:
             raise ValueError(
-                f"{type(layer).__name__} gives no log-probabilities of tokens in training, so nothing can be "
-                "harvested; that needs the loss of TRL's SFTTrainer, 1.16 or later: set harvest to false"
+                f"{type(layer).__name__} gives no log-probabilities of tokens in training, so there are "
+                "no online signals; they need TRL's SFTTrainer, 1.16 or later: set refresh.harvest to false"
             )
         log_probs, mask = output["log_probs"], output["label_mask"]
         tokens = mask.sum(1).float()
@@ -205,20 +205,20 @@ class _Step:
             ):
                 raise ValueError(
                     "the loss does not count a row's tokens alike, as dft does not, so the gradient of its "
-                    "mean is not in it: set harvest to false"
+                    "mean is not in it: set refresh.harvest to false"
                 )
             self.told = 1.0 / (scale * tokens)
 
         if self.told is not None:
-            raise ValueError("the model ran twice in one training step; set harvest to false")
+            raise ValueError("the model ran twice in one training step; set refresh.harvest to false")
         log_probs.register_hook(note_scale)
 
 
 class _Tap(torch.autograd.Function):
-    """A layer's output, passed on; on the way back `tell` is told the layer's input and what arrives.
+    """A layer's output, passed on; on the way back `tell` gets the layer's input and what arrives.
 
     The input is saved as autograd saves its own: gradient checkpointing frees it and works it out again, in
-    its first pass nothing is told, and a change in place is an error.
+    its first pass `tell` is not called, and a change in place is an error.
     """
 
     @staticmethod
@@ -238,7 +238,7 @@ class _Tap(torch.autograd.Function):
 def _listening(
     model: Any, choice: Choice, seen: _Step, readers: Sequence[Reader], tied: dict[str, Form]
 ) -> Iterator[None]:
-    """While inside, a training step's passes are noted in `seen`, and its gradients told to the readers."""
+    """While inside, a training step's passes are noted in `seen`, and the readers get its gradients."""
 
     def tap(item: Chosen, told: Sequence[Reader]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def tell(x: Tensor, g: Tensor) -> None:
@@ -265,7 +265,7 @@ def _listening(
                     f"layer {item.name!r} sees an input of shape {tuple(x.shape)}, not one row an example "
                     f"(batch of {rows}); layers that mix examples, such as experts, are not supported"
                 )
-            if len(output) < rows:  # position embeddings, looked up once for all rows
+            if len(output) < rows:  # position embeddings, read once for all rows
                 x, output = x.expand(rows, *x.shape[1:]), output.expand(rows, *output.shape[1:])
             return _Tap.apply(output, x, tell)
 

@@ -131,13 +131,13 @@ class Chosen:
 #: two, so that it changes no digit in the other dtypes.
 GRADIENT_SCALE = 1024.0
 
-#: What is told of each chosen parameter of a batch: (name in the model, its per-example gradients).
+#: What a reader gets of each chosen parameter of a batch: (name in the model, its per-example gradients).
 Reader = Callable[[str, Form], None]
 
 
 @dataclass(frozen=True)
 class Heard:
-    """Names of the layers that ran, and of those whose gradients the readers were told."""
+    """Names of the layers that ran, and of those whose gradients the readers got."""
 
     forward: set[str] = field(default_factory=set)
     backward: set[str] = field(default_factory=set)
@@ -145,7 +145,7 @@ class Heard:
 
 @contextmanager
 def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[Heard]:
-    """While inside, a backward pass tells every reader the gradients of the chosen parameters.
+    """While inside, a backward pass gives every reader the gradients of the chosen parameters.
 
     To be entered with gradients off and the parameters frozen: the graph begins at the output of the first
     chosen layer, which turns them on, and backward stops there, even where the inputs were made to require
@@ -168,7 +168,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
                     f"layer {item.name!r} sees an input of shape {tuple(x.shape)}, not one row an example "
                     f"(batch of {batch_size}); layers that mix examples, such as experts, are not supported"
                 )
-            # Position embeddings are looked up once for all rows; their gradient would arrive as one sum.
+            # Position embeddings are read once for all rows; their gradient would arrive as one sum.
             if len(output) < batch_size:
                 x, output = x.expand(batch_size, *x.shape[1:]), output.expand(batch_size, *output.shape[1:])
             torch.set_grad_enabled(True)

@@ -16,9 +16,9 @@ def anew(measure: Callable[[], References]) -> References:
 
 
 class Kept:
-    """Measured at the first look of a moment, the same for the looks after it.
+    """Measured at the first measurement of a moment, the same for those after it.
 
-    moment  a number that changes whenever the weights do, as the optimiser steps made. Several looks of one
+    moment  a number that changes whenever the weights do, as the number of steps. All measurements of one
             refresh are of one moment.
 
     Holds a gradient of the chosen parameters, or a projected one, until another is measured.
@@ -30,7 +30,7 @@ class Kept:
 
     @property
     def at_hand(self) -> bool:
-        """Whether a look now would measure none."""
+        """Whether a measurement now would measure none."""
         return self._held is not None and self._held[0] == self.moment()
 
     def __call__(self, measure: Callable[[], References]) -> References:

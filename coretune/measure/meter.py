@@ -129,7 +129,7 @@ class SignalMeter:
                 continue
             good = (norm.value + response.loss).isfinite()
             if not bool(good.all()):
-                # One row that is not finite has spoilt the batch's total: once more without it.
+                # One row that is not finite made the batch's total so: once more without it.
                 if not bool(good.any()):
                     continue
                 total = Total()

@@ -3,7 +3,7 @@
 [choice] A wrong response and a right one that the model has not learnt yet both cost it much. How much a
 response costs that has nothing to do with its prompt can be measured, on pairs made for it: what costs far
 less is not such a one. (After the decoys of target-decoy searches, Elias and Gygi, Nature Methods 2007.) What
-the same responses cost after their own prompts says whether the model tells the two apart at all.
+the same responses cost after their own prompts says whether the model distinguishes the two at all.
 """
 
 from __future__ import annotations

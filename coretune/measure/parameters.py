@@ -60,7 +60,7 @@ class Choice:
 
     @property
     def hooked(self) -> list[Chosen]:
-        """The layers that hooks are to hear of."""
+        """The layers that get hooks."""
         return [*self.layers, *([self.tied] if self.tied is not None else [])]
 
     @property

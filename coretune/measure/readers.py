@@ -1,4 +1,4 @@
-"""What is gathered from per-example gradients as a backward pass tells them, one parameter after another."""
+"""What is gathered from per-example gradients during a backward pass, one parameter after another."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _MAGNITUDE = re.compile(rf"({MAGNITUDE})\.weight$")
 class Snapshot:
     """A model's trainable state at one point of its training.
 
-    weights        parameter name -> tensor on the CPU; empty = whatever weights the model has when looked at
+    weights        parameter name -> tensor on the CPU; empty = the weights that the model has when measured
     learning_rate  η > 0, what the gradients of this state count for in a trajectory
     moments        Adam's, for a preconditioner; None where none is asked for
     """
@@ -198,7 +198,7 @@ def learning_rate(folder: Path, after: int) -> float:
     if not known:
         raise ValueError(
             f"no learning rate in {folder}: trainer_state.json logs none and there is no scheduler.pt; "
-            "train the teacher with logging_steps=1 or without save_only_model"
+            "train the warm-up run with logging_steps=1 or without save_only_model"
         )
     steps = sorted(known)
     return float(np.interp(np.arange(after + 1, last + 1), steps, [known[step] for step in steps]).mean())
@@ -270,7 +270,7 @@ def _refuse_others(
     if missing:
         raise ValueError(
             f"{place} lacks {len(missing)} of the {len(wanted)} parameters of {owner}, as {missing[0]!r}: "
-            "the teacher must have been trained with the same parameters (adapter, frozen layers)"
+            "the warm-up run must have been trained with the same parameters (adapter, frozen layers)"
         )
     for name, shape in wanted.items():
         if found[name] != shape:

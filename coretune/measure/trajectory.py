@@ -41,7 +41,7 @@ def taught_measurer(
     bases: Sequence[Basis] | None = None,
     once: Once = anew,
 ) -> Measure:
-    """The measurement of `names` of `rows` through a teacher.
+    """The measurement of `names` of `rows` at checkpoints of a warm-up run.
 
     `trajectory` over all its snapshots; every other signal, as `signals.measurer` has it, at the last one,
     with its moments, in a pass of its own.
@@ -62,7 +62,7 @@ def taught_measurer(
     last = measurer(
         model,
         rows,
-        others or ["gradient"],  # also to be refused now, before a long look, what no measurement can do
+        others or ["gradient"],  # also to be refused now, before a long measurement, what none can do
         settings,
         target=target,
         moments=snapshots[-1].moments,
@@ -176,7 +176,7 @@ def _refuse(names: Sequence[str], settings: MeasureSettings, snapshots: Sequence
     if unknown:
         raise ValueError(f"unknown signals {unknown}; known are {[*SIGNALS, TRAJECTORY]}")
     if not snapshots:
-        raise ValueError("a teacher without snapshots shows nothing; give at least one")
+        raise ValueError("there are no checkpoints to measure at; give at least one")
     bare = [snapshot.name for snapshot in snapshots if snapshot.moments is None]
     if bare and settings.preconditioner != "none":
         raise ValueError(

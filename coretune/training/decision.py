@@ -89,7 +89,7 @@ def record(
 ) -> None:
     """Files, ledger and log of a selection that was just made.
 
-    say  given its figures, after the files, so that who is told of a selection can read it
+    say  given its figures, after the files, so that they can be read by then
     """
     if now.selections == 1:
         for line in unserved(now.coreset.figures, [target.name for target in targets]):

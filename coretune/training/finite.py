@@ -38,11 +38,11 @@ def refuse_broken_weights(model: nn.Module, step: int, output_dir: str) -> None:
 
 def tell_broken_evaluation(metrics: Mapping[str, float], step: int) -> None:
     """A warning for figures that are not finite, by which no checkpoint is the best and no training stops
-    early. The run goes on: a step's loss is looked at by itself."""
+    early. The run goes on: a step's loss is checked by itself."""
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
             log.warning(
-                "evaluation after step %d: %s is %s, and nothing is chosen by it: look for evaluation rows "
+                "evaluation after step %d: %s is %s, and nothing is chosen by it: check evaluation rows "
                 "without a response, and for numbers out of range (fp16_full_eval, bf16_full_eval)",
                 step,
                 name,

@@ -83,9 +83,9 @@ class CoresetMixin(BookingTrainer, ABC):
     coreset    who selects, how much, how often; everything else is the stock trainer's, by keyword. Its draws
                have the seed of `args` (data_seed, else seed) unless it is given its own
     rows       the pool's tokens; left out, they are read from the prepared `train_dataset`. With weights or
-               harvest `train_dataset` holds in its column `example_id` which of them each of its rows is
+               online signals the column `example_id` of `train_dataset` says which of them each row is
     target     trusted rows for the methods that take a target; several, each with its share of the budget
-    signals_dir  where whole looks at the pool are kept; left out: output_dir/_coretune/signals
+    signals_dir  where scans of the pool are kept; left out: output_dir/_coretune/signals
 
     `num_train_epochs` counts passes over the coreset, after the warm-up; `max_steps` counts all steps. What
     the stock trainer does once an epoch it does once a round here, and the `epoch` it logs is the round.
@@ -94,7 +94,7 @@ class CoresetMixin(BookingTrainer, ABC):
     anything is trained when settings, rows and model do not go together.
     """
 
-    stock: ClassVar[type] = Trainer  # of which a teacher is made
+    stock: ClassVar[type] = Trainer  # of which a warm-up run is made
     train_dataset: Any
     data_collator: Any
     _signature_columns: Any
@@ -199,12 +199,12 @@ class CoresetMixin(BookingTrainer, ABC):
         refuse_arguments(args, coreset.weighted, stock)
         why = self.harvest_obstacle(args, stock.get("compute_loss_func"))
         if coreset.refresh.harvest is True and why is not None:
-            raise ValueError(f"{why}; change that, or set harvest to auto or false")
+            raise ValueError(f"{why}; change that, or set refresh.harvest to auto or false")
 
     @staticmethod
     def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
         """Why training steps with these arguments do not show their rows' signals; None: they do."""
-        return "harvest reads the log-probabilities that TRL's SFTTrainer makes; use CoresetSFTTrainer"
+        return "online signals need the log-probabilities of TRL's SFTTrainer; use CoresetSFTTrainer"
 
     @abstractmethod
     def _weighted_loss(
@@ -262,7 +262,7 @@ class CoresetMixin(BookingTrainer, ABC):
         refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
         self.signals.prepare(self.ledger, Path(self.args.output_dir) / TEACHER)
         if self.coreset_config.taught or self.signals.target_lessons is not None:
-            # What is drawn from here on is the same with a teacher made or found.
+            # What is drawn from here on is the same with a warm-up run made or found.
             set_seed(self.args.seed)
 
     def begin_round(self, global_step: int) -> State:
@@ -321,7 +321,7 @@ class CoresetMixin(BookingTrainer, ABC):
     def _handed_out(self) -> Order:
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
-        if self.coreset_state is None:  # a batch to look at, before there is a coreset: of the whole pool
+        if self.coreset_state is None:  # a batch to read, before there is a coreset: of the whole pool
             return round_order(transitions.whole(self.pool_rows.length), self.clock, self.coreset_config.seed)
         before = self.coreset_state.round * self.clock.steps
         return self._order.first((self.args.max_steps - before) * self.clock.batch)

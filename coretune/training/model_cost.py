@@ -34,7 +34,7 @@ class ModelCost:
     signals             what is measured
     blocks              of the last blocks that many take part in a gradient
     chosen_parameters   entries of the parameters whose gradients are taken
-    references          FLOPs of the rows that others are compared with, measured anew at every look
+    references          FLOPs of the rows that others are compared with, measured anew at every measurement
     trajectory          whether trajectories are measured: a gradient pass of its own over every snapshot
     empty_prompt        tokens that all prompts end with (`signals.common_ending`)
     pursued             FLOPs of the targets that trajectories are pursued for, at one snapshot
@@ -107,7 +107,7 @@ class ModelCost:
         )
 
     def measurement(self, rows: Rows, snapshots: int = 1) -> float:
-        """One look at `rows` through so many of a teacher's snapshots; 1: the model under training alone."""
+        """One measurement of `rows` at so many checkpoints; 1: the model under training alone."""
         responses = self.rows.response_length[rows]
         flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
         if self.trajectory:

@@ -54,7 +54,7 @@ def _with_head() -> set[str]:
 
 
 def _config_of(model: str | Path) -> Mapping[str, Any]:
-    """config.json; empty where there is none to be read, which loading the model then tells."""
+    """config.json; empty where there is none to be read, which loading the model then reports."""
     try:
         found: Mapping[str, Any] = PreTrainedConfig.get_config_dict(str(model))[0]
         return found

@@ -4,7 +4,7 @@
                               │ a share of rows each     ▲
     processes 1…  answer ─────┴─► measure ───────────────┘
 
-While process 0 decides, the others answer its calls, until it tells them the decision or its failure.
+While process 0 decides, the others answer its calls, until it sends them the decision or its failure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Processes:
     def decide(self, work: Callable[[], Decided], news: Callable[[Decided], Any]) -> Any:
         """On process 0 what `work` returns; on the others `news` of it. Called on all of them.
 
-        What `work` raises is raised on process 0, and a RuntimeError that tells of it on the others.
+        What `work` raises is raised on process 0, and a RuntimeError that names it on the others.
         """
         if self.world == 1:
             return work()
@@ -146,7 +146,7 @@ class Processes:
         fault, value = None, None
         try:
             value = self._calls[name](*arguments)
-        except Exception as error:  # told to process 0, which stops all
+        except Exception as error:  # sent to process 0, which stops all
             fault = f"{type(error).__name__}: {error}"
         given: list[Any] = [None] * self.world
         with self._together():
@@ -191,7 +191,7 @@ class Processes:
 
 
 class ProcessFailed(RuntimeError, OSError):
-    """Another process stopped with an error, which it tells."""
+    """Another process stopped with an error, which is named."""
 
 
 class ProcessLost(RuntimeError, OSError):
@@ -199,9 +199,9 @@ class ProcessLost(RuntimeError, OSError):
 
 
 def deal(cost: Array, hands: int) -> list[Rows]:
-    """Positions of `cost` (m,) dealt out, rising in each hand: the dearest first, to and fro.
+    """Positions of `cost` (m,) in shards, rising in each: the most expensive first, forward and backward.
 
-    So the hands differ by one position at most, and in cost by no more than the dearest does.
+    So the shards differ by one position at most, and in cost by no more than the most expensive one.
     """
     order = np.argsort(-np.asarray(cost), kind="stable")
     turn = np.arange(len(order)) % (2 * hands)

@@ -109,17 +109,17 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
 def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
     """Why training steps of this SFTConfig do not show the loss of each token of each row; None: they do."""
     if own_loss is not None:
-        return "harvest needs the stock loss, and compute_loss_func is given"
+        return "online signals need the stock loss, and compute_loss_func is given"
     if args.loss_type not in ("nll", "chunked_nll") or args.label_smoothing_factor:
-        return "harvest needs loss_type nll without label smoothing"
+        return "online signals need loss_type nll without label smoothing"
     for name in ("packing", "padding_free"):
         if getattr(args, name):
-            return f"harvest tells rows apart by their padding, and {name} is on"
+            return f"online signals separate rows by their padding, and {name} is on"
     for name in ("use_liger_kernel", "torch_compile"):
         if getattr(args, name):
             return f"harvest listens to layers, which {name} may bypass"
     if not can_weigh(version("trl")):
-        return f"harvest needs TRL 1.16 or later, here is {version('trl')}"
+        return f"online signals need TRL 1.16 or later, here is {version('trl')}"
     return None
 
 
@@ -154,10 +154,10 @@ def refuse_plain_model(model: Any, weighted: bool) -> None:
 
 
 def refuse_first_fsdp(version: int) -> None:
-    """ValueError where the trainer puts a model of its own around the one that is looked at."""
+    """ValueError where the trainer puts a model of its own around the one that is measured."""
     if version < 2:
         raise ValueError(
-            f"fsdp_version is {version}, which puts another model around the one that is looked at, so that "
+            f"fsdp_version is {version}, which puts another model around the one that is measured, so that "
             "looks would meet a part of its weights; set fsdp_version: 2"
         )
 
@@ -204,8 +204,8 @@ def refuse_virtual_tokens(model: Any) -> None:
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         kind = type(model.active_peft_config).__name__
         raise ValueError(
-            f"{kind} puts virtual tokens before each row, which looks at rows do not know: train LoRA or all "
-            "weights, or take a method that looks at nothing, as random does"
+            f"{kind} puts virtual tokens before each row, which a measurement does not know: train LoRA or "
+            "all weights, or take a method that measures nothing, as random does"
         )
 
 

@@ -262,5 +262,5 @@ def _change(then: Note, now: Note) -> str:
 
 
 def _without_pool(found: Resumed | None) -> Resumed | None:
-    """What the other processes hear of it."""
+    """What the other processes get of it."""
     return None if found is None else replace(found, state=transitions.unseen(found.state), ledger=Ledger())

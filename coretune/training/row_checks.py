@@ -96,7 +96,7 @@ def refuse_strange(model: Any, rows: PoolRows, targets: Sequence[Target], held_o
 
 
 def refuse_strange_datasets(model: Any, given: Any, what: str) -> None:
-    """The same of a prepared dataset, or of several by name. A stream cannot be looked through."""
+    """The same of a prepared dataset, or of several by name. A stream cannot be searched."""
     if isinstance(given, Mapping):
         for name, dataset in given.items():
             refuse_strange_datasets(model, dataset, f"{what}[{name!r}]")

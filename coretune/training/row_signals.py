@@ -93,7 +93,7 @@ class RowSignals:
         if compared and len(self.targets) > 1:
             raise ValueError(
                 f"{compared[0]} compares with one target, and {len(self.targets)} are given: give one, or "
-                "take a method that looks along trajectories"
+                "take a method that reads trajectories"
             )
         if TARGET_LOSS in self.signals and not self.targets:
             raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")

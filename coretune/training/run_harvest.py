@@ -1,7 +1,7 @@
-"""A run's harvest: around its training steps, from all of its processes, and in its checkpoints.
+"""A run's online signals: around its training steps, from all of its processes, and in its checkpoints.
 
-training step ─► Harvest of this process ─┐
-… of every other process ─────────────────┴─► next refresh, on process 0: rows that need no look
+training step ─► `Harvest` of this process ─┐
+… of every other process ───────────────────┴─► next refresh, on process 0: rows that need no measurement
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RunHarvest:
     def around(self, inputs: Mapping[str, Any], step: int) -> AbstractContextManager[None]:
         """To be entered for the forward and backward of these inputs, after `step` optimiser steps.
 
-        Nothing is kept before a first coreset is trained on: the first look is at all rows anyway.
+        Nothing is kept before a first coreset is trained on: the first measurement is of all rows anyway.
         """
         if not self.began:
             return nullcontext()

@@ -174,7 +174,7 @@ class RunSignals:
             if not (again and refresh.may_harvest(needs)):
                 return None
             if obstacle and self.processes.first:
-                log.warning("rows just trained on are looked at again: %s", obstacle)
+                log.warning("online signals are off, rows just trained on are measured again: %s", obstacle)
             if obstacle:
                 return None
         elif not refresh.harvest:
@@ -185,7 +185,7 @@ class RunSignals:
     @property
     def _first_signals(self) -> tuple[str, ...]:
         """Those of the first measurement: where rows are chosen for a target, also how near they are to each
-        of its examples, which the record tells."""
+        of its examples, which the record shows."""
         more = (TARGET_SIMILARITY,) if self.targets and TARGET_SIGNALS & set(self.config.needs) else ()
         return tuple(dict.fromkeys((*self.config.needs, *more)))
 

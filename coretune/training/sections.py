@@ -102,7 +102,7 @@ def training_arguments(config: RunConfig) -> SFTConfig:
 
 
 def _refuse_dead(name: str, value: Any) -> None:
-    """ConfigError for a key that shapes rows, or says what is done, and is not looked at by anyone."""
+    """ConfigError for a key that shapes rows, or says what is done, and is not read anywhere."""
     if name in ELSEWHERE:
         same, why = ELSEWHERE[name]
         if value not in same:

@@ -1,4 +1,4 @@
-"""Warm-ups on a target's examples alone: the teachers of `target_loss`, made beside the training.
+"""Warm-ups on a target's examples alone: for `target_loss`, made before the training.
 
 RUN/_coretune/teacher/target-0/checkpoint-N/   the model after a few passes over the first target
 """
@@ -25,7 +25,7 @@ from coretune.types import Array
 
 @dataclass
 class TargetLessons:
-    """A lesson for each target, and the checkpoints once they are there."""
+    """A warm-up for each target, and the checkpoints once they are there."""
 
     targets: Sequence[Target]
     lessons: tuple[Lesson, ...]

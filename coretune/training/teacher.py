@@ -1,11 +1,11 @@
-"""The teacher of a method that looks through one: a short stock run on random rows, made beside the training.
+"""The warm-up run of a method that measures at its checkpoints: a short stock run on random rows.
 
     RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included, and sealed
     RUN/_coretune/teacher/teacher.json    what it is of, and whether it is finished
 
 [paper: LESS and BRIEF] one epoch on a random share of the pool. It is trained by the stock trainer with the
 run's own arguments, in the model itself; then the model is put back bit for bit, so that the training after
-it is the same whether the teacher was made just before or found.
+it is the same whether the warm-up run was made just before or found.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger("coretune")
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher is trained on.
+    """What the warm-up run is trained on.
 
     rows   random pool rows in the order drawn, or a target's examples as often as they are trained on
     marks  optimiser steps after which it is kept, rising, evenly spaced; the last is the end of its one epoch
@@ -61,7 +61,7 @@ class Lesson:
         steps = math.ceil(len(drawn) / batch)
         if steps < checkpoints:
             raise ValueError(
-                f"{checkpoints} checkpoints of a teacher are asked for, and its warm-up on {len(drawn)} rows "
+                f"{checkpoints} checkpoints of a warm-up run are asked for, and one on {len(drawn)} rows "
                 f"takes {steps} steps: raise coreset.refresh.warmup, or ask the method for fewer checkpoints"
             )
         marks = tuple(steps * (k + 1) // checkpoints for k in range(checkpoints))
@@ -76,7 +76,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trainer was made of: all that measuring its pool, and training a teacher for it, take of it.
+    """What a trainer was made of: all that measuring its pool, and a warm-up run for it, take of it.
 
     stock     the class of the stock trainer
     dataset   the pool as that trainer takes it, row i of it `rows`' row i
@@ -98,17 +98,17 @@ def refuse_teaching(split: bool, own_optimizer: bool) -> None:
     """ValueError for a trainer whose model cannot take a teacher's weights, or train one.
 
     split          FSDP or DeepSpeed holds the model in parts
-    own_optimizer  a teacher is to be trained, and the optimizer was made already
+    own_optimizer  a warm-up run is to be made, and the optimizer was made already
     """
     if split:
         raise ValueError(
-            "a method that looks through a teacher puts its weights into the whole model, and FSDP and "
+            "a method with a warm-up run puts its weights into the whole model, and FSDP and "
             "DeepSpeed split it: select without them (coretune select), and train on coreset.jsonl"
         )
     if own_optimizer:
         raise ValueError(
             "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
-            "of optimizers, or a folder of checkpoints as the teacher of the method"
+            "of optimizers, or a folder of checkpoints as `teacher` of the method"
         )
 
 
@@ -118,7 +118,7 @@ def teach(
     """The teacher's checkpoint folders, one a mark: found in `folder`, gone on with, or made. Called by all.
 
     Booked as warm-up: rows, tokens and FLOPs also where it is found, since the coreset rests on them; seconds
-    are those spent here. ValueError when the folder holds a teacher of something else, naming what differs.
+    are those spent here. ValueError when the folder holds a run of something else, naming what differs.
     """
     args = _arguments(setup.args, folder, lesson)
     lengths = setup.rows.length[lesson.rows]
@@ -136,16 +136,16 @@ def teach(
 
 
 def _begin(setup: Setup, args: Any, lesson: Lesson, folder: Path) -> tuple[bool, Path | None]:
-    """Whether the teacher is there, and else what to go on from."""
+    """Whether the warm-up run is there, and else what to go on from."""
     parts, found = _parts(setup, args, lesson), _read(folder)
     if found and (different := differences(found["parts"], parts)):
         raise ValueError(
-            f"{folder} holds a teacher of something else: {'; '.join(different)}. Remove it or take another "
-            "output_dir; to look through it all the same, give it as the teacher of the method"
+            f"{folder} holds a warm-up run of something else: {'; '.join(different)}. Remove it or take "
+            "another output_dir; to measure at its checkpoints, give it as `teacher` of the method"
         )
     newest = _newest(folder, lesson.marks) if found else None
     if found and found["finished"] and newest is not None and newest.name == _name(lesson.marks[-1]):
-        log.warning("the teacher in %s is of this model, rows and settings: it is taken as it is", folder)
+        log.warning("the warm-up run in %s is of this model, rows and settings: it is used again", folder)
         return True, None
     write_json(folder / NOTE, {"finished": False, "parts": parts}, indent=2)
     return False, newest
@@ -176,7 +176,7 @@ def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
-    """The run's arguments for one epoch on the lesson, which is saved at its marks and reported nowhere.
+    """The run's arguments for one epoch on these rows, which is saved at its marks and reported nowhere.
 
     [choice] The schedule is the run's own on the teacher's length: the learning rate rises over the same
     share of the steps.
@@ -194,7 +194,7 @@ def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
 
 
 def _parts(setup: Setup, args: Any, lesson: Lesson) -> dict[str, str]:
-    """All that decides what the teacher learns, as text by name."""
+    """All that decides what the warm-up run learns, as text by name."""
     return {
         **model_parts(setup.model, setup.tokenizer),
         **config_settings(setup.model),
@@ -211,7 +211,7 @@ def _parts(setup: Setup, args: Any, lesson: Lesson) -> dict[str, str]:
 def _train(setup: Setup, args: Any, lesson: Lesson, resume: Path | None) -> None:
     set_seed(args.seed)
     bar = _Lesson(lesson.marks, args.disable_tqdm or not args.should_log)
-    # In memory only: what the teacher is of (`_parts`) says the stock class.
+    # In memory only: what the warm-up run is of (`_parts`) says the stock class.
     trainer = type("Teacher", (SealedCheckpoints, setup.stock), {})(
         model=setup.model,
         args=args,

@@ -1,4 +1,4 @@
-"""The page of a run that is still going: written anew after selections, so that one can look in."""
+"""The page of a run that is still going: written anew after selections."""
 
 from __future__ import annotations
 
