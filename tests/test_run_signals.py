@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from taught import Pupil
-from tiny_run import arguments, coreset_config, corpus, model_folder
+from tiny_run import arguments, coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from trl import SFTTrainer
 
 from coretune.select import SELECTORS
@@ -62,3 +63,27 @@ def test_a_sharded_model_takes_no_warm_up_run(tmp_path: Path, monkeypatch: pytes
     alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.5}
     with pytest.raises(ValueError, match="FSDP and DeepSpeed split it"):
         run_signals(tmp_path, coreset_config("pupil", **alone), split=True)
+
+
+def test_layers_that_only_a_pass_shows_to_be_unreadable_are_refused_before_a_teacher_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LoRA on all linear layers puts one on the router of fused experts, which nobody calls."""
+    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+    )
+    alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.5}
+    with pytest.raises(ValueError, match=r"gate.* took no part .* give LoRA the attention's layers"):
+        trainer(
+            tmp_path,
+            coreset_config("pupil", refresh_every="never", **alone),
+            model=MixtralForCausalLM(config),
+            peft_config=LoraConfig(r=2, target_modules="all-linear"),
+        )

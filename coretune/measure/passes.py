@@ -152,7 +152,8 @@ def refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
     silent = [item.name for item in chosen if item.name not in heard]
     if silent:
         raise ValueError(
-            f"layer {silent[0]!r} {what}; where it is an inactive or merged adapter, activate or remove it"
+            f"layer {silent[0]!r} {what}: an inactive or merged adapter has to be activated or removed, and "
+            "one on fused experts or their router cannot be read: give LoRA the attention's layers"
         )
 
 

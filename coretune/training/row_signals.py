@@ -83,11 +83,11 @@ class RowSignals:
     def examples(self) -> TargetExamples | None:
         return TargetExamples(tuple(self.targets)) if self.targets else None
 
-    def check(self, gradients: bool = True) -> None:
+    def check(self, tried: bool = True) -> None:
         """ValueError for what no snapshot could be measured for: signals, layers, settings, targets.
 
-        gradients  whether those of a row are tried out, where any are asked for: adapters call their layers
-                   each in a way of its own, which shows only then
+        tried  whether a row is measured: what a model does behind its head, and how adapters call their
+               layers, shows only then
         """
         compared = sorted(set(self.signals) & set(ONE_TARGET))
         if compared and len(self.targets) > 1:
@@ -99,11 +99,13 @@ class RowSignals:
             raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")
         bare = replace(self, settings=replace(self.settings, preconditioner="none"))
         bare.measurer([Snapshot("none", {}, 1.0)], None)
-        if gradients and (GRADIENT_SIGNALS | {TRAJECTORY}) & set(self.signals):
+        if tried and (GRADIENT_SIGNALS | {TRAJECTORY}) & set(self.signals):
             try:
                 bare._measured(self.rows, ONE_ROW, ["gradient_norm"])
             except ValueError as error:
                 raise unreadable(self.model, f"no gradient of a row can be read: {error}") from None
+        elif tried:
+            bare._measured(self.rows, ONE_ROW, ["loss"])
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
         snapshots = self.snapshots()

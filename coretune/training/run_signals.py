@@ -211,7 +211,7 @@ class RunSignals:
         assert duplicates is not None
         now = replace(self._row_signals(), once=kept)
         later = replace(now, signals=of_later)
-        later.check(gradients=not self.setup.split)
+        later.check(tried=not self.setup.split)
         measure = processes.divided(name, later, length)
         if not some:
             measure = duplicates.sharing(measure)
