@@ -7,7 +7,7 @@
 
 Tiny random models of transformers' own configs (`architecture_models.py`). Each is trained by grace, brief,
 gtp and less, all weights and LoRA (on all linear layers; where that is refused, on attention alone): it runs,
-or is refused in one line before anything is trained, a teacher too. Anything else is a fault. Each row's
+or is refused in one line before anything is trained, a warm-up run too. Anything else is a fault. Each row's
 gradient is compared with a backward pass of that row alone.
 """
 
@@ -115,8 +115,8 @@ def adapter(model: Any, attention: bool) -> LoraConfig:
         for name, layer in model.named_modules()
         if isinstance(layer, (nn.Linear, transformers.pytorch_utils.Conv1D)) and ATTENTIVE.search(name)
     ]
-    if "mamba" in model.config.model_type:  # which PEFT refuses
-        linear = [name for name in linear if not name.endswith("out_proj")]
+    if "mamba" in model.config.model_type:  # PEFT refuses the one, and the mixer never calls the other
+        linear = [name for name in linear if not name.endswith(("out_proj", "dt_proj"))]
     return LoraConfig(r=2, target_modules=linear if attention else "all-linear", task_type="CAUSAL_LM")
 
 
@@ -220,7 +220,7 @@ def examined(name: str, quick: bool) -> Found:
                 continue
             for which, peft in enumerate(adapters):
                 what, why = run(name, method, peft)
-                if what == FAULT or (what == REFUSED and which == 0):
+                if what != RUNS:
                     found.reasons[cell] = why
                 found.cells[cell] = what if what != RUNS or which == 0 else ATTENTION
                 if what != REFUSED:

@@ -65,7 +65,7 @@ def test_a_sharded_model_takes_no_warm_up_run(tmp_path: Path, monkeypatch: pytes
         run_signals(tmp_path, coreset_config("pupil", **alone), split=True)
 
 
-def test_layers_that_only_a_pass_shows_to_be_unreadable_are_refused_before_a_teacher_is_trained(
+def test_layers_that_only_a_pass_shows_to_be_unreadable_are_refused_before_a_warm_up_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As LoRA on all linear layers puts one on the router of fused experts, which nobody calls."""
