@@ -55,7 +55,7 @@ RIGHT = 1e-3  # the largest relative difference of a gradient's norm that is rig
 ROWS = 16
 ATTENTIVE = re.compile(r"att(n|ention)|mixer|temporal_block", re.IGNORECASE)  # where LoRA is put otherwise
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
-MARKS = "<!-- made by bench/architectures.py --write -->", "<!-- end -->"
+MARKS = "<!-- table of bench/architectures.py --write -->", "<!-- end -->"
 RUNS, ATTENTION, REFUSED, FAULT = "runs", "attention", "refused", "fault"
 
 
