@@ -99,7 +99,8 @@ def base_config(pool: Path) -> dict[str, Any]:
 def answer(one: Mutation, folder: Path, done: Path) -> Answer:
     """What the command answers; `folder` is its working directory, `done` a finished run."""
     (folder / "config.yaml").write_bytes(one.text)
-    stands_for = {"CONFIG": "config.yaml", "RUN": str(done)}
+    data = done.parent / "pool" / "pool.jsonl"
+    stands_for = {"CONFIG": "config.yaml", "RUN": str(done), "DATA": str(data), "MODEL": str(BASE_MODEL)}
     arguments = [stands_for.get(argument, argument) for argument in one.arguments]
     began = time.process_time()
     with _apart(folder):

@@ -16,6 +16,7 @@ import yaml
 
 from coretune.config import RunConfig
 from coretune.coreset_section import build_coreset, spelled_out
+from coretune.other_tools import LEAVE, WRITE
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.stock_fields import LORA, SFT, field_types
 
@@ -176,6 +177,44 @@ READING = [
         ["select", "RUN"],
     ),
 ]
+#: Arguments of the commands beside a run.
+BESIDE = [
+    *(
+        ["preview"],
+        ["preview", "nowhere.yaml"],
+        ["preview", "/dev/null"],
+        ["preview", "CONFIG", "--rows", "-1"],
+    ),
+    *(["preview", "CONFIG", "--first", "x"], ["preview", "CONFIG", "--json"], ["preview", "CONFIG", "a=b"]),
+    *(["preview", "CONFIG", "train_data=nowhere.jsonl"], ["preview", "RUN"], ["preview", "\0"]),
+    *(
+        ["init"],
+        ["init", "--data", "nowhere.jsonl"],
+        ["init", "first.yaml", "--data", "DATA", "--model", "m"],
+    ),
+    *(["init", "CONFIG", "--data", "DATA", "--model", "m"], ["init", "."], ["init", "no/such/folder/a.yaml"]),
+    *(["init", "a.yaml", "--data", "DATA", "--model", "m", "--budget", "lots"], ["init", "\0"]),
+    *(
+        ["init", "a.yaml", "--data", "\x1b[2J", "--model", "m"],
+        ["init", "a.yaml", "--data", "DATA", "--model", ""],
+    ),
+    *(["init", "a.yaml", "--data", "DATA", "--model", "m\nn: 3"], ["init", "/dev/full", "--data", "DATA"]),
+    *(["schema"], ["schema", "x"], ["schema", "--nobody"]),
+    *(
+        ["merge"],
+        ["merge", "nowhere"],
+        ["merge", "."],
+        ["merge", "RUN", "--output", "one"],
+        ["merge", "MODEL"],
+    ),
+    *(["merge", "RUN", "--output", "config.yaml"], ["merge", "RUN", "--output", ""], ["merge", "\x1b[2J"]),
+    *(["merge", "RUN", "--output", "\0"], ["merge", "RUN", "--output", "/proc/x"], ["merge", "CONFIG"]),
+    *(["chat"], ["chat", "nowhere"], ["chat", "."], ["chat", "RUN"], ["chat", "MODEL"], ["chat", "\0"]),
+    *(["chat", "RUN", "--max-new-tokens", "0"], ["chat", "RUN", "--system", "\x1b[2J"], ["chat", "CONFIG"]),
+    *(["env"], ["env", "CONFIG"], ["env", "nowhere.yaml"], ["env", "--json"], ["env", "CONFIG", "--json"]),
+    *(["env", "."], ["env", "/dev/null"], ["env", "\0"], ["env", "CONFIG", "x"]),
+]
+FOREIGN = sorted({*WRITE, *LEAVE})  # keys of other tools
 COMPARE = [
     *(
         ["--arms", ","],
@@ -204,16 +243,16 @@ class Mutation:
 
 
 def mutation(base: dict[str, Any], rng: random.Random) -> Mutation:
-    """CONFIG in the arguments is the file with the text, RUN a run directory."""
-    if rng.random() < 0.1:
-        arguments = rng.choice(READING)
-        return Mutation(f"command {arguments!r:.60}", arguments, b"")
-    command = rng.choice(["train"] * 5 + ["select"] * 2 + ["plan", "compare"])
+    """In the arguments CONFIG is the file with the text, RUN a run directory, DATA a file, MODEL a folder."""
+    if rng.random() < 0.2:
+        arguments = rng.choice(rng.choice([READING, BESIDE]))
+        return Mutation(f"command {arguments!r:.60}", arguments, _dumped(base).encode())
+    command = rng.choice(["train"] * 6 + ["select"] * 2 + ["plan", "compare", "preview", "env"])
     arguments = [command, "CONFIG"]
     what, text = rng.choice([_values] * 5 + [_keys] * 2 + [_characters] * 2 + [_lines])(base, rng)
     if rng.random() < 0.25:
         what, text = "override", _dumped(base).encode()
-        arguments += rng.sample(OVERRIDES, rng.choice([1, 1, 2]))
+        arguments += [] if command == "env" else rng.sample(OVERRIDES, rng.choice([1, 1, 2]))
     if command == "compare" and rng.random() < 0.5:
         arguments += rng.choice(COMPARE)
     return Mutation(f"{command}: {what}", arguments, text)
@@ -267,6 +306,7 @@ def _keys(base: dict[str, Any], rng: random.Random) -> tuple[str, bytes]:
             lambda: config.update({key: place.pop(key)}),
             lambda: config.setdefault("training", {}).update({key: place.pop(key)}),
             lambda: place.pop(key),
+            lambda: config.update({name: _value(name, rng) for name in rng.sample(FOREIGN, 2)}),
         ]
     )
     how()

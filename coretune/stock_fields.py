@@ -53,11 +53,11 @@ WORDS = {
 }
 
 
-class _Anything:
-    """Literal[…], which some classes do not keep to themselves."""
+class _Kinds:
+    """Literal[…]: of its kinds, since some classes take more words than they list."""
 
-    def __getitem__(self, _: Any) -> Any:
-        return Any
+    def __getitem__(self, given: Any) -> Any:
+        return Union[tuple(type(one) for one in (given if isinstance(given, tuple) else (given,)))]  # noqa: UP007
 
 
 class _List:
@@ -76,7 +76,7 @@ class _Names(dict[str, Any]):
 
 _NAMES = _Names(
     {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list, "tuple": _List()}
-    | {"Any": Any, "Optional": Optional, "Union": Union, "Literal": _Anything()}
+    | {"Any": Any, "Optional": Optional, "Union": Union, "Literal": _Kinds()}
 )
 
 
@@ -161,6 +161,7 @@ def wrong_value(annotation: ast.expr, value: Any) -> str | None:
         ).validate_python(value)
     except ValidationError:
         names = {ast.unparse(part) for part in ast.walk(annotation)}
+        names |= {"str"} if "Literal" in names else set()
         words = [
             word for name, word in WORDS.items() if name in names - ({"int"} if "float" in names else set())
         ]

@@ -260,6 +260,7 @@ def test_targets_have_shares_that_make_a_whole() -> None:
         ({"training": {"hub_token": 12345}}, "training.hub_token is (hidden): give text or null"),
         ({"peft": {"r": "sixteen"}}, "peft.r is 'sixteen': give a whole number"),
         ({"peft": {"lora_dropout": [0.1]}}, "peft.lora_dropout is [0.1]: give a number"),
+        ({"peft": {"init_lora_weights": 3}}, "peft.init_lora_weights is 3: give true or false or text"),
         ({"peft": {"rank": 3}}, "unknown key peft.rank"),
         ({"seed": -1}, "seed is -1: "),
         ({"seed": True}, "seed is True: "),
