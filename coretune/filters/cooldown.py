@@ -21,13 +21,15 @@ class Cooldown:
 
     A coreset changes with it although the scores hardly do: other rows are worth more than the best again.
 
-    coresets  rows that one of so many last coresets trained on cool down
-    by        a row's share of what was trained: "count", as often as the rows that may be chosen were on
-              average; "loss", d_i times as often, d_i (of mean 1) the median loss of its neighbours
-
     It never leaves fewer rows than the budget asks for: those trained longest ago, or least of their share,
     stay. Nothing is taken out before a coreset was trained on.
-    score  1 / k for a row that the last coreset but k − 1 trained on; 0 for one that was never trained on
+
+    Attributes:
+        coresets: Rows that one of so many last coresets trained on cool down.
+        by: A row's share of what was trained: "count", as often as the rows that may be chosen were on
+            average; "loss", d_i times as often, d_i (of mean 1) the median loss of its neighbours.
+
+    Score: 1 / k for a row that the last coreset but k − 1 trained on; 0 for one that was never trained on.
     """
 
     coresets: int = 3

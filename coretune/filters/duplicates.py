@@ -17,12 +17,14 @@ Alike = Literal["exact", "folded"]
 class Duplicates:
     """Duplicates: of each group of rows that are the same the lowest usable one stays.
 
-    alike  "exact": the same tokens and the same prompt; "folded": the same but for upper case, white space
-           and punctuation, too (`rounds/folded_duplicates.py`)
-
     Which rows are the same is known before anything is measured (features `equal_to`, `folded_to`), so it
     costs nothing.
-    score  1 for a row that equals another which stays, 0 for all others
+
+    Attributes:
+        alike: "exact": the same tokens and the same prompt; "folded": the same but for upper case, white
+            space and punctuation, too (`rounds/folded_duplicates.py`).
+
+    Score: 1 for a row that equals another which stays, 0 for all others.
     """
 
     alike: Alike = "exact"

@@ -23,13 +23,14 @@ class Narrow:
     """A few times as many rows as the budget asks for. What it and the filters before it need is measured of
     all rows, what the method and the filters after it need of these rows alone.
 
-    times  how many times the budget stays; at least 1
-    by     "target": rows nearest to the target's examples, which take turns (as `select/rds.py`);
-           "spread" [choice]: without a target, rows spread over the pool as it lies: the pool is halved again
-           and again along the line between two far rows of each half, by `weighted_embedding`, and the rows
-           are drawn from all parts alike, so dense regions keep more of them
+    Attributes:
+        times: How many times the budget stays; at least 1.
+        by: "target": rows nearest to the target's examples, which take turns (as `select/rds.py`); "spread"
+            [choice]: without a target, rows spread over the pool as it lies: the pool is halved again and
+            again along the line between two far rows of each half, by `weighted_embedding`, and the rows are
+            drawn from all parts alike, so dense regions keep more of them.
 
-    score  "target": 1 − the largest similarity to an example; "spread": place in the order, in [0, 1)
+    Score: "target": 1 − the largest similarity to an example; "spread": place in the order, in [0, 1).
     """
 
     times: float = 4.0

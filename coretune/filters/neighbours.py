@@ -28,13 +28,15 @@ class Neighbours:
     [choice] A share to cut would have to be known: on a clean pool any share cuts the rows that are hard and
     right. The ratio alone takes those too, once their neighbours are learnt and have next to no loss.
 
-    pairs     prompts with another row's response that are measured before every selection, beside the same
-              responses after their own prompts (`Pool.references`): D is their median
-    on_above  noise detection is on where D is above so many times the median after their own prompts; else no
-              row is taken out, and the log says so. 0 = always on
+    Attributes:
+        pairs: Prompts with another row's response that are measured before every selection, beside the same
+            responses after their own prompts (`Pool.references`): D is their median.
+        on_above: Noise detection is on where D is above so many times the median after their own prompts;
+            else no row is taken out, and the log says so. 0 = always on.
 
-    score    the way, in [0, 1]
-    figures  noise_on; matched_loss and mismatched_loss: the medians of the pairs
+    Score: the way, in [0, 1].
+
+    Figures: noise_on; matched_loss and mismatched_loss: the medians of the pairs.
     """
 
     pairs: int = 32

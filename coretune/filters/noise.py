@@ -32,20 +32,21 @@ TOLD = 0.9  # [choice] clean and wrong rows are distinguished
 class Noise:
     """Ours, by contrast (`contrast.py`): a right response is far likelier with its prompt than without.
 
-    pairs       prompts with another row's response that are measured before every selection, beside the same
-                responses after their own prompts and after an empty one (`Pool.references`): they say what
-                wrong responses score
-    least_told  in [0, 1]: noise detection is on where right and wrong responses are separated at least so
-                well (area under the ROC curve); else, or where more than 50 % of the rows seem wrong, no row
-                is taken out, and the log says so.
-                0 = always on, however many seem wrong
-
     How many rows are flagged is decided from the scores; no share has to be given.
 
-    score    √T log(l / h) of `contrast.py` against that of the pairs (`scores`); about 0 for a wrong
-             row, far below for a right one
-    figures  noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
-             the median losses of the pairs' responses after their own and after other prompts
+    Attributes:
+        pairs: Prompts with another row's response that are measured before every selection, beside the same
+            responses after their own prompts and after an empty one (`Pool.references`): they say what wrong
+            responses score.
+        least_told: In [0, 1]: noise detection is on where right and wrong responses are separated at least so
+            well (area under the ROC curve); else, or where more than 50 % of the rows seem wrong, no row is
+            taken out, and the log says so. 0 = always on, however many seem wrong.
+
+    Score: √T log(l / h) of `contrast.py` against that of the pairs (`scores`); about 0 for a wrong row, far
+        below for a right one.
+
+    Figures: noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
+        the median losses of the pairs' responses after their own and after other prompts.
     """
 
     pairs: int = 64

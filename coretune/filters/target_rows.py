@@ -16,7 +16,8 @@ class TargetRows:
 
     Applied of itself, as the first filter, where a target is given and the pool holds such rows, unless
     `train_on_target` is set. Which rows these are is known before anything is measured (`target_row`).
-    score  1 for such a row, 0 for all others
+
+    Score: 1 for such a row, 0 for all others.
     """
 
     name: ClassVar[str] = "target_rows"

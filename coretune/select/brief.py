@@ -55,21 +55,24 @@ class Brief:
     general, so the best α *evaluated* wins, the first among equals. Guarantee: F(C) >= (1 − 1/e) F(best) for
     rows, 0.405 for tokens (`greedy.py`): of F, not of the error, on which the certificate is the word.
 
-    alpha        the split, not searched; 0 and 1 are the controls with one space alone
-    objective    "brief", or "sft": the control CRAIG on ‖g^SFT_i − g^SFT_j‖, g^SFT = g^KN + g^IF, with no α
-    search       "golden" [paper] or "ternary"
-    grid         so many evenly spaced α first, and then the search around the best; 0 = none [choice]
-    tolerance, evaluations   where the search stops; evaluations count the grid
-    lower        "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory
-    greedy       "lazy", exact, or "stochastic"
-    neighbors    k of the graph, in each space
-    teacher      "warmup", or a folder of checkpoints
-    checkpoints  1, the last
+    Attributes:
+        alpha: The split, not searched; 0 and 1 are the controls with one space alone.
+        objective: "brief", or "sft": the control CRAIG on ‖g^SFT_i − g^SFT_j‖, g^SFT = g^KN + g^IF, with no
+            α.
+        search: "golden" [paper] or "ternary".
+        grid: So many evenly spaced α first, and then the search around the best; 0 = none [choice].
+        tolerance, evaluations: Where the search stops; evaluations count the grid.
+        lower: "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory.
+        greedy: "lazy", exact, or "stochastic".
+        neighbors: k of the graph, in each space.
+        teacher: "warmup", or a folder of checkpoints.
+        checkpoints: 1, the last.
 
-    reasons  represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
-             stands with; stands_with, that pick's row
-    figures  alpha, E, the curve [[α, E], …], the lower level, its guarantee and recall, the certificate
-             (`certificate.py`), represented = N
+    Reasons: represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
+        stands with; stands_with, that pick's row.
+
+    Figures: alpha, E, the curve [[α, E], …], the lower level, its guarantee and recall, the certificate
+        (`certificate.py`), represented = N.
     """
 
     alpha: float | None = None

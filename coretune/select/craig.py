@@ -29,7 +29,7 @@ class Craig:
     tokens (`greedy.py`): of F, not of the error. The paper selects per class; instructions have none
     [choice]. O(N² p).
 
-    reasons  coverage, the gain; represents = γ_j, 0 for a row not chosen
+    Reasons: coverage, the gain; represents = γ_j, 0 for a row not chosen.
     """
 
     name: ClassVar[str] = "craig"

@@ -29,11 +29,12 @@ class D2:
     d_ij = sqrt(2 − 2 cos_ij) along the pool's graph of `embedding`, symmetrised. Difficulty is an importance,
     by rank in [0, 1] [choice], since the messages need scores >= 0. A heuristic: no guarantee is known.
 
-    gamma_forward, gamma_reverse   γ_f and γ_r: how fast a message fades with distance
-    difficulty                     a name of `importance.IMPORTANCES`
-    embedding                      the signal of the graph
+    Attributes:
+        gamma_forward, gamma_reverse: γ_f and γ_r: how fast a message fades with distance.
+        difficulty: A name of `importance.IMPORTANCES`.
+        embedding: The signal of the graph.
 
-    reasons  difficulty x_i · score, the score when picked, or at the end for a row not picked
+    Reasons: difficulty x_i · score, the score when picked, or at the end for a row not picked.
     """
 
     gamma_forward: float = 1.0

@@ -22,10 +22,12 @@ class FacilityLocation:
     Wei, Iyer, Bilmes, "Submodularity in Data Subset Selection and Active Learning", ICML 2015.
     F(S) >= (1 − 1/e) F(best) for rows, 0.405 for tokens (`greedy.py`). Weights are 1.
 
-    similarity  "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of `embedding`,
-                exact
-    embedding   the signal that is compared
-    reasons     coverage, the gain; covered = max_{j∈S} sim(v, j)
+    Attributes:
+        similarity: "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
+            `embedding`, exact.
+        embedding: The signal that is compared.
+
+    Reasons: coverage, the gain; covered = max_{j∈S} sim(v, j).
     """
 
     similarity: str = "graph"

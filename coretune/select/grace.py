@@ -35,18 +35,20 @@ class Grace:
     over the N usable rows v, the d_v of mean 1, by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405
     for tokens (`greedy.py`). Weights are 1.
 
-    lambda_          in [0, 1]; 0 = coverage alone
-    importance       a name of `importance.IMPORTANCES`
-    importance_term  "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
-                     "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens
-                     / mean tokens of a row)
-    demand           what covering row v is worth: "equal"; "loss" [choice], d_v ∝ the median loss of v's
-                     neighbours in the graph (`demand.regional_loss`)
-    similarity       "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
-                     `embedding`, exact
-    embedding        the signal of the graph, and of "dense"
-    reasons          importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered =
-                     max_{j∈S} sim
+    Attributes:
+        lambda_: In [0, 1]; 0 = coverage alone.
+        importance: A name of `importance.IMPORTANCES`.
+        importance_term: "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
+            "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens / mean
+            tokens of a row).
+        demand: What covering row v is worth: "equal"; "loss" [choice], d_v ∝ the median loss of v's
+            neighbours in the graph (`demand.regional_loss`).
+        similarity: "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
+            `embedding`, exact.
+        embedding: The signal of the graph, and of "dense".
+
+    Reasons: importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered = max_{j∈S}
+        sim.
     """
 
     lambda_: float = 0.0

@@ -30,10 +30,11 @@ class GradMatch:
     budget with random rows; here further pursuits do (`deflation.py`), and what they leave stays
     unfilled. The paper selects per class, or whole mini-batches; instructions have no classes [choice].
 
-    signal   gradient, or head_gradient: the last layer's, as in the paper's experiments
-    lambda_  > 0
+    Attributes:
+        signal: `gradient`, or `head_gradient`: the last layer's, as in the paper's experiments.
+        lambda_: The ridge λ, above 0.
 
-    reasons  correlation (cosine with the mean gradient), pursuit_weight, step (a row came in at, 0 = none)
+    Reasons: correlation (cosine with the mean gradient), pursuit_weight, step (a row came in at, 0 = none).
     """
 
     signal: str = "gradient"

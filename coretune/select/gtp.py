@@ -50,16 +50,17 @@ class Gtp:
     When no row is left that points towards the target, the rest of the budget stays unfilled, and a warning
     says so.
 
-    teacher      "warmup", or a folder of checkpoints
-    checkpoints  T, how many of them are measured at
-    ridge        ρ > 0, relative to unit columns; without it NNLS returns at most rank(A) rows [choice]
-    iterations   of one pursuit
-    copies       columns of at least this cosine are copies, of which a second one is chosen only when nothing
-                 distinct is left
+    Attributes:
+        teacher: "warmup", or a folder of checkpoints.
+        checkpoints: T, how many of them are measured at.
+        ridge: ρ > 0, relative to unit columns; without it NNLS returns at most rank(A) rows [choice].
+        iterations: Of one pursuit.
+        copies: Columns of at least this cosine are copies, of which a second one is chosen only when nothing
+            distinct is left.
 
-    reasons  correlation (cosine with b, the largest over the targets), pursuit_weight, iteration (in which a
-             row came in, 0 = not chosen), deflation (the pursuit that chose it, from 1), for_target (the
-             number of the target that it was chosen for, where there are several; -1 = not chosen)
+    Reasons: correlation (cosine with b, the largest over the targets), pursuit_weight, iteration (in which a
+        row came in, 0 = not chosen), deflation (the pursuit that chose it, from 1), for_target (the number of
+        the target that it was chosen for, where there are several; -1 = not chosen).
     """
 
     teacher: str = "warmup"

@@ -22,8 +22,10 @@ class KCenter:
     Algorithm 1:  u = argmax_v min_{j∈S} ‖z_v − z_j‖. Within twice the best radius for a row budget. The
     first row is drawn at random among those that fit. O(K N d).
 
-    embedding  name of an (n, d) feature
-    reasons    distance (n,): of each pick to those before it, of each other row to the nearest pick
+    Attributes:
+        embedding: Name of an (n, d) feature.
+
+    Reasons: distance (n,): of each pick to those before it, of each other row to the nearest pick.
     """
 
     embedding: str = "response_embedding"

@@ -26,7 +26,7 @@ class Less:
     side goes through Γ, as in the paper; by default it is the projected gradient itself, for which no
     optimiser state is needed [choice]. Several targets take turns by their shares of the budget [choice].
 
-    reasons  target_cosine, the mean over a target's examples, the largest over the targets; for_target
+    Reasons: target_cosine, the mean over a target's examples, the largest over the targets; for_target.
     """
 
     name: ClassVar[str] = "less"

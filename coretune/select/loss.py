@@ -20,7 +20,8 @@ class Loss:
     Biggest Losers", arXiv:1910.00762. Both draw with a probability that grows with the loss; this takes the
     top [choice].
 
-    highest  False = lowest loss first
+    Attributes:
+        highest: False = lowest loss first.
     """
 
     highest: bool = True

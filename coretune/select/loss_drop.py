@@ -26,9 +26,10 @@ class LossDrop:
     are divided by that [choice]. Several targets have a warm-up and a pass each, and take turns by their
     shares [choice].
 
-    target_epochs  passes of the warm-up over the target's examples [choice]
+    Attributes:
+        target_epochs: Passes of the warm-up over the target's examples [choice].
 
-    reasons  loss_drop, the largest over the targets; for_target
+    Reasons: loss_drop, the largest over the targets; for_target.
     """
 
     target_epochs: int = 4

@@ -24,7 +24,7 @@ class Rds:
     and the examples take turns in taking the nearest row that is left. One forward pass without the head.
     Several targets have their shares of the turns [choice].
 
-    reasons  serves, the example that took the row (of a row not chosen the nearest one); for_target
+    Reasons: serves, the example that took the row (of a row not chosen the nearest one); for_target.
     """
 
     name: ClassVar[str] = "rds"
