@@ -121,7 +121,7 @@ def forward_backward(
     *,
     projection: MatrixProjection | None = None,
 ) -> tuple[Tensor, HeadResult]:
-    """As `forward_only`, and the readers are told the gradients of each row's token-mean loss.
+    """As `forward_only`, and the readers get the gradients of each row's token-mean loss.
 
     Losses are summed over rows, so that no row's gradient is scaled by the size of the batch.
     """
@@ -148,7 +148,7 @@ def forward_backward(
 
 
 def refuse_silent(chosen: Sequence[Chosen], heard: set[str], what: str) -> None:
-    """ValueError names a layer that counts but was not heard of: its gradient would be taken for zero."""
+    """ValueError names a layer that counts but was not reached: its gradient would be taken for zero."""
     silent = [item.name for item in chosen if item.name not in heard]
     if silent:
         raise ValueError(
