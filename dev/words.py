@@ -1,7 +1,6 @@
 """Words that this project does not use, in documentation, messages, docstrings, comments and tests' names.
 
-    python dev/words.py            every banned word outside the files of dev/words_left.txt
-    python dev/words.py --left     the files of that list, with how many words are left in each
+    python dev/words.py            every banned word
     python dev/words.py FILE …     every banned word of these files
 
 Code, inline code and names of settings are not read.
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOME = Path(__file__).parents[1]
-LEFT = HOME / "dev" / "words_left.txt"
 FOLDERS = ("coretune", "tests", "bench", "examples", "docs", "dev", "results", ".github")
 
 #: Files in which the words are names or data, with the reason.
@@ -102,38 +100,11 @@ def files() -> list[Path]:
     return sorted(path for path in readable if path.relative_to(HOME).as_posix() not in OTHERWISE)
 
 
-def left() -> set[Path]:
-    """Files whose words are not changed yet."""
-    return {HOME / line for line in LEFT.read_text(encoding="utf-8").split()}
-
-
-def done() -> list[str]:
-    """A line for each file of the list that has no such word any more."""
-    clean = [path for path in sorted(left()) if not path.is_file() or not found(path)]
-    return [
-        f"dev/words_left.txt: {path.relative_to(HOME)} has none left: take its line out" for path in clean
-    ]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Words that this project does not use.")
     parser.add_argument("file", nargs="*", type=Path)
-    parser.add_argument(
-        "--left", action="store_true", help="how many words are left in the files of the list"
-    )
     asked = parser.parse_args()
-    if asked.left:
-        counts = {path: len(found(path)) for path in sorted(left())}
-        print("\n".join(f"{count:4} {path.relative_to(HOME)}" for path, count in counts.items()))
-        return 0
-    excused = left()
-    lines = [
-        line
-        for path in ([path.resolve() for path in asked.file] or files())
-        if asked.file or path not in excused
-        for line in found(path)
-    ]
-    lines += [] if asked.file else done()
+    lines = [line for path in ([path.resolve() for path in asked.file] or files()) for line in found(path)]
     print("\n".join(lines), end="\n" if lines else "")
     return bool(lines)
 
