@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predi
 from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.planning.workload import about_run, workload
 from coretune.probing import probe
+from coretune.probing.probe_config import Size, size_of
 from coretune.rounds.schedule import Clock
 from coretune.types import Pool
 
@@ -142,6 +144,25 @@ def test_a_rehearsal_measures_the_rows_that_the_settings_ask_for() -> None:
         assert found.first.selection > 0
     still = rehearsal.rehearse(coreset_config("random"), sample_pool(), cost)
     assert still.later.rows == 0
+
+
+ONE = Choosing(1.0, 2.0, 100.0, 2.0)
+
+
+def test_refreshes_that_measure_nothing_only_choose() -> None:
+    found = rehearsal.measuring(Rehearsal(ONE, Choosing(1.0, 3.0, 100.0, 2.0)), 0.0)
+    assert (found.first, found.later) == (ONE, Choosing(0.0, 1.0, 0.0, 0.0))
+    found = rehearsal.measuring(Rehearsal(ONE, ONE), 70.0)
+    assert found.later == replace(ONE, rows=70.0)
+
+
+def test_a_slow_model_is_probed_with_fewer_rows() -> None:
+    """FLOPs that the machine does in the seconds allowed; a quick one runs the steps of the run itself."""
+    of = work(pool=Work(100, 1000, 6e6), first=Work(100, 1000, 2e6))  # 6e4 and 2e4 a row
+    assert size_of(of, 16, 1e12) == Size(256, 16)
+    assert size_of(of, 16, 6 * 6e4 * 8) == Size(24, 4)
+    assert size_of(of, 16, 1.0) == Size(12, 1)
+    assert size_of(work(first=Work(0, 0, 0.0)), 64, 1e12) == Size(512, 64)
 
 
 def test_a_large_pool_is_extrapolated_by_the_power_that_two_sizes_show(

@@ -7,13 +7,12 @@ that were measured of a few rows and are drawn again, with noise, for as many as
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coretune.ledger import Ledger
-from coretune.planning.forecast import Looks
 from coretune.refresh import advance, start
 from coretune.rounds.measurement import Measurement
 from coretune.rounds.schedule import Clock, CoresetConfig
@@ -43,22 +42,15 @@ class Rehearsal:
     later: Choosing
 
 
-def looking_at(rehearsal: Rehearsal, looks: Sequence[Looks], budget: int, most: int) -> Rehearsal:
-    """The same with the rows that later refreshes measure as forecast, and the choosing that goes with it.
+def measuring(rehearsal: Rehearsal, rows: float) -> Rehearsal:
+    """The same with so many rows measured at each later refresh; of none, what it measured costs nothing.
 
-    With anchors "candidates" how many rows are measured depends on how much the model's news changes the
-    choice, which noise does not imitate. Each measurement is followed by an update; there is a choice before
-    each, one that finds nothing more to measure, and the last.
-
-    budget, most  rows in the coreset and in the pool
+    With anchors "candidates" the number depends on what the model tells, which noise does not imitate.
     """
-    if not looks:
-        return rehearsal
     later = rehearsal.later
-    rows = float(np.mean([min(one.rows * budget, most) for one in looks]))
-    times = float(np.mean([one.looks for one in looks]))
-    graph, selection = later.graph / max(later.looks, 1.0), later.selection / (later.looks + 2)
-    return replace(rehearsal, later=Choosing(graph * times, selection * (times + 2), rows, times))
+    if rows:
+        return replace(rehearsal, later=replace(later, rows=rows))
+    return replace(rehearsal, later=Choosing(0.0, later.selection / (later.looks + 1), 0.0, 0.0))
 
 
 def rehearse(
@@ -120,9 +112,12 @@ def _drawn(config: CoresetConfig, sample: Pool, n: int, seed: int) -> dict[str, 
 
 
 def _blurred(values: Array, name: str, rng: np.random.Generator, noise: float) -> Array:
-    """Each number moved by `noise` of the signal's root mean square; unit rows stay unit."""
+    """Each number moved by `noise` of the signal's root mean square; unit rows stay unit, and what is nowhere
+    negative, as losses, stays so."""
     scale = np.float32(noise * np.sqrt(np.mean(np.square(values, dtype=np.float64))))
     moved = values + scale * rng.standard_normal(values.shape, dtype=np.float32)
+    if (values >= 0).all():
+        moved = np.abs(moved)
     if name.endswith(UNIT):
         moved /= np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), 1e-12)
     return moved.astype(np.float32)

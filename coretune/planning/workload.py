@@ -134,17 +134,19 @@ def _evaluations(args: Any, rounds: int) -> int:
 def counted(trainer: CoresetMixin, config: RunConfig) -> dict[str, Any]:
     """A prediction by formulas alone: rows, tokens and FLOPs by phase; seconds are None."""
     work, coreset = workload(trainer, config), trainer.coreset_config
-    again = looked_at(coreset.refresh, work.pool_rows, work.budget_rows)
-    later = Choosing(0.0, 0.0, 0.0 if _measures_once(trainer) else again, 1.0)
-    phases = predict(
-        work,
-        Rates(),
-        Rehearsal(Choosing(0.0, 0.0, work.pool_rows, 1.0), later),
-        bool(coreset.needs),
-    )
+    first = Choosing(0.0, 0.0, work.pool_rows, 1.0)
+    later = Choosing(0.0, 0.0, measured_later(trainer, work), 1.0)
+    phases = predict(work, Rates(), Rehearsal(first, later), bool(coreset.needs))
     known = {name: {**vars(cost), "seconds": None} for name, cost in phases.items()}
     total = {**vars(sum(phases.values(), Cost())), "seconds": None}
     return {"phases": known, "total": total}
+
+
+def measured_later(trainer: CoresetMixin, work: Workload) -> float:
+    """Rows that each refresh after the first measures, by formula."""
+    if _measures_once(trainer):
+        return 0.0
+    return looked_at(trainer.coreset_config.refresh, work.pool_rows, work.budget_rows)
 
 
 def looked_at(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float:

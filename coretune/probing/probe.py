@@ -2,7 +2,7 @@
 
 full trainer (counted, not trained) ─► Workload
 a small run of the same config: warm-up, selection, refresh, a few steps, part of an evaluation ─► Rates
-signals of its rows ─► rehearsal (what choosing takes), forecast (what refreshes measure) ─► Plan
+signals of its rows ─► rehearsal (what choosing takes) ─► Plan
 """
 
 from __future__ import annotations
@@ -13,30 +13,28 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, TrainerCallback, get_scheduler
-from transformers.trainer_utils import SchedulerType
+from transformers import PrinterCallback, TrainerCallback
 
 from coretune import run
 from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
-from coretune.planning.forecast import Moved, forecast
 from coretune.planning.plan import Plan, Rates, Workload, predict
-from coretune.planning.rehearsal import Choosing, Rehearsal, looking_at, rehearse
-from coretune.planning.workload import about_run, look, workload
-from coretune.probing.probe_config import elsewhere, small_config
+from coretune.planning.rehearsal import Choosing, Rehearsal, measuring, rehearse
+from coretune.planning.workload import about_run, look, measured_later, workload
+from coretune.probing.probe_config import elsewhere, size_of, small_config
 from coretune.recording.selection_log import is_selection
-from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.training.train import CoresetSFTTrainer
-from coretune.types import Array, Pool
+from coretune.types import Pool
 
-HELD_OUT = 64  # rows evaluated
+HELD_OUT = 64  # rows evaluated, at most as many as the pool of the probe has
+SECONDS = 8.0  # of the model in the probe, where it is slow [choice]
 PARTS = ("counting", "probing", "rehearsing")  # of making a plan
 
 
@@ -53,59 +51,43 @@ def make_plan(
     """
     with tempfile.TemporaryDirectory(prefix="coretune-plan-") as folder:
         whole = run.build_trainer(elsewhere(config, folder, "whole"))
-        work, rounds, ages = workload(whole, config), whole.clock, ages_of(whole.args)
-        coreset, cost = whole.coreset_config, whole.pool_rows.length.copy()
-        harvests = whole.signals.harvest is not None
-        sizes = _sizes(whole)
+        work, coreset, cost = workload(whole, config), whole.coreset_config, whole.pool_rows.length.copy()
+        later, sizes = measured_later(whole, work), _sizes(whole)
         about, notes = about_run(config), _notes(whole)
-        small = small_config(whole, config, Path(folder))
+        batch = whole.clock.batch * whole.clock.density
+        size = size_of(work, batch, SECONDS / _seconds_a_flop(whole, clock))
+        small = small_config(whole, config, Path(folder), size)
         del whole
         gc.collect()
         over(PARTS[1])
         found = _probe(small, clock, bool(work.held_out.rows))
     over(PARTS[2])
     rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
-    if found.moved is not None and work.selections > 1:
-        batch = max(1, round(rounds.rows * found.chosen / work.budget_rows))
-        looks = forecast(
-            replace(found.coreset, refresh_every=coreset.refresh_every),
-            found.pool,
-            found.moved,
-            Clock(1, batch, rounds.warmup_rounds, rounds.every),
-            ages[:: rounds.steps][: work.rounds],
-            harvests,
-        )
-        rehearsal = looking_at(rehearsal, looks, work.budget_rows, work.pool_rows)
+    if coreset.refresh.anchors == "candidates":
+        rehearsal = measuring(rehearsal, later)
     over(PARTS[2])
     phases = predict(work, found.rates, rehearsal, bool(coreset.needs))
     n = work.pool_rows
-    memory = {**found.rates.memory, "signals of the pool": n * found.signals}
+    of = f", {size.batch} rows a step" if size.batch < batch else ""
+    memory = {f"{name}{of}": value for name, value in found.rates.memory.items()}
+    memory |= {"signals of the pool": n * found.signals}
     disk = _disk(config, work, sizes, n * found.signals)
     return Plan(phases, work, disk, memory, about, notes)
 
 
-def ages_of(args: Any) -> Array:
-    """(steps + 1,) how much a model has been trained before each step: the learning rates so far.
-
-    The stock schedule, as a share of its peak; a plateau's, which nobody knows beforehand, is taken as
-    constant. Before the first step it is what the first step adds: none is of age 0.
-    """
-    rates = np.ones(args.max_steps)
-    if args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        schedule = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=args.get_warmup_steps(args.max_steps),
-            num_training_steps=args.max_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
-        )
-        for step in range(args.max_steps):
-            rates[step] = schedule.get_last_lr()[0]
-            optimizer.step()
-            schedule.step()
-    ages = np.concatenate([[0.0], np.cumsum(rates)])
-    return np.maximum(ages, rates[rates > 0][0] if rates.any() else 1.0)
+def _seconds_a_flop(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
+    """Roughly, by a forward pass of the row of middle length, the second time."""
+    length = trainer.pool_rows.length
+    row = np.argsort(length)[len(length) // 2 :][:1]
+    model: Any = trainer.model
+    (ids,) = trainer.pool_rows.tokens(row)
+    tokens = torch.as_tensor(ids[None], dtype=torch.int64, device=model.device)
+    began = 0.0
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        for _ in range(2):
+            began = clock()
+            model(input_ids=tokens).logits.sum().item()
+    return max(clock() - began, 1e-6) / (trainer.cost.training(row) / 3)
 
 
 # ------------------------------------------------------------------------------------------- the probe
@@ -120,7 +102,6 @@ class _Watch(TrainerCallback):
         self.other: list[float] = []  # at the beginning, and after every selection
         self.measured: list[float] = []  # after every selection
         self.peak = {"training": 0.0, "measuring": 0.0}
-        self.first: Pool | None = None  # the pool as the first selection saw it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._select()
@@ -131,9 +112,6 @@ class _Watch(TrainerCallback):
             self._see("measuring")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = self.trainer.coreset_state
-        if self.first is None and now is not None and now.selections:
-            self.first = now.pool
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -161,16 +139,11 @@ class _Probed:
 
     pool     its rows with their signals, at the end
     signals  bytes a row of them
-    coreset  its settings, which choose so many rows
-    moved    two measurements of all rows, where the number of later ones depends on what they find
     """
 
     rates: Rates
     pool: Pool
     signals: float
-    coreset: CoresetConfig
-    chosen: int
-    moved: Moved | None
 
 
 def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Probed:
@@ -182,7 +155,7 @@ def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Pr
     trainer.train()
     costs = trainer.ledger.by_phase()
     training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
-    measure, each, last = _looks(trainer, clock)
+    measure, each = _looks(trainer, clock)
     evaluation = _evaluation(trainer, clock) if evaluate else 0.0
     state = trainer.coreset_state
     assert state is not None
@@ -204,19 +177,7 @@ def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Pr
         record_pool=max(0.0, watch.other[1] - watch.other[0]) / n - record,
         memory=_memory(watch),
     )
-    chosen, moved = len(state.coreset.indices), _moved(trainer, watch, last)
-    return _Probed(rates, pool, signals / n, trainer.coreset_config, chosen, moved)
-
-
-def _moved(trainer: CoresetSFTTrainer, watch: _Watch, last: Mapping[str, Array]) -> Moved | None:
-    """None where later refreshes measure rows that are known beforehand; last: signals after training."""
-    config, ages = trainer.coreset_config, ages_of(trainer.args)
-    if config.refresh.anchors != "candidates" or config.taught or watch.first is None or not last:
-        return None
-    before = {name: watch.first.feature(name) for name in last}
-    good = {name: np.where(np.isfinite(value), value, before[name]) for name, value in last.items()}
-    begun = ages[trainer.clock.warmup_rounds * trainer.clock.steps]
-    return Moved(before, good, (float(begun), float(ages[-1])))
+    return _Probed(rates, pool, signals / n)
 
 
 def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
@@ -238,30 +199,30 @@ def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
     return rate, boundary, max(0.0, start)
 
 
-def _looks(
-    trainer: CoresetSFTTrainer, clock: Callable[[], float]
-) -> tuple[float, float, Mapping[str, Array]]:
-    """Seconds a FLOP of measuring and seconds a measurement, of a small and a large one; its signals."""
+def _looks(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds a FLOP of measuring and seconds a measurement, of a small and a large one."""
     if trainer.measurement is None:
-        return 0.0, 0.0, {}
+        return 0.0, 0.0
     if trainer.coreset_config.taught:  # measured at checkpoints: the first measurement is all there is
         seen = trainer.ledger.costs["measurement"]
-        return seen.seconds / (seen.flops or 1.0), 0.0, {}
+        return seen.seconds / (seen.flops or 1.0), 0.0
     everyone = np.arange(len(trainer.pool_rows.length))
     took, flops = [], []
     for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
         began = clock()
-        signals = trainer.measurement.measure(rows)
+        trainer.measurement.measure(rows)
         took.append(clock() - began)
         flops.append(trainer.measurement.flops(rows))
     rate = max(0.0, (took[1] - took[0]) / (flops[1] - flops[0])) if flops[1] > flops[0] else 0.0
     rate = rate or took[1] / flops[1]
-    return rate, max(0.0, took[1] - rate * flops[1]), signals
+    return rate, max(0.0, took[1] - rate * flops[1])
 
 
 def _evaluation(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
     """Seconds a FLOP, the second time."""
-    some = trainer.eval_dataset.select(range(min(HELD_OUT, len(trainer.eval_dataset))))
+    some = trainer.eval_dataset.select(
+        range(min(HELD_OUT, len(trainer.pool_rows.length), len(trainer.eval_dataset)))
+    )
     for _ in range(2):
         before, began = trainer.ledger.costs["evaluation"].flops or 0.0, clock()
         trainer.evaluate(some)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.files import whole
 from coretune.keys import put
+from coretune.planning.plan import Workload
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
 from coretune.training.mixin import CoresetMixin
@@ -20,7 +22,8 @@ from coretune.training.sections import ROWS_ONLY
 from coretune.types import Rows
 
 ROWS = 256  # of the probe's pool, or as many as 8 steps take
-WARMUP, EVERY, AFTER = 2, 4, 4  # steps before the first selection, to the next, and after that
+WARMUP, EVERY, AFTER = 2, 2, 2  # steps before the first selection, to the next, and after that
+LEAST = 12  # rows, however slow the model is
 QUIET = {
     "save_strategy": "no",
     "eval_strategy": "no",
@@ -38,12 +41,32 @@ def elsewhere(config: RunConfig, folder: str | Path, name: str) -> RunConfig:
     return config.model_copy(update={**changes, "report": "never", "training": training})
 
 
-def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path) -> RunConfig:
+@dataclass(frozen=True)
+class Size:
+    """Rows of the probe's pool, and of a step."""
+
+    rows: int
+    batch: int
+
+
+def size_of(work: Workload, batch: int, flops: float) -> Size:
+    """As large as the run's own steps, or as so many FLOPs of the model afford; LEAST and one at least.
+
+    batch  rows of the run's own step
+    flops  half is for the steps; half for the rows, each measured about three times
+    """
+    step = (WARMUP + EVERY + AFTER) * work.pool.flops / max(1, work.pool_rows)
+    a_row = 3 * work.first.flops / max(1, work.first.rows)
+    small = int(min(batch, max(1.0, 0.5 * flops / step))) if step else batch
+    rows = max(ROWS, 8 * batch)
+    return Size(int(min(rows, max(LEAST, 2 * small, 0.5 * flops / a_row))) if a_row else rows, small)
+
+
+def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: Size) -> RunConfig:
     """The run of this trainer on a few random rows, WARMUP + EVERY + AFTER steps long."""
     assert isinstance(trainer.pool_rows, Corpus)
-    n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, trainer.clock.batch
-    batch *= trainer.clock.density
-    few = min(n, max(ROWS, 8 * batch))
+    n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, size.batch
+    few = min(n, size.rows)
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
     lesson = trainer.signals.lesson
     warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
@@ -59,6 +82,8 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path) -> RunC
     put(section, "refresh.audit_every", None)
     put(section, "refresh.wait", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
+    if batch < trainer.clock.batch * trainer.clock.density:
+        training |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
     small = {**_data(trainer, rows, folder), "coreset": section, "training": training}
     return elsewhere(config, folder, "small").model_copy(update=small)

@@ -145,7 +145,8 @@ class RunSignals:
         noise, rows = self.config.noise, self.setup.rows
         if noise is None:
             return None
-        pairs = Mismatched.of(rows, rows.length, noise.pairs, self.config.seed)
+        count = min(noise.pairs, len(rows.length))
+        pairs = Mismatched.of(rows, rows.length, count, self.config.seed)
         if not len(pairs) and self.processes.first:
             log.warning("%s", selection_log.no_pairs(rows.prompt_length))
         return pairs
