@@ -16,8 +16,6 @@ from tiny_run import arguments, coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
-from coretune import run
-from coretune.config import check_config
 from coretune.rounds.sampler import PreparedRows
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
@@ -223,22 +221,6 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     get_peft_model(model, config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-@pytest.mark.parametrize("kind", [str, Path])
-def test_an_adapter_given_as_the_model_is_named_with_its_base(
-    tmp_path: Path, adapter: Path, kind: Any
-) -> None:
-    with pytest.raises(ValueError, match=r"holds an adapter .* and no model of its own") as refused:
-        trainer(tmp_path, coreset_config("random"), model=kind(adapter))
-    assert f"give its base, {model_folder()}," in str(refused.value)
-    (tmp_path / "pool.jsonl").write_text("")
-    raw = {"model_name_or_path": str(adapter), "train_data": str(tmp_path / "pool.jsonl"), "output_dir": "x"}
-    with pytest.raises(ValueError, match=r"holds an adapter .* and no model of its own"):
-        run.build_trainer(check_config({**raw, "coreset": {"method": "random", "budget": "10%"}}))
-    (tmp_path / "adapter_config.json").write_text("not json")
-    with pytest.raises(ValueError, match="give its base, the model it was trained on"):
-        trainer(tmp_path, coreset_config("random"), model=str(tmp_path))
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path: Path, adapter: Path) -> None:
