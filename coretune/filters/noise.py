@@ -155,8 +155,8 @@ def _against_pairs(pool: Pool) -> Array:
 
 
 def _score(loss: Array, empty: Array, tokens: Array) -> Array:
-    """(n,) float64; LEAST_LOSS keeps a loss of 0 finite."""
-    ratio = (loss.astype(np.float64) + LEAST_LOSS) / (empty.astype(np.float64) + LEAST_LOSS)
+    """(n,) float64; LEAST_LOSS keeps a loss of 0 finite, and one that was propagated may be below it."""
+    ratio = (np.maximum(loss, 0).astype(np.float64) + LEAST_LOSS) / (empty.astype(np.float64) + LEAST_LOSS)
     found: Array = np.sqrt(tokens) * np.log(ratio)
     return found
 
