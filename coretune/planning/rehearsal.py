@@ -45,7 +45,7 @@ class Rehearsal:
 def measuring(rehearsal: Rehearsal, rows: float) -> Rehearsal:
     """The same with so many rows measured at each later refresh; of none, what it measured costs nothing.
 
-    With anchors "candidates" the number depends on what the model tells, which noise does not imitate.
+    With anchors "candidates" the number depends on how the model changes, which noise does not imitate.
     """
     later = rehearsal.later
     if rows:
