@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -226,7 +227,11 @@ def examined(name: str, quick: bool) -> Found:
                 if what != REFUSED:
                     break
         if not quick or trained == "LoRA":
-            found.gradients[trained] = gap(name, adapters[-1])
+            try:
+                found.gradients[trained] = gap(name, adapters[-1])
+            except Exception as error:
+                found.gradients[trained] = math.inf
+                print(f"{name}, {trained}, gradients: {error!r}")
     return found
 
 

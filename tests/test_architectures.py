@@ -17,7 +17,10 @@ def _bench(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "adapted"),
     [
-        *((name, False) for name in ("gemma2", "phi3", "gpt_neox", "falcon", "cohere", "mixtral", "mamba2")),
+        *(
+            (name, False)
+            for name in ("gemma2", "phi3", "gpt_neox", "falcon", "cohere", "mixtral", "mamba2", "llama4_text")
+        ),
         *((name, True) for name in ("qwen3", "gpt2", "falcon_h1")),
     ],
 )

@@ -146,6 +146,15 @@ def test_a_and_b_are_read_of_lora_of_every_kind_or_it_is_refused(kind: str) -> N
     assert_close(measured(model), norms(model, names))
 
 
+@pytest.mark.parametrize("signal", ["loss", "gradient_norm"])
+def test_a_model_that_fails_on_a_row_is_refused_in_one_line(signal: str) -> None:
+    """As where PEFT has put LoRA on a router that gives a pair."""
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.forward = lambda hidden: (hidden, hidden)
+    with pytest.raises(ValueError, match=r"^the model fails on a row \(TypeError: .*try other layers"):
+        checked(model, signal)
+
+
 def test_an_adapter_whose_gradients_cannot_be_read_still_has_losses() -> None:
     checked(adapted(config_of("IA3")), "loss")
 

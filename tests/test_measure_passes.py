@@ -261,3 +261,10 @@ def test_what_rows_are_compared_with_is_measured_once_while_the_weights_stay(mon
     moved = look(np.array([1, 4]))["alignment"]
     assert sum(count) == 6 + 2 + 2 + 6 + 2
     np.testing.assert_allclose(moved, measure(model, rows, ["alignment"])["alignment"][[1, 4]], rtol=1e-4)
+
+
+def test_a_decoder_that_the_logits_do_not_come_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, "get_decoder", torch.nn.Identity)
+    with pytest.raises(ValueError, match="LlamaForCausalLM makes its logits without Identity, its decoder"):
+        measure(model, random_rows(2, 0), ["loss"])

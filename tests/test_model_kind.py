@@ -9,6 +9,7 @@ import pytest
 import transformers
 from peft import LoraConfig, get_peft_model
 from tiny_run import coreset_config, trainer
+from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from coretune.training.model_kind import refuse_other_models
@@ -67,3 +68,14 @@ def test_a_class_that_comes_with_the_model_is_nobodys_to_judge(tmp_path: Path) -
     made.save_pretrained(tmp_path)
     refuse_other_models(tmp_path)
     refuse_other_models(str(tmp_path / "not there"))
+
+
+def test_experts_that_trl_cannot_balance_are_refused_and_trained_without_that(tmp_path: Path) -> None:
+    """GraniteMoe's config calls their number otherwise than TRL 1.16 asks for it at the first step."""
+    sizes = {"hidden_size": 16, "num_key_value_heads": 2, "vocab_size": len(tiny_tokenizer())}
+    model = AutoModelForCausalLM.from_config(transformers.GraniteMoeConfig(**{**TINY, **sizes}))
+    with pytest.raises(
+        ValueError, match=r"experts of granitemoe, .* no num_experts: set router_aux_loss_coef"
+    ):
+        trainer(tmp_path, coreset_config("random"), model=model)
+    trainer(tmp_path, coreset_config("random"), model=model, router_aux_loss_coef=0.0, max_steps=1).train()

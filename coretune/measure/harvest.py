@@ -28,7 +28,7 @@ from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader
 from coretune.measure.logits import LogitRule
 from coretune.measure.meter import SignalMeter
-from coretune.measure.parameters import Choice
+from coretune.measure.parameters import Choice, decoder_of
 from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
 from coretune.measure.seen import Seen
@@ -274,7 +274,7 @@ def _listening(
     handles = [item.layer.register_forward_hook(tap(item, readers)) for item in choice.layers]
     if choice.tied is not None:
         handles.append(choice.tied.layer.register_forward_hook(tap(choice.tied, [tied.__setitem__])))
-    handles.append(model.get_decoder().register_forward_hook(seen.note_hidden))
+    handles.append(decoder_of(model).register_forward_hook(seen.note_hidden))
     handles.append(model.register_forward_hook(seen.note_output))
     try:
         yield

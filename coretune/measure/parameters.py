@@ -29,6 +29,13 @@ MAGNITUDE = "lora_magnitude_vector"  # of DoRA
 ATTENTION_OUTPUT = re.compile(r"(^|\.)(\w*att(n|ention)\w*\.(o_proj|c_proj|out_proj|dense)|mixer\.out_proj)$")
 
 
+def decoder_of(model: Any) -> Any:
+    """What gives the hidden states that the head is given; transformers (5.23) takes a few models whole for
+    it, as Llama 4's."""
+    found = model.get_decoder()
+    return found.model if hasattr(found, "lm_head") and hasattr(found, "model") else found
+
+
 def decoder_blocks(decoder: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of transformer blocks and its name in the decoder; ValueError when there is not one such."""
     lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
@@ -98,7 +105,7 @@ def choose(model: Any, last_blocks: int | None, kind: str) -> Choice:
     ValueError: more blocks asked for than there are; no such parameter; a layer without a rule, by its name
     and that of the adapter's kind.
     """
-    _, blocks = decoder_blocks(model.get_decoder())
+    _, blocks = decoder_blocks(decoder_of(model))
     if last_blocks is not None and last_blocks > len(blocks):
         raise ValueError(
             f"last_blocks is {last_blocks} but the model has {len(blocks)} blocks; ask for fewer or None"

@@ -18,7 +18,7 @@ from coretune.measure.head import HeadResult, response_loss
 from coretune.measure.head_weight import tell_head
 from coretune.measure.hooks import Chosen, Reader, listening
 from coretune.measure.logits import LogitRule
-from coretune.measure.parameters import Choice
+from coretune.measure.parameters import Choice, decoder_of
 from coretune.measure.project import MatrixProjection
 from coretune.measure.split import take_apart
 
@@ -75,6 +75,7 @@ def forward(
     """
     states: list[Tensor] = []
     used: list[Used] = []
+    decoder = decoder_of(model)
     skip = model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: (given(inputs[0]),))
 
     def decoded(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -82,6 +83,11 @@ def forward(
 
     def leave(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
         skip.remove()
+        if not states:
+            raise ValueError(
+                f"{type(model).__name__} makes its logits without {type(decoder).__name__}, its decoder: "
+                "this is not supported; take a method that measures nothing, as random"
+            )
         used.append(use(states[0], output))
         return states[0]
 
@@ -89,7 +95,7 @@ def forward(
     outermost = model.module if type(model).__name__ == "FullyShardedDataParallel" else model
     handles = [
         skip,
-        model.get_decoder().register_forward_hook(decoded),
+        decoder.register_forward_hook(decoded),
         outermost.register_forward_hook(leave, prepend=True),
     ]
     try:

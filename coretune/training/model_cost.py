@@ -15,7 +15,7 @@ from coretune.ledger import (
     measurement_flops,
     training_flops,
 )
-from coretune.measure.parameters import choose, decoder_blocks, full_shape
+from coretune.measure.parameters import choose, decoder_blocks, decoder_of, full_shape
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds.sampler import PoolRows
@@ -167,7 +167,7 @@ def has_formulas(model: Any) -> bool:
     """
     try:
         heads = model.config.get_text_config().num_attention_heads
-        _, blocks = decoder_blocks(model.get_decoder())
+        _, blocks = decoder_blocks(decoder_of(model))
     except (AttributeError, ValueError):
         return False
     attentive = all(any(ATTENTION.search(name) for name, _ in block.named_modules()) for block in blocks)
@@ -187,7 +187,7 @@ def estimated_shape(model: Any) -> ModelShape:
 def model_shape(model: Any) -> ModelShape:
     """What the FLOP formulas need, read off the model: blocks, head, attention width."""
     config = model.config.get_text_config()
-    _, blocks = decoder_blocks(model.get_decoder())
+    _, blocks = decoder_blocks(decoder_of(model))
     # Written in the config only by architectures whose heads may be wider than their share.
     head_dim = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     # By the layers' own sizes: 4-bit weights are packed, and split ones are apart.

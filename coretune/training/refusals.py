@@ -199,6 +199,20 @@ def refuse_adapter_of_sft(model: Any, checkpointing: bool) -> None:
         )
 
 
+def refuse_experts_of_sft(model: Any, balanced: bool) -> None:
+    """ValueError for experts that TRL's SFTTrainer (1.16) cannot balance: its first step would fail.
+
+    balanced  whether it adds the experts' balancing loss
+    """
+    config = model.config.get_text_config()
+    missing = [name for name in ("num_experts", "num_experts_per_tok") if not hasattr(config, name)]
+    if balanced and missing:
+        raise ValueError(
+            f"TRL's SFTTrainer cannot balance the experts of {config.model_type}, whose config has no "
+            f"{missing[0]}: set router_aux_loss_coef: 0.0"
+        )
+
+
 def refuse_virtual_tokens(model: Any) -> None:
     """ValueError for an adapter that is tokens of its own before each row."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:

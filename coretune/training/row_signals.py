@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from coretune.escaping import first_line
 from coretune.ledger import GRADIENT_SIGNALS
 from coretune.measure.bases import SpecialTokens
 from coretune.measure.batches import TokenRows
@@ -99,13 +100,24 @@ class RowSignals:
             raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")
         bare = replace(self, settings=replace(self.settings, preconditioner="none"))
         bare.measurer([Snapshot("none", {}, 1.0)], None)
-        if tried and (GRADIENT_SIGNALS | {TRAJECTORY}) & set(self.signals):
-            try:
-                bare._measured(self.rows, ONE_ROW, ["gradient_norm"])
-            except ValueError as error:
-                raise unreadable(self.model, f"no gradient of a row can be read: {error}") from None
-        elif tried:
-            bare._measured(self.rows, ONE_ROW, ["loss"])
+        if not tried:
+            return
+        try:
+            bare._try_one_row()
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the model fails on a row ({type(error).__name__}: {first_line(error)}): try other layers "
+                "for the adapter, or see whether the stock trainer takes it"
+            ) from error
+
+    def _try_one_row(self) -> None:
+        if not (GRADIENT_SIGNALS | {TRAJECTORY}) & set(self.signals):
+            self._measured(self.rows, ONE_ROW, ["loss"])
+            return
+        try:
+            self._measured(self.rows, ONE_ROW, ["gradient_norm"])
+        except ValueError as error:
+            raise unreadable(self.model, f"no gradient of a row can be read: {error}") from None
 
     def __call__(self, rows: Rows) -> Mapping[str, Array]:
         snapshots = self.snapshots()
