@@ -35,7 +35,12 @@ def encode(
         "file": ["f"] * size,
         "number": list(range(1, size + 1)),
     }
-    return encode_batch(batch, tokenizer, {"f": format}, {}, max_length, loss)
+    return as_lists(encode_batch(batch, tokenizer, {"f": format}, {}, max_length, loss))
+
+
+def as_lists(encoded: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    tokens = {name: [row.tolist() for row in encoded[name]] for name in ("input_ids", "labels")}
+    return {**encoded, **tokens}
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -240,7 +245,7 @@ def test_both_kinds_of_text_in_one_batch() -> None:
         "file": ["t", "m", "m", "t"],
         "number": [1, 1, 2, 2],
     }
-    mixed = encode_batch(batch, tokenizer, {"t": "text", "m": "messages"}, {}, 100)
+    mixed = as_lists(encode_batch(batch, tokenizer, {"t": "text", "m": "messages"}, {}, 100))
     assert mixed["id"] == ["t:1", "m:1", "", "t:2"]
     assert mixed["problem"] == [None, None, "broken", None]
     one, two = encode([{"text": "One."}, {"text": "Two."}], "text", tokenizer)["input_ids"]

@@ -78,7 +78,7 @@ def _whole(
     encoded = encode_batch(batch, tokenizer, {"row": format}, {"row": columns}, WHOLE, loss)
     if encoded["problem"][0] is not None:
         raise BadRow(encoded["problem"][0])
-    ids: list[int] = encoded["input_ids"][0]
+    ids: list[int] = encoded["input_ids"][0].tolist()
     return ids
 
 

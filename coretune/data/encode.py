@@ -84,8 +84,8 @@ def encode_batch(
 
 
 EMPTY: Mapping[str, Any] = {
-    "input_ids": [],
-    "labels": [],
+    "input_ids": np.zeros(0, np.int32),  # arrays, which arrow takes several times as fast as lists
+    "labels": np.zeros(0, np.int32),
     "prompt_length": 0,
     "truncated": False,
     "id": "",
@@ -229,13 +229,13 @@ def _border(ids: list[int], prompt_ids: list[int] | None, bos: int | None) -> in
 
 def _encoded(ids: list[int], counted: np.ndarray[Any, Any], truncated: bool) -> dict[str, Any]:
     """The row's columns; the digest is of the tokens and of those that count."""
-    prompt_length = int(np.argmax(counted))
-    content = np.array([prompt_length, *ids], "<i4").tobytes()
+    prompt_length, tokens = int(np.argmax(counted)), np.array(ids, "<i4")
+    content = np.array([prompt_length], "<i4").tobytes() + tokens.tobytes()
     if not counted[prompt_length:].all():
         content += np.packbits(counted).tobytes()
     return {
-        "input_ids": ids,
-        "labels": np.where(counted, ids, IGNORED).tolist(),
+        "input_ids": tokens,
+        "labels": np.where(counted, tokens, np.int32(IGNORED)),
         "prompt_length": prompt_length,
         "truncated": truncated,
         "digest": blake2b(content, digest_size=DIGEST_BYTES).digest(),

@@ -78,7 +78,8 @@ def encode(tokenizer: Any, records: Sequence[Mapping[str, Any]], max_length: int
         raise ValueError(
             f"{len(bad)} of {len(records)} records cannot be evaluated, first record {bad[0][0]}: {bad[0][1]}"
         )
-    return list(zip(encoded["input_ids"], encoded["prompt_length"], strict=True))
+    tokens = [ids.tolist() for ids in encoded["input_ids"]]
+    return list(zip(tokens, encoded["prompt_length"], strict=True))
 
 
 def _batches(rows: Sequence[Row], limit: int) -> Iterator[list[Row]]:
