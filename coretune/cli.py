@@ -89,6 +89,7 @@ def train(
         if not quiet:
             print_table("Cost of this run", run.summary(trainer))
             print(run.against_plan(trainer))
+            print(trainer.ledger.selection_share())
         print(f"run directory: {settings.output_dir}")
 
     guarded(work, traceback)

@@ -177,7 +177,7 @@ def _costs(trainer: CoresetMixin, asked: RealDemo, name: str) -> dict[str, float
     labels, run = make_real_pool(asked.seed).labels, RunFiles.of(asked.folder / name)
     wrong = [np.mean([labels[row] == "wrong" for row in run.chosen(round)]) for round in run.rounds]
     costs = trainer.ledger.by_phase()
-    choosing = sum(costs[phase].seconds for phase in ("measurement", "graph", "selection"))
+    choosing = trainer.ledger.selecting().seconds
     return {
         "wrong": float(np.mean(wrong)),
         "steps": trainer.state.global_step,

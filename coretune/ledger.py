@@ -34,6 +34,7 @@ from coretune.files import write_text
 from coretune.types import EMPTY_PROMPT_LOSS, TARGET_SIMILARITY, Array, Rows
 
 PHASES = ("warm-up", "measurement", "graph", "selection", "training", "evaluation", "other")
+SELECTING = ("measurement", "graph", "selection")  # of choosing rows
 TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
 
 
@@ -146,6 +147,21 @@ class Ledger:
     def total(self) -> Cost:
         """The sum over all phases."""
         return sum(self.by_phase().values(), Cost())
+
+    def selecting(self) -> Cost:
+        """The sum over SELECTING."""
+        costs = self.by_phase()
+        return sum((costs[name] for name in SELECTING), Cost())
+
+    def selection_share(self) -> str:
+        """A line: what choosing rows cost, as a share of the whole run."""
+        selecting, total = self.selecting(), self.total()
+        seconds = f"{selecting.seconds / (total.seconds or 1.0):.0%} of"
+        if selecting.flops is None or not total.flops:
+            return f"selection cost {seconds} the run's seconds"
+        return (
+            f"selection cost {selecting.flops / total.flops:.0%} of the run's FLOPs and {seconds} its seconds"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold. Taken inside an open phase it has that phase's cost so far."""

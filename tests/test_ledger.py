@@ -161,6 +161,18 @@ def test_overlap_is_the_share_of_this_coreset_that_was_in_the_last() -> None:
     assert overlap(np.array([5]), np.array([6])) == 0.0
 
 
+def test_what_selection_cost_is_told_as_a_share_of_the_run() -> None:
+    ledger = Ledger()
+    assert ledger.selection_share() == "selection cost 0% of the run's seconds"
+    ledger.add("training", 6.0, rows=9, tokens=90, flops=6e9)
+    ledger.add("measurement", 2.0, rows=9, tokens=90, flops=2e9)
+    ledger.add("graph", 1.0)
+    ledger.add("evaluation", 1.0, rows=1, tokens=9, flops=2e9)
+    assert ledger.selection_share() == "selection cost 20% of the run's FLOPs and 30% of its seconds"
+    ledger.add("selection", 0.0, rows=1, tokens=9)  # of unknown FLOPs
+    assert ledger.selection_share() == "selection cost 30% of the run's seconds"
+
+
 def test_an_unknown_phase_is_refused_with_the_names_there_are() -> None:
     ledger = Ledger()
     with pytest.raises(

@@ -147,7 +147,7 @@ def test_the_headline_adds_up(run: RunFiles) -> None:
 
 def test_cost_in_steps_when_the_steps_are_known(tmp_path: Path) -> None:
     run = RunFiles.of(make_run(tmp_path, config={"training": {"max_steps": 90}}))
-    assert "choosing cost as much as 30 of the 90 steps" in render(facts.gather(run))
+    assert "of it for choosing, as much as 30 of the 90 steps" in render(facts.gather(run))
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def run_job(job: Job) -> Result:
         "flops": sum(charged, Cost()).flops,
         "prices": vars(_prices(trainer)),
         "seconds": sum(cost.seconds for cost in charged),
-        "choosing": sum(costs[name].seconds for name in ("measurement", "graph", "selection")),
+        "choosing": trainer.ledger.selecting().seconds,
         "tokens": costs["training"].tokens + costs["warm-up"].tokens,
         "curve": [[line["step"], line["cost/flops"], line["eval_loss"]] for line in history],
         "folder": folder.name,

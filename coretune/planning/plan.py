@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from coretune.files import read_json, write_json
-from coretune.ledger import PHASES, Cost
+from coretune.ledger import PHASES, SELECTING, Cost
 from coretune.planning.rehearsal import Rehearsal
 from coretune.recording.run_files import OWN
 
 PLAN = f"{OWN}/plan.json"
-CHOOSING = ("measurement", "graph", "selection")
 TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
 
 
@@ -174,7 +173,7 @@ def _against(plan: Plan) -> list[str]:
     """Of FLOPs: against full training and against random."""
     work, phases = plan.workload, plan.phases
     step = work.pool.flops / work.pool_rows * work.batch  # of training on average rows
-    choosing = sum(phases[name].flops or 0.0 for name in (*CHOOSING, "other"))
+    choosing = sum(phases[name].flops or 0.0 for name in (*SELECTING, "other"))
     trained = (phases["training"].flops or 0.0) + (phases["warm-up"].flops or 0.0)
     full = work.pool.flops * work.epochs
     lines = []

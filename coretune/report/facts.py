@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.ledger import PHASES
+from coretune.ledger import PHASES, SELECTING
 from coretune.recording.by_source import largest
 from coretune.recording.components import CODES, MEANING, OF_CHOSEN
 from coretune.recording.run_files import RunFiles
@@ -23,7 +23,6 @@ from coretune.report.training import source_losses, spikes
 from coretune.types import Array
 
 LENGTH_BINS = 24
-CHOOSING = ("warm-up", "measurement", "graph", "selection")
 
 
 def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _headline(run: RunFiles, history: Sequence[Mapping[str, Any]], rows: list[Ar
     if not phases:
         return cards
     total, disk = run.ledger["total"], sum(run.ledger.get("disk", {}).values())
-    choosing = sum(phases[name]["seconds"] for name in CHOOSING if name != "warm-up")
+    choosing = sum(phases[name]["seconds"] for name in SELECTING)
     share = choosing / total["seconds"] if total["seconds"] else 0.0
     cards.append(
         {
@@ -155,14 +154,16 @@ def _quality(run: RunFiles, history: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _break_even(run: RunFiles, phases: Mapping[str, Any]) -> str:
     """What choosing cost in steps of training."""
-    choosing = sum(phases[name]["flops"] or 0 for name in CHOOSING if name != "warm-up")
+    choosing = sum(phases[name]["flops"] or 0 for name in SELECTING)
     trained, steps = phases["training"], run.config.get("training", {}).get("max_steps")
     whole = (trained["flops"] or 0) + (phases["warm-up"]["flops"] or 0)
     if not whole or not choosing:
         return "nothing was measured" if not choosing else "none of it in training yet"
     if not steps:
         return f"choosing cost {choosing / whole:.0%} of what training did"
-    return f"choosing cost as much as {choosing / whole * int(steps):,.0f} of the {int(steps):,} steps"
+    share = choosing / run.ledger["total"]["flops"]
+    worth = f"as much as {choosing / whole * int(steps):,.0f} of the {int(steps):,} steps"
+    return f"{share:.0%} of it for choosing, {worth}"
 
 
 def _refreshes(run: RunFiles, found: Details) -> list[dict[str, Any]]:
