@@ -161,7 +161,7 @@ def test_overlap_is_the_share_of_this_coreset_that_was_in_the_last() -> None:
     assert overlap(np.array([5]), np.array([6])) == 0.0
 
 
-def test_what_selection_cost_is_told_as_a_share_of_the_run() -> None:
+def test_the_cost_of_selection_is_a_share_of_the_run() -> None:
     ledger = Ledger()
     assert ledger.selection_share() == "selection cost 0% of the run's seconds"
     ledger.add("training", 6.0, rows=9, tokens=90, flops=6e9)
