@@ -79,3 +79,12 @@ def test_experts_that_trl_cannot_balance_are_refused_and_trained_without_that(tm
     ):
         trainer(tmp_path, coreset_config("random"), model=model)
     trainer(tmp_path, coreset_config("random"), model=model, router_aux_loss_coef=0.0, max_steps=1).train()
+
+
+def test_a_model_in_which_trl_finds_no_decoder_is_refused(tmp_path: Path) -> None:
+    """Of Llama 4's language model transformers' base_model is the model itself."""
+    sizes = {"hidden_size": 16, "num_key_value_heads": 2, "intermediate_size_mlp": 8, "num_local_experts": 2}
+    sizes["vocab_size"] = len(tiny_tokenizer())
+    config = transformers.Llama4TextConfig(**{**TINY, **sizes}, head_dim=8, pad_token_id=0)
+    with pytest.raises(ValueError, match=r"finds no decoder in a Llama4ForCausalLM .* use CoresetTrainer"):
+        trainer(tmp_path, coreset_config("random"), model=AutoModelForCausalLM.from_config(config))

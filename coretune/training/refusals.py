@@ -199,12 +199,19 @@ def refuse_adapter_of_sft(model: Any, checkpointing: bool) -> None:
         )
 
 
-def refuse_experts_of_sft(model: Any, balanced: bool) -> None:
-    """ValueError for experts that TRL's SFTTrainer (1.16) cannot balance: its first step would fail.
+def refuse_model_of_sft(model: Any, balanced: bool) -> None:
+    """ValueError for a model with which the first step of TRL's SFTTrainer (1.16) would fail.
 
     balanced  whether it adds the experts' balancing loss
     """
-    config = model.config.get_text_config()
+    if not can_weigh(version("trl")):  # before that the model's own head was called
+        return
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(base, "base_model", None) is base:
+        raise ValueError(
+            f"TRL's SFTTrainer finds no decoder in a {type(base).__name__} (base_model): use CoresetTrainer"
+        )
+    config = base.config.get_text_config()
     missing = [name for name in ("num_experts", "num_experts_per_tok") if not hasattr(config, name)]
     if balanced and missing:
         raise ValueError(

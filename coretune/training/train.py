@@ -14,7 +14,7 @@ from coretune.training.mixin import CoresetMixin
 from coretune.training.refusals import (
     harvest_obstacle,
     refuse_adapter_of_sft,
-    refuse_experts_of_sft,
+    refuse_model_of_sft,
     refuse_plain_arguments,
     refuse_plain_model,
     refuse_sft_arguments,
@@ -59,7 +59,7 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
     def __init__(self, model: Any = None, args: Any = None, **settings: Any) -> None:
         super().__init__(model, args, **settings)
         refuse_adapter_of_sft(self.model, self.args.gradient_checkpointing)
-        refuse_experts_of_sft(self.model, getattr(self, "aux_loss_enabled", False))
+        refuse_model_of_sft(self.model, getattr(self, "aux_loss_enabled", False))
 
     def _loaded(self, model: Any, args: Any) -> tuple[Any, Any]:
         return trained_on(model, args)
