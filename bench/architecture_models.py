@@ -82,7 +82,7 @@ ARCHITECTURES: dict[str, Mapping[str, Any]] = {
 }
 ARCHITECTURES |= {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "attn_layer_indices": [1]},
-    "codegen": {"n_head": 4, "n_embd": 32},
+    "codegen": {"num_attention_heads": 4, "n_head": 4, "hidden_size": 32, "n_embd": 32},
     "deepseek_v2": {"num_key_value_heads": 2},
     "deepseek_v3": {"num_key_value_heads": 2},
     "diffllama": {"num_key_value_heads": 2},

@@ -302,7 +302,7 @@ def _cell(found: Found, trained: str, notes: list[str]) -> str:
 
 def _general(reason: str, found: Found) -> str:
     """A reason without what only this model has: its class, and a layer's name."""
-    reason = reason.replace(found.kind, "the model")
+    reason = reason.replace(f"a {found.kind}", "the model").replace(found.kind, "the model")
     return re.sub(r"'(base_model\.|model\.|transformer\.)[\w.]+'", "'…'", reason).partition("; known types")[
         0
     ]
