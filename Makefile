@@ -6,7 +6,7 @@ READY := .venv/.ready
 
 help:
 	@echo 'make demo         three arms on a generated pool, two minutes'
-	@echo 'make demo-real    a pretrained model on real rows, about 17 minutes; needs the package index'
+	@echo 'make demo-real    a pretrained model on real rows, about 15 minutes; needs the package index'
 	@echo 'make test         lint, types, import rules, tests'
 	@echo 'make lint         lint, types and import rules alone'
 	@echo 'make format       format the code and mend what can be mended'
