@@ -32,7 +32,17 @@ from coretune.provenance import inputs_of, provenance, refuse_other_data, refuse
 from coretune.reading.disk import disk_bytes
 from coretune.recording.components import CODES, why
 from coretune.recording.row_account import write_account
-from coretune.recording.run_files import CONFIG, CORESET, HISTORY, LEDGER, METRICS, REPORT, SIGNALS, TEACHER
+from coretune.recording.run_files import (
+    CONFIG,
+    CORESET,
+    HISTORY,
+    LEDGER,
+    METRICS,
+    REPORT,
+    SIGNALS,
+    TEACHER,
+    checkpoints_of,
+)
 from coretune.recording.run_lock import run_lock
 from coretune.recording.target_record import served_by
 from coretune.report import write_report
@@ -111,7 +121,8 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     with the model as it is. Returns the path of coreset.jsonl: the user's rows in the order chosen, untouched
     but for one key more, `coretune`.
     """
-    if config.resume_from_checkpoint:
+    resumed = config.resume_from_checkpoint  # true alone begins a selection anew that was cut
+    if isinstance(resumed, str) or (resumed and checkpoints_of(config.output_dir)):
         raise ConfigError(
             "select goes on with no run: leave resume_from_checkpoint out; to choose by the weights of a "
             "checkpoint set model_name_or_path to its folder"

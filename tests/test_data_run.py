@@ -13,7 +13,7 @@ from tiny_run import model_folder, records, write_jsonl
 from coretune import run
 from coretune.commands.preview import preview
 from coretune.config import ConfigError, RunConfig, check_config, load_config
-from coretune.probing.probe_config import small_config
+from coretune.probing.probe_config import Size, small_config
 from coretune.recording.run_files import CONFIG
 
 
@@ -71,7 +71,7 @@ def test_a_run_holds_rows_out_scores_them_and_is_replayed(config: RunConfig, tmp
 
 def test_a_probe_trains_on_the_very_tokens_whatever_they_came_from(config: RunConfig, tmp_path: Path) -> None:
     trainer = run.build_trainer(config)
-    small = small_config(trainer, config, tmp_path)
+    small = small_config(trainer, config, tmp_path, Size(256, 16))
     pool, held_out = run.pool_of(small, trainer.processing_class, 96)
     assert held_out is not None
     for ours, theirs in ((trainer.pool_rows, pool), (trainer.kept_alive[0], held_out)):
