@@ -141,6 +141,13 @@ def test_the_selection_is_recorded_row_by_row(done: Path) -> None:
     assert not all(line["measured"] for line in table if line["round"] == 2)
 
 
+def test_where_all_settings_count_the_trainer_warns_of_nothing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.build_trainer(config(data, tmp_path))
+    assert [line.getMessage() for line in caplog.records if line.name == "coretune"] == []
+
+
 def test_the_config_written_replays_the_run(done: Path, tmp_path: Path) -> None:
     replayed = load_config(done / CONFIG, [f"output_dir={tmp_path / 'again'}"])
     assert replayed.provenance is not None

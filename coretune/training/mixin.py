@@ -122,7 +122,8 @@ class CoresetMixin(BookingTrainer, ABC):
         keep_trainable(self.model)
         self.pool_rows: PoolRows = rows if rows is not None else self._prepared_rows(stock["train_dataset"])
         tell = log.warning if self.is_world_process_zero() else log.debug
-        coreset, self.target_rows = without_examples(coreset, self.pool_rows, targets_of(target), tell)
+        targets = targets_of(target)
+        coreset, self.target_rows = without_examples(coreset, self.pool_rows, targets, tell)
         self.coreset_config = coreset = seeded(coreset, self.args)
         self.processes = Processes(self.args.process_index, self.args.world_size, self.args.ddp_timeout)
         self.ledger = Ledger()
@@ -137,13 +138,13 @@ class CoresetMixin(BookingTrainer, ABC):
         self._weights = torch.ones(len(self.pool_rows.length))
         refuse_rows(self.train_dataset, len(self.pool_rows.length))
         refuse_frozen_model(self.model)
-        refuse_strange(self.model, self.pool_rows, targets_of(target), self.eval_dataset)
+        refuse_strange(self.model, self.pool_rows, targets, self.eval_dataset)
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
         length, pack = self.pool_rows.length, self._pack_tokens()
         self.clock, self.args.max_steps = clock_of(coreset, length, self.args, pack)
         for line in idle_settings(
-            coreset, self.clock, self.args.max_steps, length, target is not None, signals_dir is not None
+            coreset, self.clock, self.args.max_steps, length, bool(targets), signals_dir is not None
         ):
             tell("%s", line)
         self.setup = self._setup()
@@ -157,7 +158,7 @@ class CoresetMixin(BookingTrainer, ABC):
                 optimizer=lambda: self.optimizer,
             ),
             self.processes,
-            targets=targets_of(target),
+            targets=targets,
             store=Path(signals_dir or Path(self.args.output_dir) / SIGNALS).expanduser(),
             obstacle=unnamed or self.harvest_obstacle(self.args, self.compute_loss_func),
         )
