@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from coretune.data.sources import is_path
 from coretune.escaping import first_line
 from coretune.yaml_text import ConfigError
 
@@ -32,7 +33,7 @@ def base_of(model: str | Path) -> str:
         base = json.loads(noted.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{noted} cannot be read, restore it ({first_line(error)})") from None
-    if not isinstance(base, str) or (not Path(base).is_dir() and base.count("/") != 1):
+    if not isinstance(base, str) or (is_path(base) and not Path(base).is_dir()):
         raise ConfigError(
             f"{model} is an adapter of {base}, and there is no such folder: start the command where training "
             f"was started, or correct base_model_name_or_path in {noted}"

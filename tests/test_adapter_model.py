@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from coretune import run
+from coretune.adapter_folder import ADAPTER, base_of
 from coretune.cli import app
 from coretune.commands.trained_model import load
 from coretune.config import ConfigError, check_config
@@ -85,6 +86,17 @@ def test_an_adapters_folder_is_previewed_by_its_base(adapter: Path, tmp_path: Pa
     path.write_text(yaml.safe_dump(raw(tmp_path, adapter)), encoding="utf-8")
     result = CliRunner().invoke(app, ["preview", str(path), "--rows", "1"])
     assert result.exit_code == 0, result.output
+
+
+def test_a_base_of_one_word_is_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    for base, there in (("gpt2", True), ("openai-community/gpt2", True), ("/gone", False), ("./gone", False)):
+        (tmp_path / ADAPTER).write_text(json.dumps({"base_model_name_or_path": base}))
+        if there:
+            assert base_of(tmp_path) == base
+        else:
+            with pytest.raises(ConfigError, match=f"an adapter of {base}, and there is no such folder"):
+                base_of(tmp_path)
 
 
 @pytest.mark.parametrize(
