@@ -137,6 +137,28 @@ LEAVE: Mapping[str, str] = {
     "dataset_exact_deduplication": "the filter duplicates, which is on",
     "plugins": "no plugins are loaded",
 }
+#: Key of an entry of Axolotl's `datasets` -> what to do.
+OF_AN_ENTRY: Mapping[str, str] = {
+    "type": "formats are recognised, leave it out",
+    "ds_type": "files are recognised by their ends, leave it out",
+    "conversation": "the chat template says it, leave it out",
+    "chat_template": "write training.chat_template_path, or leave it out for the model's own",
+    "roles": "roles are recognised, leave it out",
+    "roles_to_train": "write train_on: all at the top",
+    "train_on_eos": "the end of each answer is trained on, leave it out",
+    "message_property_mappings": "role and content, or from and value, are recognised, leave it out",
+    "message_field_role": "role and from are recognised, leave it out",
+    "message_field_content": "content and value are recognised, leave it out",
+    "message_field_training": "train, training and weight of a turn are read, leave it out",
+    "field_messages": "write columns: {messages: …}",
+    "field_instruction": "write columns: {instruction: …}",
+    "field_input": "write columns: {input: …}",
+    "field_output": "write columns: {output: …}",
+    "field": "write columns: {text: …}",
+    "revision": "give a folder of that revision",
+    "shards": 'write split: "train[:10%]"',
+    "preprocess_shards": "leave it out",
+}
 
 
 def answer(unknown: Iterable[str], training: Iterable[str]) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coretune.data.raw import CorpusError, is_data
+from coretune.other_tools import OF_AN_ENTRY
 
 BUILDERS = ("json", "csv", "parquet", "arrow")  # `path` of load_dataset where data_files names the files
 TRAIN = "train"
@@ -90,30 +91,6 @@ def absent(given: Any) -> str | None:
     return None
 
 
-#: Keys of an entry of Axolotl's `datasets`, and what to do.
-OF_OTHERS = {
-    "type": "formats are recognised, leave it out",
-    "ds_type": "files are recognised by their ends, leave it out",
-    "conversation": "the chat template says it, leave it out",
-    "chat_template": "write training.chat_template_path, or leave it out for the model's own",
-    "roles": "roles are recognised, leave it out",
-    "roles_to_train": "write train_on: all at the top",
-    "train_on_eos": "the end of each answer is trained on, leave it out",
-    "message_property_mappings": "role and content, or from and value, are recognised, leave it out",
-    "message_field_role": "role and from are recognised, leave it out",
-    "message_field_content": "content and value are recognised, leave it out",
-    "message_field_training": "train, training and weight of a turn are read, leave it out",
-    "field_messages": "write columns: {messages: …}",
-    "field_instruction": "write columns: {instruction: …}",
-    "field_input": "write columns: {input: …}",
-    "field_output": "write columns: {output: …}",
-    "field": "write columns: {text: …}",
-    "revision": "give a folder of that revision",
-    "shards": 'write split: "train[:10%]"',
-    "preprocess_shards": "leave it out",
-}
-
-
 def is_path(name: str) -> bool:
     """Whether a name can only be a path, and no hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -135,8 +112,8 @@ def _sources_of(entry: Any) -> list[Source]:
     known = [each.name for each in fields(Source)]
     for key in entry:
         if key not in known:
-            if key in OF_OTHERS:
-                raise CorpusError(f"{entry!r:.80} has the key {key!r} of another tool: {OF_OTHERS[key]}")
+            if key in OF_AN_ENTRY:
+                raise CorpusError(f"{entry!r:.80} has the key {key!r} of another tool: {OF_AN_ENTRY[key]}")
             near = get_close_matches(str(key), known, 1)
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise CorpusError(f"{entry!r:.80} has the unknown key {key!r}{hint}")
