@@ -113,11 +113,9 @@ class Noise:
         own, other = pair_scores(pool)
         fresh = _against_pairs(pool)
         score = pool.features.get(NOISE_SCORE, fresh).astype(np.float32)
-        score[rows] = fresh[rows]
-        if (
-            len(other) < 2 or decide(own, own, other).told < self.least_told
-        ):  # those measured may be chosen ones
-            score[rows] = np.nan
+        # By the pairs alone: the rows measured may be chosen ones.
+        known = len(other) > 1 and decide(own, own, other).told >= self.least_told
+        score[rows] = fresh[rows] if known else np.nan
         return replace(pool, features={**pool.features, NOISE_SCORE: score})
 
     def decision(self, pool: Pool) -> Decision | None:

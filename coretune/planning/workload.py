@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 # Rows measured for one chosen, with anchors "candidates" and measurements valid for one refresh; with
-# look_again L it is L^¾ times less [choice, for predictions without a probe: with L = 2 it was 1.0 on two
-# pools of 4,000 rows of which a fifth were wrong].
+# look_again L it is L^¾ times less [choice: with L = 2 it was 1.0 on two pools of 4,000 rows
+# of which a fifth were wrong].
 LOOKED_AT = 1.75
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from coretune.engines.covering import WITHIN_LIMITS
 from coretune.filters.cooldown import Cooldown
+from coretune.ledger import GRADIENT_SIGNALS
 from coretune.measure.settings import SEEDED
 from coretune.policies.reuse import noise_sought
 from coretune.rounds.schedule import CoresetConfig
@@ -15,9 +16,9 @@ from coretune.select.craig import Craig
 from coretune.select.gradmatch import GradMatch
 from coretune.select.gtp import Gtp
 
-#: Signals that are gradients' projections, and all that need a gradient of the blocks.
-PROJECTED = frozenset({"gradient", "kn_gradient", "if_gradient", "target_cosine", "trajectory"})
-GRADIENTS = PROJECTED | {"gradient_norm", "alignment"}
+#: Signals that need a gradient of the blocks, and those of them that are its projections.
+GRADIENTS = GRADIENT_SIGNALS | {"trajectory"}
+PROJECTED = GRADIENTS - {"gradient_norm", "alignment"}
 
 #: Methods that give all rows the same weight; what is made from one of them may weigh its own.
 UNWEIGHTED = frozenset(SELECTORS.values()) - {Brief, Craig, GradMatch, Gtp}

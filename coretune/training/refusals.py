@@ -157,8 +157,8 @@ def refuse_first_fsdp(version: int) -> None:
     """ValueError where the trainer puts a model of its own around the one that is measured."""
     if version < 2:
         raise ValueError(
-            f"fsdp_version is {version}, which puts another model around the one that is measured, so that "
-            "looks would meet a part of its weights; set fsdp_version: 2"
+            f"fsdp_version is {version}, which puts another model around the one that is measured, so that a "
+            "measurement would meet a part of its weights; set fsdp_version: 2"
         )
 
 
