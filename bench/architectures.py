@@ -49,6 +49,7 @@ from coretune.measure.signals import measurer
 from coretune.recording.run_files import TEACHER
 from coretune.rounds.sampler import PreparedRows
 from coretune.training.model_cost import has_formulas
+from coretune.types import IGNORED
 
 METHODS = ("grace", "brief", "gtp", "less")
 TRAINED = ("all weights", "LoRA")
@@ -97,7 +98,7 @@ def pool() -> datasets.Dataset:
     draw, rows = np.random.default_rng(0), []
     for _ in range(ROWS):
         tokens = draw.integers(3, VOCABULARY, size=int(draw.integers(8, 24))).tolist()
-        rows.append({"input_ids": tokens, "labels": [-100] * 4 + tokens[4:]})
+        rows.append({"input_ids": tokens, "labels": [IGNORED] * 4 + tokens[4:]})
     return datasets.Dataset.from_list(rows)
 
 
@@ -236,18 +237,12 @@ def examined(name: str, quick: bool) -> Found:
 
 
 def all_of(names: Sequence[str], quick: bool, workers: int, kept: Path | None) -> list[Found]:
-    """Each in a process of its own; what `kept` holds is not made again."""
-    known = (
-        {}
-        if kept is None or not kept.is_file()
-        else {
-            line["name"]: Found(**line)
-            for line in map(json.loads, kept.read_text(encoding="utf-8").splitlines())
-        }
-    )
+    """In so many processes; what `kept` holds is not made again."""
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept is not None and kept.is_file() else []
+    known = {line["name"]: Found(**line) for line in map(json.loads, lines)}
     left = [name for name in names if name not in known]
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=fork, max_tasks_per_child=None) as hands:
+    with ProcessPoolExecutor(workers, mp_context=fork) as hands:
         for found in hands.map(examined, left, [quick] * len(left)):
             known[found.name] = found
             print(f"{found.name}: {'; '.join(found.faults) or 'as it should be'}", flush=True)
@@ -303,9 +298,8 @@ def _cell(found: Found, trained: str, notes: list[str]) -> str:
 def _general(reason: str, found: Found) -> str:
     """A reason without what only this model has: its class, and a layer's name."""
     reason = reason.replace(f"a {found.kind}", "the model").replace(found.kind, "the model")
-    return re.sub(r"'(base_model\.|model\.|transformer\.)[\w.]+'", "'…'", reason).partition("; known types")[
-        0
-    ]
+    reason = re.sub(r"'(base_model\.|model\.|transformer\.)[\w.]+'", "'…'", reason)
+    return reason.partition("; known types")[0]
 
 
 def write(everything: Sequence[Found]) -> None:

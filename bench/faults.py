@@ -44,6 +44,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from ways import as_process
 
 from coretune import run
 from coretune.comparing.compare import COMPARISON
@@ -173,13 +174,7 @@ def prepare(data: Path) -> None:
 def worker(case: Case, folder: Path, resume: bool, rank: int, port: int, fault: tuple[Any, int, int]) -> None:
     """One process of the command; what it says goes beside the folder that meets the fault."""
     if case.processes > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(case.processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        as_process(rank, case.processes, port)
     torch.set_num_threads(1)
     shared, how, at = fault
     place = ctypes.create_string_buffer(os.fsencode(folder))

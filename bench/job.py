@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
-from ways import DDP, arguments, as_devices, whole_weights
+from ways import DDP, arguments, as_devices, as_process, whole_weights
 
 from coretune import run
 from coretune.config import check_config
@@ -104,13 +104,7 @@ class Job:
     def train(self, folder: Path, rank: int, port: int) -> None:
         """One process of the run, from the newest whole checkpoint where there is one."""
         if self.processes > 1:
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+            as_process(rank, self.processes, port)
             as_devices(self.way)
         torch.set_num_threads(1)
         spoken = (folder / f"spoken-{rank}.txt").open("a", encoding="utf-8")

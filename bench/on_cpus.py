@@ -17,18 +17,15 @@ from ways import FSDP, ZERO, as_devices
 
 
 def main(script: str) -> None:
-    split = [
-        way
-        for way, name in (("FSDP", "FSDP"), ("ZeRO", "DEEPSPEED"))
-        if f"ACCELERATE_USE_{name}" in os.environ
-    ]
+    split = {"ACCELERATE_USE_FSDP": FSDP, "ACCELERATE_USE_DEEPSPEED": ZERO}
+    ways = [way for name, kind in split.items() if name in os.environ for way in kind]
     stock = trl.SFTConfig
 
     def on_devices(**given: Any) -> Any:
         return stock(**{**given, "use_cpu": False})
 
-    if split:
-        as_devices(next(iter(FSDP if split == ["FSDP"] else ZERO)))
+    if ways:
+        as_devices(ways[0])  # alike for all of a kind
         trl.SFTConfig = on_devices
     sys.argv = sys.argv[1:]
     runpy.run_path(script, run_name="__main__")

@@ -35,6 +35,13 @@ def arguments(way: str) -> dict[str, Any]:
     return {"use_cpu": True}
 
 
+def as_process(rank: int, processes: int, port: int) -> None:
+    """This process as one of several on this machine, as a launcher has it."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ |= {name: str(number) for name, number in place.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
 def as_devices(way: str) -> None:
     """In a process of its own, before a trainer's arguments are made: the CPUs pass for devices."""
     if way in FSDP:

@@ -8,7 +8,6 @@ in it. Installed is the wheel with `[real]`, by pip; then the sdist over it, wit
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,7 +16,9 @@ import time
 import venv
 from pathlib import Path
 
-HOME = Path(__file__).parents[1]
+from command import parser_of
+from scratch import ROOT
+
 #: That demo-real has its rows, and what reads the weights that it fetches; it takes a quarter of an hour.
 REAL = """
 from coretune.playground.real_pool import make_real_pool
@@ -28,10 +29,8 @@ print(f"demo-real: {len(make_real_pool(0).records):,} rows")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dist", type=Path, default=HOME / "dist", help="where wheel and sdist go")
+    parser = parser_of(__doc__)
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where wheel and sdist go")
     asked = parser.parse_args()
     wheel, sdist = build(asked.dist.resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +38,7 @@ def main() -> None:
         nowhere = Path(folder) / "nowhere"
         nowhere.mkdir()
         venv.create(Path(folder) / "env", with_pip=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--constraint", HOME / "constraints.txt"]
+        pip = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
         timed("wheel installed", [*pip, f"{wheel}[real]"], nowhere)
         timed("coretune demo", [python.with_name("coretune"), "demo"], nowhere)
         timed("what demo-real needs", [python, "-c", REAL], nowhere)
@@ -51,7 +50,7 @@ def build(dist: Path) -> tuple[Path, Path]:
     """Anew; what an earlier build left is removed."""
     for old in dist.glob("coretune-*"):
         old.unlink()
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", dist], cwd=HOME, check=True)
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", dist], cwd=ROOT, check=True)
     (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     for path in (wheel, sdist):
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB")
