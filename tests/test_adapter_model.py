@@ -81,6 +81,18 @@ def test_an_adapters_folder_is_a_model_in_python_too(adapter: Path, tmp_path: Pa
         assert torch.equal(made.model.get_parameter(name.replace(".weight", ".default.weight")), value)
 
 
+@pytest.mark.parametrize("text", ["{", "", "[]", "{}", '{"peft_type": "LORA"}', "\udcff", None])
+def test_a_damaged_adapter_is_one_line_in_python_too(adapter: Path, tmp_path: Path, text: str | None) -> None:
+    other = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    if text is None:
+        (other / FILE).write_bytes(b"damaged")
+    else:
+        (other / "adapter_config.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    says = "cannot be read, restore it" if text is not None else "does not fit its model, or is damaged"
+    with pytest.raises(ConfigError, match=says):
+        trainer(tmp_path, model=str(other), model_init_kwargs={"dtype": "float32"})
+
+
 def test_an_adapters_folder_is_previewed_by_its_base(adapter: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw(tmp_path, adapter)), encoding="utf-8")

@@ -13,6 +13,7 @@ from fake_run import COST, N, Run, assert_same, clock_of, config, pupil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
 from coretune.neighbors import cells, graph
 from coretune.policies.update import update
@@ -297,6 +298,17 @@ def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
         }
         for name, value in entry.approximation.items():
             assert value == pytest.approx(1.0, abs=1e-6), name
+
+
+def test_the_audit_holds_rows_against_what_they_are_compared_with_now() -> None:
+    """Not against the pairs measured at the last refresh, by which nobody is noisy."""
+    always = Noise(pairs=8, least_told=0.0)
+    run = Run(config(Grace(), filters=(always,), anchors="all", repair="rebuild", audit_every=1))
+    assert run.state.coreset.figures["filtered_noise"] == 0
+    run.model.mismatched = 0.3
+    run.go(1)
+    assert run.state.coreset.figures["filtered_noise"] > N // 4
+    assert run.ledger.rounds[1].approximation["coreset_jaccard"] == 1
 
 
 def test_the_audit_sees_an_approximation_and_leaves_no_trace_in_it() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,28 @@ def test_a_component_is_placed_among_all_rows(run: RunFiles) -> None:
     values = run.selection(1)["importance"].to_numpy()
     found = explain(run, "row-8").refreshes[0].components["importance"]
     assert found.above == pytest.approx((values < values[8]).mean())
+
+
+def test_a_score_that_is_not_known_is_said_to_be_so_and_is_null_in_json(tmp_path: Path) -> None:
+    """Of a row measured when noise detection was off; it has no part in the others' shares either."""
+    folder = make_run(tmp_path, rounds=(1,))
+    rows = fake_rows(60)
+    pool = fake_pool(rows)
+    coreset = fake_coreset(pool, 5, 4)
+    score = np.arange(60, dtype=np.float32)
+    score[:20] = np.nan
+    state = run_record.State(4, 4, 2, pool, replace(coreset, reasons={"noise": score}))
+    run_record.record(folder, state, rows, decode, embedding=EMBEDDING, others=9, seed=0)
+    done = CliRunner().invoke(app, ["explain", str(folder), "row-7"])
+    assert re.search(r"^  noise +unknown$", done.stdout.split("refresh 4")[1], re.MULTILINE)
+    assert "nan" not in done.stdout.split("refresh 4")[1]
+    told = json.loads(
+        CliRunner().invoke(app, ["explain", str(folder), "row-7", "--json"]).stdout,
+        parse_constant=pytest.fail,
+    )
+    found = told["refreshes"][-1]["components"]["noise"]
+    assert (found["value"], found["above"]) == (None, None)
+    assert explain(RunFiles.of(folder), "row-30").refreshes[-1].components["noise"].above == 0.25
 
 
 def test_the_verdict_says_why(run: RunFiles) -> None:

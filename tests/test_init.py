@@ -86,6 +86,14 @@ def test_what_no_flag_says_is_asked_on_a_terminal_and_named_without_one(
     assert (config.model_name_or_path, config.output_dir) == (str(model_folder()), "runs/pool")
 
 
+@pytest.mark.parametrize("flag", ["--model", "--data", "--output", "--eval-data", "--budget"])
+def test_an_empty_flag_is_not_taken_for_one_that_is_left_out(here: Path, flag: str) -> None:
+    result = init("--data", "pool.jsonl", flag, " ")
+    assert result.exit_code == 1
+    assert f"{flag} is empty: give its value, or leave it out" in result.stderr
+    assert sorted(path.name for path in here.iterdir()) == ["pool.jsonl"]
+
+
 def test_nothing_is_written_for_data_that_is_not_there(here: Path) -> None:
     result = init("--data", "pol.jsonl")
     assert result.exit_code == 1

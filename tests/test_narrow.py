@@ -15,6 +15,7 @@ from tiny_run import coreset_config, corpus, trainer
 from coretune import refresh
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.narrow import Narrow, spread_order
+from coretune.filters.noise import Noise, scores
 from coretune.ledger import Ledger
 from coretune.planning.workload import look as planned
 from coretune.presets import ONCE
@@ -25,7 +26,7 @@ from coretune.rounds.targets import Target
 from coretune.rounds.transitions import empty_pool
 from coretune.select.rds import Rds
 from coretune.testing import synthetic_pool
-from coretune.types import TARGET_SIMILARITY, Budget, Quota
+from coretune.types import NOISE_SCORE, TARGET_SIMILARITY, Budget, Quota
 
 RNG = np.random.default_rng(0)
 
@@ -138,6 +139,32 @@ def test_filters_behind_it_are_measured_of_few_rows_too() -> None:
     assert config.cheap_needs == ("weighted_embedding",)
     assert set(config.needs) == {"weighted_embedding", "gradient"}
     assert coreset_config("craig").cheap_needs == coreset_config("craig").needs
+
+
+def test_a_noise_filter_behind_it_scores_what_was_measured_for_it() -> None:
+    """At each refresh by the losses of that refresh, though the first stage measures none."""
+    filters = (Narrow(times=3, by="spread"), Noise(pairs=8, least_told=0.0))
+    config, clock, ledger = cascade(filters=filters, refresh_every=4), Clock(4, 4, 0, 1), Ledger()
+    cheap, dear = FakeModel(40), FakeModel(40, seed=1)
+    source = dataclasses.replace(
+        cheap.measurement("weighted_embedding"),
+        rest=dear.measurement("loss", "empty_prompt_loss", "gradient"),
+    )
+    state = refresh.start(config, empty_pool(np.arange(5, 45)), clock, source, ledger)
+    for age in (1, 2):
+        cheap.age = dear.age = age
+        cheap.mismatched += 1
+        state = refresh.advance(config, state, clock, source, ledger)
+        pool = state.pool
+        anew = {name: value for name, value in pool.features.items() if name != NOISE_SCORE}
+        anew |= {name: dear.signal(name) for name in ("loss", "empty_prompt_loss")}
+        left = np.setdiff1d(dear.looks[-1], np.flatnonzero(~pool.usable))
+        assert len(left) == 15
+        np.testing.assert_allclose(
+            state.coreset.reasons["noise"][left],
+            scores(dataclasses.replace(pool, features=anew))[left],
+            rtol=1e-6,
+        )
 
 
 # a whole run

@@ -355,9 +355,28 @@ def test_any_trainer_reads_what_select_writes(data: Path, tmp_path: Path) -> Non
     assert sorted(made.pool_rows.ids) == sorted(line["id"] for line in lines)
 
 
-def test_select_goes_on_with_no_run(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumed", ["a folder", True])
+def test_select_goes_on_with_no_run(data: Path, tmp_path: Path, resumed: str | bool) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
+    resumed = str(tmp_path / "checkpoint-4") if isinstance(resumed, str) else resumed
     with pytest.raises(ConfigError, match="leave resume_from_checkpoint out; to choose by the weights of a"):
-        run.select(config(data, tmp_path, resume_from_checkpoint=str(tmp_path)))
+        run.select(config(data, tmp_path, resume_from_checkpoint=resumed))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_selection_that_was_cut_is_begun_anew(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder holds a selection, and no coreset yet. What is finished stays, whatever is resumed."""
+    section = {"method": "random", "budget": 4}
+    run.select(config(data, tmp_path, coreset=section)).unlink()
+    (tmp_path / LEDGER).unlink()
+    path = run.select(config(data, tmp_path, coreset=section, resume_from_checkpoint=True))
+    assert f"the selection in {tmp_path} was cut: it begins from the start" in caplog.text
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.select(config(data, tmp_path, coreset=section, resume_from_checkpoint=True))
+    assert path.read_bytes() == before
 
 
 def test_select_goes_with_settings_that_only_training_needs(data: Path, tmp_path: Path) -> None:

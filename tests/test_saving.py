@@ -27,7 +27,7 @@ from coretune.data.corpus import Corpus
 from coretune.files import read_json
 from coretune.measure.snapshots import find_snapshots
 from coretune.planning.plan import PLAN, prediction
-from coretune.recording.run_files import HISTORY, LEDGER, METRICS, OWN, POOL, REPORT, SELECTION
+from coretune.recording.run_files import HISTORY, LEDGER, LOSSES, METRICS, OWN, POOL, REPORT, SELECTION
 from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.training.processes import Processes, ProcessLost
@@ -238,12 +238,12 @@ def test_an_output_dir_that_cannot_be_one_is_named(tmp_path: Path, name: str) ->
         pass
 
 
-@pytest.mark.parametrize("name", [POOL, SELECTION])
+@pytest.mark.parametrize("name", [POOL, SELECTION, LOSSES])
 def test_a_damaged_record_does_not_stop_a_run(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / OWN).mkdir()
-    made = trainer(tmp_path, coreset_config("random"), max_steps=4)
+    made = trainer(tmp_path, coreset_config("loss" if name == LOSSES else "random"), max_steps=4)
     begun = made.begin_round
 
     def damaged(step: int) -> Any:
@@ -254,7 +254,7 @@ def test_a_damaged_record_does_not_stop_a_run(
     made.begin_round = damaged
     made.train()
     assert made.state.global_step == 4
-    assert name == POOL or f"{tmp_path / SELECTION} was not written, the run goes on" in caplog.text
+    assert name == POOL or f"{tmp_path / name} was not written, the run goes on" in caplog.text
 
 
 def test_a_checkpoint_of_a_warm_up_run_that_was_cut_is_none(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def beside_full_measurement(
         everyone = np.flatnonzero(state.pool.usable)
         fresh = measurement.signals(everyone, pool, ledger, "other")
         oracle = replace(refresh, anchors="all", repair="rebuild")
-        exact = update(oracle, state.pool, everyone, fresh, state.round, config.noise)
+        before = replace(state.pool, references=pool.references)  # what rows are compared with now
+        exact = update(oracle, before, everyone, fresh, state.round, config.noise)
         rng = np.random.default_rng([config.seed, state.round, 4])
         wanted = config.select(exact, config.budget.resolve(exact), rng)
         value = selector.value if isinstance(selector, Valued) else None

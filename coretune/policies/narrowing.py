@@ -30,9 +30,9 @@ def narrowed(config: CoresetConfig, pool: Pool, round: int, rest: Measurement, l
         known = rest.with_measured(Known(), rows, pool, ledger)
         measured[rows] = True
         with ledger.phase("graph"):
-            after = update(
-                config.refresh, replace(pool, usable=measured & pool.usable), rows, known.signals, round
-            )
+            left = replace(pool, usable=measured & pool.usable)
+            # A filter after `narrow` scores what has its signals only now.
+            after = update(config.refresh, left, rows, known.signals, round, config.noise)
         pool = replace(after, usable=pool.usable & ~(measured & ~after.usable))
     return pool
 

@@ -24,12 +24,15 @@ SHOWN = 90  # characters of a neighbour's text
 class Component:
     """A part of a row's worth at one refresh.
 
-    above    the share of the recorded rows that have less of it; of the chosen ones where only they have any
+    value    None where it is not known of this row, as the noise score of one that was measured when noise
+             detection was off
+    above    the share of the recorded rows that have less of it; of the chosen ones where only they have any;
+             None where the value is
     meaning  in words; "" for a component that nobody described
     """
 
-    value: float
-    above: float
+    value: float | None
+    above: float | None
     meaning: str
 
 
@@ -143,6 +146,9 @@ def lines(found: Explanation) -> Iterator[str]:
             rows = "chosen rows" if name in OF_CHOSEN else "rows"
             about = f": {part.meaning}" if part.meaning and name not in explained else ""
             explained.add(name)
+            if part.value is None or part.above is None:
+                yield f"  {name:<14} {'unknown':>12}{about}"
+                continue
             yield f"  {name:<14} {part.value:>12.5g}   more than {part.above:.0%} of the {rows}{about}"
         if refresh.serves is not None:
             yield f"  serves         {refresh.serves}"
@@ -224,8 +230,12 @@ def _components(table: pa.Table, line: dict[str, Any]) -> dict[str, Component]:
             if not line["chosen"]:
                 continue
             values = values[table["chosen"].to_numpy()]
-        above = float(np.mean(values < np.float32(line[name])))
-        found[name] = Component(float(line[name]), above, MEANING.get(name, ""))
+        meaning = MEANING.get(name, "")
+        if not np.isfinite(line[name]):
+            found[name] = Component(None, None, meaning)
+            continue
+        above = float(np.mean(values[np.isfinite(values)] < np.float32(line[name])))
+        found[name] = Component(float(line[name]), above, meaning)
     return found
 
 

@@ -14,7 +14,7 @@ from coretune.filters.duplicates import Duplicates
 from coretune.ledger import Ledger
 from coretune.recording import run_record, selection_log
 from coretune.recording.by_source import record_losses
-from coretune.recording.run_files import LEDGER, SELECTION
+from coretune.recording.run_files import LEDGER, LOSSES, SELECTION, TARGETS
 from coretune.recording.target_record import record_targets
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.folded_duplicates import folded, folded_to
@@ -104,8 +104,10 @@ def record(
     mapped, others = config.refresh.embedding, config.record_others
     with ledger.phase("other"), side_product(folder / SELECTION):
         run_record.record(folder, now, rows, decode, embedding=mapped, others=others, seed=config.seed)
+    with ledger.phase("other"), side_product(folder / LOSSES):
         record_losses(folder, now, rows.source)
-        if targets and now.selections == 1:
+    if targets and now.selections == 1:
+        with ledger.phase("other"), side_product(folder / TARGETS):
             record_targets(folder, targets, decode)
     with side_product(folder / LEDGER):
         ledger.write(folder / LEDGER)
