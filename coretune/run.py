@@ -86,7 +86,9 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
         _write_config(config, trainer)
-    for line in idle_arguments(config.training, trainer.args, config.evaluated):
+        _write_account(config, trainer)
+    idle = config.evaluate.idle if config.evaluate is not None else ()
+    for line in (*idle_arguments(config.training, trainer.args, config.evaluated), *idle):
         log.warning("%s", line)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, lambda: about_run(config)) or counted(
@@ -136,6 +138,7 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
         first = trainer.is_world_process_zero()
         if first:
             _write_config(config, trainer)
+            _write_account(config, trainer)
         state = trainer.select()
         path = Path(config.output_dir) / CORESET
         if first:
@@ -202,8 +205,6 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
         return []
     source = config.evaluate.file or config.eval_data
     held_out = config.eval_fraction is not None and source is None
-    for line in config.evaluate.idle:
-        log.warning("%s", line)
     if source is None and not held_out:
         raise ConfigError("evaluate has no rows: give evaluate.file, or eval_data")
     source = source or config.train_data
@@ -334,6 +335,10 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     resolved["coreset"] = spelled_out(coreset, config.coreset)
     resolved[PROVENANCE] = provenance(config, trainer)
     write_text(Path(config.output_dir) / CONFIG, write(resolved))
+
+
+def _write_account(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
+    """RUN/_coretune/rows.json (`row_account.py`)."""
     pool = _corpus(trainer)
     kept = len(pool) + (len(trainer.kept_alive[0]) if config.eval_fraction is not None else 0)
     write_account(Path(config.output_dir), kept, pool.dropped, pool.left_out, pool.truncated, pool.notes)

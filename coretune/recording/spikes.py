@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,14 @@ class Spike:
         )
 
 
-def usual(before: Sequence[float], loss: float) -> float | None:
+def usual(before: Iterable[float], loss: float) -> float | None:
     """The median of the losses before, where this one stands out; None where it does not, or few are known.
 
     By the median absolute deviation, which a spike before does not widen.
+
+    before  the newest first
     """
-    last = np.array(before[-WINDOW:], np.float64)
+    last = np.array(list(islice(before, WINDOW)), np.float64)
     last = last[np.isfinite(last)]
     if len(last) < LEAST or not np.isfinite(loss):
         return None

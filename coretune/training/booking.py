@@ -73,7 +73,7 @@ class BookingTrainer(SavingTrainer):
 
     def _watch(self, loss: float, rows: Rows, steps: int) -> None:
         """rows: of the last so many steps, of all processes; what a step showed is known of this one's."""
-        usually = usual([line["loss"] for line in self.state.log_history if "loss" in line], loss)
+        usually = usual((line["loss"] for line in reversed(self.state.log_history) if "loss" in line), loss)
         if usually is None:
             return
         step, harvest = int(self.state.global_step), self.signals.harvest
