@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from command import parser_of
+from command import parser_of, tell_missed
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
@@ -256,9 +256,7 @@ def main() -> int:
         console.print(table)
         table, more = quality_table(3000 if options.quick else 8000, min(d, 1024), options.share, Path(home))
         console.print(table)
-    for line in missed + more:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed + more else 0
+    return tell_missed(missed + more, options.check)
 
 
 if __name__ == "__main__":

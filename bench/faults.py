@@ -39,7 +39,7 @@ from typing import Any
 import torch
 import typer
 from accelerate.state import AcceleratorState
-from command import parser_of
+from command import parser_of, tell_missed
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
@@ -386,10 +386,7 @@ def main() -> int:
     finally:
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(Path(os.environ["LD_PRELOAD"]).parent, ignore_errors=True)
-    missed = report(found, console)
-    for line in missed:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed else 0
+    return tell_missed(report(found, console), options.check)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from command import parser_of
+from command import parser_of, tell_missed
 from measure_arms import (
     ARMS,
     HARVEST,
@@ -184,9 +184,7 @@ def main() -> int:
         bench = Bench(size, options.batch, options.device, options.precision, options.attention)
         memory = {} if options.quick else peaks(bench)
         missed += report(bench, quickest(bench, options.turns), memory, console)
-    for line in missed:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed else 0
+    return tell_missed(missed, options.check)
 
 
 if __name__ == "__main__":

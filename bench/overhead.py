@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import parser_of
+from command import parser_of, tell_missed
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -176,10 +176,7 @@ def main() -> int:
             make_pool(0, rows=1000, held_out=1).write(home)
             pool = Path(home) / "pool.jsonl"
         pairs = measure(options, Path(home), pool)
-    missed = report(pairs, console)
-    for line in missed:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed else 0
+    return tell_missed(report(pairs, console), options.check)
 
 
 if __name__ == "__main__":

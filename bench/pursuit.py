@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import os
 
-from command import parser_of
+from command import parser_of, tell_missed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: seconds of one core
 
@@ -334,9 +334,7 @@ def main() -> int:
             results, memory = run(case, Path(folder), options.seed)
         console.print(table(case, results, memory))
         lines += missed(case, results, memory)
-    for line in lines:
-        console.print(f"missed  {line}")
-    return 1 if options.check and lines else 0
+    return tell_missed(lines, options.check)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 import numpy as np
-from command import parser_of
+from command import parser_of, tell_missed
 from rich.console import Console
 from rich.table import Table
 
@@ -160,10 +160,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as home:
         console.print(machine(Path(home)))
         counts, seconds = run(20 if options.quick else options.kills, Path(home), options.seed)
-    missed = report(counts, seconds, console)
-    for line in missed:
-        console.print(f"missed  {line}")
-    return 1 if options.check and missed else 0
+    return tell_missed(report(counts, seconds, console), options.check)
 
 
 if __name__ == "__main__":
