@@ -25,7 +25,7 @@ from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predi
 from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.planning.workload import about_run, workload
 from coretune.probing import probe
-from coretune.probing.probe_config import Size, size_of
+from coretune.probing.probe_config import Size, size_of, small_config
 from coretune.rounds.schedule import Clock
 from coretune.types import Pool
 
@@ -307,6 +307,16 @@ def test_every_schedule_can_be_planned(data: Path, tmp_path: Path, coreset: dict
     assert found.phases["training"].seconds > 0
     assert plan.lines(found)
     assert len(plan.table(found)) >= 3
+
+
+def test_a_probe_of_packs_takes_no_more_rows_a_step_than_it_is_to(data: Path, tmp_path: Path) -> None:
+    of = config(data, tmp_path, {"packing": True, "max_length": 128})
+    trainer = run.build_trainer(of)
+    density = trainer.clock.density
+    assert density > 1
+    for rows, packs in ((4 * density, 4), (4 * density - 1, 3), (2 * density, 2), (1, 1)):
+        small = small_config(trainer, of, tmp_path, Size(48, rows))
+        assert small.training["per_device_train_batch_size"] == packs
 
 
 def test_the_workload_is_of_the_whole_pool(data: Path, tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
     put(section, "refresh.audit_every", None)
     put(section, "refresh.wait", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
-    if batch < trainer.clock.batch * trainer.clock.density:
-        training |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+    items = max(1, batch // trainer.clock.density)  # packs, where rows are packed
+    if items < trainer.clock.batch:
+        training |= {"per_device_train_batch_size": items, "gradient_accumulation_steps": 1}
     training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
     small = {**_data(trainer, rows, folder), "coreset": section, "training": training}
     return elsewhere(config, folder, "small").model_copy(update=small)
