@@ -274,7 +274,7 @@ def goes_on(case: Case, folder: Path, limit: float, first: Start) -> tuple[str, 
         wanted = next((path for path in named if path.exists()), None)
         if start is not first and "remove" in start.line and wanted is not None:
             shutil.rmtree(wanted) if wanted.is_dir() else wanted.unlink()
-            done["told what to remove"] += 1
+            done["named what to remove"] += 1
         start = Start(case, folder, resume, limit)
     return f"does not go on: {start.line}", done
 
@@ -334,7 +334,7 @@ def examine(case: Case, home: Path, operations: int, draw: random.Random, consol
 
 TARGETS = ("other weights", "hung", "unforeseen", "does not go on")
 SHOWN = ("operations of a run", "seconds", "operations", *FAULTS.values(), "not reached")
-SHOWN += ("ended in a line", "told what to remove", *TARGETS)
+SHOWN += ("ended in a line", "named what to remove", *TARGETS)
 
 
 def report(found: Mapping[str, Counter[str]], console: Console) -> list[str]:

@@ -49,7 +49,8 @@ BANNED = {
     r"passes over the distinct": "trains on de-duplicated rows",
 }
 ANY = "|".join(f"(?:{each})" for each in BANNED)
-WORD = re.compile(rf"(?<![\w.`'\"=/-])({ANY})(?![\w=:`'\"(/-]|\.\w)", re.IGNORECASE)
+BEFORE = r"""(?:(?<="{3})|(?<![\w.`'"=/-]))"""  # a quotation mark is before a name, or opens a docstring
+WORD = re.compile(rf"{BEFORE}({ANY})(?![\w=:`'\"(/-]|\.\w)", re.IGNORECASE)
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:

@@ -256,6 +256,7 @@ def test_the_reference_has_every_command_and_every_public_name(site: ModuleType)
     [
         ("a.py", "x = 1  # the model hears nothing\n", [1]),
         ("a.py", '"""One.\n\nTwins are looked at once.\n"""\n', [3, 3]),
+        ("a.py", '"""Tells who."""\n', [1]),
         ("a.py", "def test_nobody_is_suspected() -> None: ...\n", [1]),
         ("a.py", "raise ValueError('two rows: look at both')\n", [1]),
         ("a.py", "harvest = told(teacher)\nx = {'harvest': 1}\n", []),

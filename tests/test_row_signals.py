@@ -1,4 +1,4 @@
-"""Looks at the pool: through live weights or snapshots, kept on disk, gone on with, of nothing else."""
+"""Scans of the pool: through live weights or snapshots, kept on disk, gone on with, of nothing else."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("kind", ["plain", "sft"])
 def test_liger_without_weights_changes_nothing(tmp_path: Path, liger: list[str], kind: str) -> None:
-    """Looks at the model between steps, gradients of its norms among them, are those without Liger."""
+    """Measurements between steps, gradients of the model's norms among them, are those without Liger."""
     runs = []
     for use in (False, True):
         signals = MeasureSettings(parameters="trainable", last_blocks=None)

@@ -123,7 +123,7 @@ def tell_head(
     readers: Sequence[Reader],
     rule: LogitRule,
 ) -> None:
-    """Tells the readers the gradients of the head's own parameters; `hidden` (B, T, d) is detached."""
+    """Gives the readers the gradients of the head's own parameters; `hidden` (B, T, d) is detached."""
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         weight = _head_weight(head, hidden, batch, tied, rule)
         for local, name in head.parameters.items():

@@ -117,7 +117,7 @@ def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
             return f"online signals separate rows by their padding, and {name} is on"
     for name in ("use_liger_kernel", "torch_compile"):
         if getattr(args, name):
-            return f"harvest listens to layers, which {name} may bypass"
+            return f"online signals are read off layers, which {name} may bypass"
     if not can_weigh(version("trl")):
         return f"online signals need TRL 1.16 or later, here is {version('trl')}"
     return None
