@@ -59,8 +59,7 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along
-    compared = adaptive or config.audit_every is not None
-    yield "priority_score", measures and (compared or (again and refresh.anchors == "priority"))
+    yield "priority_score", measures and (config.compares or (again and refresh.anchors == "priority"))
     yield "harvest audit_every", again
     yield "warmup", measures and (config.teaching or not config.taught)
     yield "wait", again and noise_sought(config) is not None

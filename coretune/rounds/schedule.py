@@ -224,9 +224,13 @@ class CoresetConfig:
         asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
         if not asked:
             return ()
-        compared = self.refresh_every == "adaptive" or self.audit_every is not None
-        tested = (self.refresh.priority_score,) if compared else ()
-        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *tested)))
+        compared = (self.refresh.priority_score,) if self.compares else ()
+        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *compared)))
+
+    @property
+    def compares(self) -> bool:
+        """Whether measured scores are compared with the estimates of them: by a check or an audit."""
+        return self.refresh_every == "adaptive" or self.audit_every is not None
 
     @property
     def narrows_at(self) -> int:
