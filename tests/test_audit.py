@@ -48,6 +48,16 @@ def table_of(pool: Pool, coreset: Coreset, round: int) -> pa.Table:
     return audit.describe(pool, coreset, round=round, ids=ids_of(pool), rows=np.arange(pool.n))
 
 
+def test_a_component_that_is_not_known_of_a_row_is_null() -> None:
+    """Not NaN, which sorts as the largest number there is in some databases."""
+    pool = make_pool(9)
+    coreset = make_coreset(pool, 3, 0)
+    coreset.reasons["importance"][[2, 5]] = np.nan
+    found = table_of(pool, coreset, 0)["importance"]
+    assert [at for at, value in enumerate(found.to_pylist()) if value is None] == [2, 5]
+    assert found.null_count == 2
+
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 40), seed=st.integers(0, 999), round=st.integers(0, 4), data=st.data())
 def test_each_line_says_what_the_coreset_says(n: int, seed: int, round: int, data: st.DataObject) -> None:

@@ -223,7 +223,7 @@ def _serves(run: RunFiles, line: dict[str, Any]) -> str | None:
 def _components(table: pa.Table, line: dict[str, Any]) -> dict[str, Component]:
     found = {}
     for name in table.schema.names:
-        if name in audit.FIXED.names or name in CODES or line[name] is None:
+        if name in audit.FIXED.names or name in CODES or table[name].null_count == len(table):
             continue
         values = table[name].to_numpy()
         if name in OF_CHOSEN:
@@ -231,7 +231,7 @@ def _components(table: pa.Table, line: dict[str, Any]) -> dict[str, Component]:
                 continue
             values = values[table["chosen"].to_numpy()]
         meaning = MEANING.get(name, "")
-        if not np.isfinite(line[name]):
+        if line[name] is None or not np.isfinite(line[name]):
             found[name] = Component(None, None, meaning)
             continue
         above = float(np.mean(values[np.isfinite(values)] < np.float32(line[name])))

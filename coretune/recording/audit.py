@@ -142,7 +142,7 @@ def describe(
             raise ValueError(f"the component {name!r} has the name of an audit column: rename the component")
         if values.shape != (pool.n,):
             raise ValueError(f"the component {name!r} has shape {values.shape}, the pool has {pool.n} rows")
-        columns[name] = values[rows].astype(np.float32)
+        columns[name] = pa.array(values[rows].astype(np.float32), from_pandas=True)  # null where NaN
         schema = schema.append(pa.field(name, pa.float32()))
     return pa.table(columns, schema=schema)
 
