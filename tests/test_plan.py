@@ -150,7 +150,7 @@ ONE = Choosing(1.0, 2.0, 100.0, 2.0)
 
 
 def test_refreshes_that_measure_nothing_only_choose() -> None:
-    found = rehearsal.measuring(Rehearsal(ONE, Choosing(1.0, 3.0, 100.0, 2.0)), 0.0)
+    found = rehearsal.measuring(Rehearsal(ONE, Choosing(1.0, 4.0, 100.0, 2.0)), 0.0)
     assert (found.first, found.later) == (ONE, Choosing(0.0, 1.0, 0.0, 0.0))
     found = rehearsal.measuring(Rehearsal(ONE, ONE), 70.0)
     assert found.later == replace(ONE, rows=70.0)

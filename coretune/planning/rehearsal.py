@@ -50,7 +50,8 @@ def measuring(rehearsal: Rehearsal, rows: float) -> Rehearsal:
     later = rehearsal.later
     if rows:
         return replace(rehearsal, later=replace(later, rows=rows))
-    return replace(rehearsal, later=Choosing(0.0, later.selection / (later.looks + 1), 0.0, 0.0))
+    # The rehearsal chose before each measurement, once when nothing more was left to measure, and at the end.
+    return replace(rehearsal, later=Choosing(0.0, later.selection / (later.looks + 2), 0.0, 0.0))
 
 
 def rehearse(
