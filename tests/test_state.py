@@ -9,14 +9,16 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pytest
-from fake_run import ALONE, Run, assert_same, config, pupil
+from fake_model import FakeModel
+from fake_run import ALONE, N, Run, assert_same, config, pupil
 
+from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
 from coretune.refresh import advance
 from coretune.rounds.state import load, save
 from coretune.rounds.transitions import lasting
 from coretune.select.grace import Grace
-from coretune.types import TRAINED_AT
+from coretune.types import NOISE_SCORE, TRAINED_AT
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 4])
@@ -30,6 +32,27 @@ def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: 
     kept = dataclasses.replace(resumed)
     run.go(1)
     assert_same(advance(run.config, kept, run.clock, run.measurement, Ledger()), run.state)
+
+
+@pytest.mark.parametrize("anchors", ["all", "priority", "random", "trained", "candidates"])
+@pytest.mark.parametrize("propagate", ["delta", "none"])
+def test_noise_scores_go_through_a_checkpoint_known_or_not(
+    tmp_path: Path, anchors: str, propagate: str
+) -> None:
+    """Rows measured while noise detection was off have none, before as after."""
+    settings = {"anchors": anchors, "propagate": propagate, "wait": False, "anchor_share": 0.2}
+    model = FakeModel(N)
+    model.mismatched = 0.1
+    run = Run(config(Grace(), filters=(Noise(pairs=8),), **settings), model)
+    for _ in range(3):
+        save(run.go(1).state, tmp_path)
+        resumed = load(tmp_path)
+        assert_same(resumed, run.state)
+        model.mismatched = 4.0
+        run.go(1)
+        assert_same(advance(run.config, resumed, run.clock, run.measurement, Ledger()), run.state)
+        model.mismatched = 0.1
+    assert np.isnan(resumed.pool.features[NOISE_SCORE]).any()
 
 
 def test_a_folder_without_a_state_is_refused(tmp_path: Path) -> None:
