@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -17,7 +16,6 @@ import typer
 from coretune.commands import chat_command, env_command, init_command, merge_command, preview_command
 from coretune.comparing import compare_command
 from coretune.console import (
-    NOISE,
     Config,
     Json,
     LogFormatter,
@@ -26,6 +24,7 @@ from coretune.console import (
     Traceback,
     first_process,
     guarded,
+    no_notes_of_libraries,
     print_json,
     print_table,
 )
@@ -203,7 +202,7 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    warnings.filterwarnings("ignore", message=NOISE)
+    no_notes_of_libraries()
     app()
 
 

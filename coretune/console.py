@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
@@ -27,6 +28,13 @@ Overrides = Annotated[
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No bars and no notes; errors still show.")]
+
+
+def no_notes_of_libraries() -> None:
+    """Before they are imported: no warning of theirs that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=NOISE)
+    # As PEFT imports it, it names a kernel for 4 bits that it has not, which layers in training cannot use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def first_process() -> bool:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coretune.console import no_notes_of_libraries
 from coretune.playground.real_pool import make_real_pool
 from coretune.progress import progress
 
@@ -92,6 +93,7 @@ def table_of(found: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
 
 def _begin(done: Any) -> None:
     """In a worker: one thread, nothing on the console but errors."""
+    no_notes_of_libraries()
     import torch
 
     from coretune import run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,11 @@ def test_another_process_than_the_first_lets_that_one_tell_its_errors(
     console.print_error(ValueError("mine"))
     assert waited == [console.OTHERS_WAIT]
     assert capsys.readouterr().err == "coretune: mine\ncoretune: mine\n"
+
+
+def test_what_libraries_say_as_they_are_imported_is_not_shown(tmp_path: Path) -> None:
+    """bitsandbytes names a kernel that is not installed, as soon as PEFT is imported."""
+    told = "from coretune.console import no_notes_of_libraries; no_notes_of_libraries(); import bitsandbytes"
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

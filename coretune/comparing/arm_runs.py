@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coretune.comparing.compare import Job, Prices, Result
-from coretune.console import NOISE
+from coretune.console import no_notes_of_libraries
 from coretune.files import read_json, write_json
 from coretune.ledger import Cost
 from coretune.planning.workload import looked_at
@@ -66,7 +65,7 @@ def outcomes(
 
 def _begin() -> None:
     """In a worker: spared the stock libraries' warnings, and gone when its parent is, however that went."""
-    warnings.filterwarnings("ignore", message=NOISE)
+    no_notes_of_libraries()
     parent = parent_process()
     assert parent is not None
 
