@@ -68,7 +68,11 @@ def update(
     if refresh.embedding in features:
         graph = _mended(refresh, pool.graph, features[refresh.embedding], np.union1d(rows, beside), round)
     after = replace(pool, features=features, measured_at=measured_at, usable=usable, graph=graph)
-    return after if noise is None else noise.when_measured(after, anchors)
+    if noise is None or not written.keys() >= set(
+        noise.needs
+    ):  # as of training steps, which show the loss alone
+        return after
+    return noise.when_measured(after, anchors)
 
 
 def _propagated(
