@@ -261,6 +261,15 @@ def test_a_row_measured_earlier_is_held_against_the_pairs_of_that_time() -> None
     )
 
 
+def test_a_loss_that_training_shows_changes_no_noise_score() -> None:
+    """Training lowers the loss of wrong rows too; the loss after an empty prompt is not measured beside it."""
+    refresh, anchors = paper(k=K), np.array([3, 11, 40])
+    pool = update(refresh, with_pairs(unmeasured(), 4.0), np.arange(N), prompted(1), 0, ALWAYS)
+    after = update(refresh, pool, anchors, {"loss": np.full(3, 0.1, np.float32)}, 1, ALWAYS)
+    np.testing.assert_array_equal(after.features["loss"][anchors], np.float32(0.1))
+    np.testing.assert_array_equal(after.features["noise_score"], pool.features["noise_score"])
+
+
 def test_rows_measured_while_noise_detection_was_off_have_no_noise_score() -> None:
     """They are not flagged once a model that has learnt more can tell, nor do they say how many are wrong."""
     noise, refresh, anchors = Noise(), paper(k=K), np.array([3, 11, 40])
