@@ -339,7 +339,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
             section_of("random", refresh={"k": 5, "audit_every": 2, "warmup": 0.1}),
             ["refresh.audit_every", "refresh.k", "refresh.warmup"],
         ),
-        (section_of("random", refresh={"k": 10, "warmup": 0.05, "scores": ["loss"]}), []),
+        (section_of("random", refresh={"k": 10, "warmup": "auto", "scores": ["loss"]}), []),
         (section_of("random", signals={"projection_dim": 64}, refresh_every=5), ["signals.projection_dim"]),
         (
             section_of("loss", refresh={"check_every": 3, "threshold": 0.3}),
@@ -396,7 +396,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("brief", solver={"deadline": "9s"}), []),
         (section_of("craig", solver={"deadline": "9s"}, quota={"source": 0.5}), ["solver.deadline"]),
         (section_of("random", refresh_every="never", filters=["cooldown"]), ["filters.cooldown"]),
-        (section_of("loss", refresh_every="never", filters=["cooldown"]), []),
+        (section_of("gradient_norm", refresh_every="never", filters=["cooldown"]), []),
         (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
         (section_of("random", filters=["cooldown"]), []),
         (section_of("d2", refresh_every="never", refresh={"anchors": "random"}), ["refresh.anchors"]),

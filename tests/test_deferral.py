@@ -22,6 +22,7 @@ from coretune.rounds.measurement import Measurement
 from coretune.rounds.state import load, save
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
+from coretune.select.random import Random
 from coretune.types import Array, Rows
 
 
@@ -150,6 +151,15 @@ def test_without_a_noise_filter_nothing_is_deferred(changes: dict[str, Any]) -> 
 def test_methods_without_a_noise_filter_defer_nothing() -> None:
     model = deaf()
     Run(config(FacilityLocation(), anchors="candidates", wait=True), model)
+    assert [len(rows) for rows in model.looks] == [N]
+
+
+def test_random_choice_with_a_noise_filter_waits_too() -> None:
+    """It measures for the filter alone; a method with signals of its own measures them at once."""
+    waits, model = Run(config(Random(), anchors="candidates", filters=(Noise(pairs=8),)), deaf()), deaf()
+    assert waits.state.coreset.figures["drawn"] == 1
+    assert not waits.model.looks
+    Run(config(FacilityLocation(), anchors="candidates", filters=(Noise(pairs=8),)), model)
     assert [len(rows) for rows in model.looks] == [N]
 
 

@@ -18,9 +18,13 @@ from coretune.policies.reuse import Reuse, due, may_stand
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
+from coretune.select.d2 import D2
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.grace import Grace
-from coretune.types import Array, Budget, Coreset, Pool, Rows
+from coretune.select.kcenter import KCenter
+from coretune.select.loss import Loss
+from coretune.select.random import Random
+from coretune.types import Array, Budget, Coreset, Pool, Rows, Selector
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "trained", "candidates"])
@@ -237,6 +241,21 @@ def test_a_measurement_before_training_stays_valid_with_noise_detection_and_onli
     assert run.ledger.by_phase()["measurement"].flops == 10.0 * N
     plain = Run(config(Grace(), filters=(Noise(pairs=8),)), FakeModel(N, drift=0.0)).go(2)
     assert plain.ledger.rounds[-1].rows_measured > 0  # training shows nothing: measured again
+
+
+@pytest.mark.parametrize("method", [Random(), D2(), KCenter(), FacilityLocation()])
+def test_methods_that_read_embeddings_or_nothing_measure_once_where_noise_detection_is_on(
+    method: Selector,
+) -> None:
+    settings_ = {"anchors": "candidates", "look_again": 1.0, "warmup": "auto"}
+    run = Run(config(method, filters=(Noise(pairs=8),), **settings_), Shown(N, drift=0.0)).go(4)
+    assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 0, 0, 0, 0]
+
+
+def test_a_ranking_by_loss_does_not_stand_on_losses_of_before_training() -> None:
+    made = config(Loss(), filters=(Noise(pairs=8),), anchors="candidates", warmup="auto")
+    assert made.warmup_share == 0
+    assert not may_stand(made, True)
 
 
 @pytest.mark.parametrize("noise", [Noise(pairs=8, least_told=0), Neighbours(pairs=8, on_above=0)])

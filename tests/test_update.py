@@ -262,7 +262,7 @@ def test_a_row_measured_earlier_is_held_against_the_pairs_of_that_time() -> None
 
 
 def test_a_loss_that_training_shows_changes_no_noise_score() -> None:
-    """Training lowers the loss of wrong rows too; the loss after an empty prompt is not measured beside it."""
+    """Training lowers the loss of wrong rows too; no step measures it after an empty prompt."""
     refresh, anchors = paper(k=K), np.array([3, 11, 40])
     pool = update(refresh, with_pairs(unmeasured(), 4.0), np.arange(N), prompted(1), 0, ALWAYS)
     after = update(refresh, pool, anchors, {"loss": np.full(3, 0.1, np.float32)}, 1, ALWAYS)

@@ -73,7 +73,7 @@ class Reuse:
     @property
     def stands(self) -> bool:
         """Whether the measurement of before any training stands, and training shows what has changed."""
-        return measures_to_find(self.config) and self.online and AT_ONCE in self.state.coreset.figures
+        return may_stand(self.config, self.online) and AT_ONCE in self.state.coreset.figures
 
     @cached_property
     def spares(self) -> bool:
@@ -163,9 +163,14 @@ def policy_of(
 
 
 def may_stand(config: CoresetConfig, online: bool) -> bool:
-    """Whether all is measured once, if noise detection is on before any training (`Reuse.stands`)."""
-    before = config.warmup == 0 and not config.taught
-    return measures_to_find(config) and config.noise is not None and online and before
+    """Whether all is measured once, if noise detection is on before any training (`Reuse.stands`).
+
+    [choice] Of a method that reads embeddings, or nothing, of a row: they change little while a pretrained
+    model is trained; and of GRACE, for what a region is worth keeps the losses of before (`as_selected`).
+    """
+    before = config.warmup_share == 0 and not config.taught
+    steady = isinstance(config.selector, Grace) or all(n.endswith(UNIT) for n in config.selector.needs)
+    return measures_to_find(config) and config.noise is not None and online and before and steady
 
 
 def measures_to_find(config: CoresetConfig) -> bool:
@@ -176,10 +181,11 @@ def measures_to_find(config: CoresetConfig) -> bool:
 def noise_sought(config: CoresetConfig) -> TellsNoise | None:
     """The noise filter, where candidates are measured to know which of them are noisy.
 
-    [choice] GRACE's alone: what it covers changes little while a model is trained (docs/results.md). Other
-    methods need their own signals whether noise detection is on or not.
+    [choice] Of GRACE, for what it covers changes little while a model is trained (docs/results.md), and of a
+    method that measures nothing itself. Others need their own signals whether noise detection is on or not.
     """
-    return config.noise if measures_to_find(config) and isinstance(config.selector, Grace) else None
+    sought = isinstance(config.selector, Grace) or not config.selector.needs
+    return config.noise if measures_to_find(config) and sought else None
 
 
 def noise_is_off(config: CoresetConfig, pool: Pool) -> bool:

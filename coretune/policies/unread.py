@@ -39,7 +39,9 @@ def unread(config: CoresetConfig) -> dict[str, set[str]]:
 
 def idle_filters(config: CoresetConfig) -> list[str]:
     """Filters that have nothing to judge by: rows cool down once a coreset, or a warm-up, trained on them."""
-    trained_before = config.refresh_every != "never" or (config.needs and config.warmup and not config.taught)
+    trained_before = config.refresh_every != "never" or (
+        config.needs and config.warmup_share and not config.taught
+    )
     return [] if trained_before else [each.name for each in config.filters if isinstance(each, Cooldown)]
 
 

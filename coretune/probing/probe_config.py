@@ -73,7 +73,7 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
     section = copy.deepcopy(config.coreset)
     share = coreset_rows(settings, empty_pool(trainer.pool_rows.length)) / n
     section["budget"] = max(1, min(few, max(batch, round(share * few))))
-    if settings.warmup and settings.needs:
+    if settings.warmup_share and settings.needs:
         put(section, "refresh.warmup", min(0.9, warm * batch / few))
     if settings.refresh_every != "never":
         section["refresh_every"] = EVERY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from coretune.filters.target_rows import TargetRows
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import BudgetRequest
 from coretune.rounds.quota_request import QuotaRequest
-from coretune.rounds.refresh_settings import AnchorRefresh
+from coretune.rounds.refresh_settings import PASSED, AnchorRefresh
 from coretune.select.by_target import with_served
 from coretune.select.engines import bytes_of, seconds_of
 from coretune.select.greedy import check_budget
 from coretune.types import (
+    EMPTY_PROMPT_LOSS,
     TARGET_LOSS,
     TRAINERS_SEED,
     AlongGraph,
@@ -34,6 +35,7 @@ from coretune.types import (
     TrainersSeed,
 )
 
+WARMUP_SHARE = 0.05  # [choice, after LESS]
 WARMUP = "warmup"  # a selector's teacher: the run on a random share of the pool
 
 
@@ -50,9 +52,10 @@ class CoresetConfig:
             coreset takes, so no row comes twice. "never": one selection. "adaptive": every `check_every`
             steps the anchors are measured, and a new coreset is chosen when their scores differ from the
             estimates by more than `threshold` of their mean (after CREST, Yang et al. 2023).
-        warmup: Share of the pool trained on at random before the first measurement [choice, after LESS];
-            methods that measure nothing have none. For a method with a warm-up run of its own: share of
-            the pool that this run is trained on; the training itself has no warm-up then.
+        warmup: Share of the pool trained on at random before the first measurement; methods that measure
+            nothing have none. "auto" [choice, after LESS]: 0.05 where gradients are measured, 0 where forward
+            passes with the prompt, or with an empty one, tell all. For a method with a warm-up run of its
+            own: share of the pool that this run is trained on; the training itself has no warm-up then.
         check_every: With "adaptive": steps between two checks.
         threshold: With "adaptive": the difference, as a share of the mean score, that asks for a new
             coreset [0.1 is CREST's].
@@ -83,7 +86,7 @@ class CoresetConfig:
     budget: BudgetRequest
     filters: tuple[Filter, ...] = ()
     refresh_every: int | str = "pass"
-    warmup: float = 0.05
+    warmup: float | Literal["auto"] = "auto"
     check_every: int = 10
     threshold: float = 0.1
     wait: bool = True
@@ -108,10 +111,8 @@ class CoresetConfig:
                 )
         elif self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"warmup is {self.warmup}: give the share of the pool to warm up on, from 0 to below 1"
-            )
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup is {self.warmup}: give a share of the pool, 0 to below 1, or auto")
         for name, unit in (("check_every", "step"), ("audit_every", "selection")):
             if (every := vars(self)[name]) is not None and every < 1:
                 raise ValueError(f"{name} is {every}: give at least 1 {unit}")
@@ -185,7 +186,7 @@ class CoresetConfig:
                 f"anchors is {self.refresh.anchors}, and trajectories of later measurements are shorter "
                 "than the first, so that all rows are measured again: set anchors to all"
             )
-        if TARGET_LOSS in self.selector.needs and (self.refresh_every != "never" or self.warmup):
+        if TARGET_LOSS in self.selector.needs and (self.refresh_every != "never" or self.warmup_share):
             raise ValueError(
                 f"{TARGET_LOSS} is compared with the loss before training: set refresh_every to never and "
                 "warmup to 0"
@@ -205,7 +206,7 @@ class CoresetConfig:
             raise ValueError(
                 "filters has target_rows, which takes out what train_on_target keeps: give one of them"
             )
-        if self.teaching and self.warmup == 0:
+        if self.teaching and self.warmup_share == 0:
             raise ValueError("warmup is 0 and the warm-up run is trained on that share of the pool: raise it")
 
     @property
@@ -226,6 +227,13 @@ class CoresetConfig:
             return ()
         compared = (self.refresh.priority_score,) if self.compares else ()
         return tuple(dict.fromkeys((*asked, *self.refresh.needs, *compared)))
+
+    @property
+    def warmup_share(self) -> float:
+        """`warmup` in [0, 1)."""
+        if self.warmup != "auto":
+            return self.warmup
+        return 0.0 if PASSED.issuperset({*self.needs} - {EMPTY_PROMPT_LOSS}) else WARMUP_SHARE
 
     @property
     def compares(self) -> bool:
@@ -324,7 +332,9 @@ def make_clock(
     coreset_rows  rows in the coreset (estimated for a token budget)
     batch, pack, density, group  as in `Clock`
     """
-    warmup = math.ceil(config.warmup * n / (batch * density)) if config.needs and not config.taught else 0
+    warmup = (
+        math.ceil(config.warmup_share * n / (batch * density)) if config.needs and not config.taught else 0
+    )
     one_pass = math.ceil(coreset_rows / (batch * density))
     if config.refresh_every == "never":
         return Clock(warmup or one_pass, batch, 1 if warmup else 0, 0, pack, density, group)

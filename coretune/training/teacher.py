@@ -57,7 +57,9 @@ class Lesson:
     @classmethod
     def of(cls, config: CoresetConfig, n: int, batch: int, checkpoints: int) -> Lesson:
         """n rows in the pool, `batch` of them a step. ValueError for fewer steps than checkpoints."""
-        drawn = np.random.default_rng([config.seed, 0, 2]).permutation(n)[: math.ceil(config.warmup * n)]
+        drawn = np.random.default_rng([config.seed, 0, 2]).permutation(n)[
+            : math.ceil(config.warmup_share * n)
+        ]
         steps = math.ceil(len(drawn) / batch)
         if steps < checkpoints:
             raise ValueError(
