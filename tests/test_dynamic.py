@@ -82,7 +82,7 @@ def test_the_rows_of_a_token_budget_are_estimated_from_the_mean_row() -> None:
         ),
         ({"refresh_every": 0}, "refresh_every is 0: give at least 1 step"),
         ({"warmup": 1.0}, r"warmup is 1.0: give a share"),
-        ({"warmup": -0.1}, r"warmup is -0.1: give the share"),
+        ({"warmup": -0.1}, r"warmup is -0.1: give a share"),
         ({"check_every": 0}, "check_every is 0: give at least 1 step"),
         ({"audit_every": 0}, "audit_every is 0: give at least 1 selection"),
         ({"threshold": float("nan")}, "threshold is nan: give a share"),
