@@ -27,7 +27,7 @@ from scipy.special import ndtri
 
 from coretune.types import Array
 
-MISSED, FLAGGED = 0.09, 0.02  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
+MISSED, FLAGGED = 0.09, 0.01  # of wrong rows, of right ones [choice: settled on two pools, docs/filters.md]
 #: A larger estimated share of wrong rows is not believed: no row is flagged then. [choice] What a model has
 #: not learnt yet scores as wrong responses do.
 MOST_WRONG = 0.5
