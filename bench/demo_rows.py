@@ -17,7 +17,7 @@ from pools import read_rows, write_lines
 from coretune.playground.real_pool import HELD_OUT, ROWS, SHIPPED
 
 LONGEST = 360  # characters of prompt and response
-EACH = {ROWS: 455, HELD_OUT: 100}  # rows of either source
+EACH = {ROWS: 420, HELD_OUT: 100}  # rows of either source
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """`coretune demo-real`: does choosing rows pay on a real pretrained model? A quarter of an hour on a CPU.
 
-    SmolLM2-135M (package index) + 1,300 real rows, of which 30 % are copies and 20 % wrong
+    SmolLM2-135M (package index) + 1,200 real rows, of which 30 % are copies and 20 % wrong
         ├─ untouched   scored as it is
         ├─ full        LoRA on the whole pool: `epochs` epochs
         └─ grace       LoRA on a GRACE coreset: as many steps as the same FLOPs afford, choosing

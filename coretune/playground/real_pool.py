@@ -1,6 +1,6 @@
-"""1,300 real rows for the demo on a real model: half of them right, 30 % copies, 20 % wrong responses.
+"""1,200 real rows for the demo on a real model: half of them right, 30 % copies, 20 % wrong responses.
 
-Shipped are 910 short rows of GSM8K (MIT) and OpenBookQA (Apache-2.0), half each, and 200 of their test
+Shipped are 840 short rows of GSM8K (MIT) and OpenBookQA (Apache-2.0), half each, and 200 of their test
 parts to score; real/LICENSES.md names the sources. Copies and wrong responses are put in here, with a seed.
 """
 
@@ -16,7 +16,7 @@ from coretune.playground.pool import Playground, Record
 
 SHIPPED = Path(__file__).parent / "real"
 ROWS, HELD_OUT = "rows.jsonl", "held_out.jsonl"
-WRONG, COPIES = 260, 390
+WRONG, COPIES = 240, 360
 
 
 def make_real_pool(seed: int) -> Playground:
