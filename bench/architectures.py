@@ -13,6 +13,7 @@ gradient is compared with a backward pass of that row alone.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +155,9 @@ def run(name: str, method: str, peft: LoraConfig | None) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="coretune-architecture-") as home:
         made = None
         try:
-            made = trainer(name, method, peft, Path(home))
-            made.train()
+            with redirect_stdout(io.StringIO()):  # the trainers' own lines, a warm-up run's too
+                made = trainer(name, method, peft, Path(home))
+                made.train()
             return RUNS, ""
         except ValueError as error:
             reason = str(error)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import sys
@@ -21,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command import parser_of, tell_missed
+from command import parser_of, quiet, tell_missed
+from cost_row import LORA, MICRO
+from pools import pool_and_model
 
 WITHIN = 0.25
 METHODS: dict[str, dict[str, Any]] = {
@@ -48,12 +49,15 @@ def config_of(args: argparse.Namespace, pool: Path, model: str, out: Path, metho
             "target_data": str(target) if target.exists() else None,
             "output_dir": str(out),
             "skip_bad_rows": True,
-            "coreset": {"budget": "10%", "refresh_every": 20, **METHODS[method]},
+            "coreset": {"budget": "10%", "refresh_every": args.every, **METHODS[method]},
+            "peft": dict(LORA) if args.lora else None,
             "training": {
                 "max_steps": args.steps,
-                "per_device_train_batch_size": 16,
+                "per_device_train_batch_size": MICRO if args.lora else 16,
+                "gradient_accumulation_steps": 16 // MICRO if args.lora else 1,
                 "learning_rate": 1e-3,
-                "bf16": False,
+                "bf16": args.lora,
+                "model_init_kwargs": {"attn_implementation": "eager"} if args.lora else None,
                 "gradient_checkpointing": False,
                 "save_strategy": "no",
                 "report_to": "none",
@@ -78,7 +82,8 @@ def plan_and_run(config: Any, clock: Any) -> tuple[dict[str, Any], dict[str, Any
     trainer.remove_callback(PrinterCallback)
     trainer.ledger.clock = clock
     trainer.train()
-    trainer.evaluate()
+    if config.evaluated:
+        trainer.evaluate()
     return json.loads(json.dumps(plan.to_dict())), trainer.ledger.to_dict(), took
 
 
@@ -100,32 +105,28 @@ def main() -> int:
     parser.add_argument("--model", help="model folder; left out, the playground's")
     parser.add_argument("--methods", default="random,grace", help=f"of {', '.join(METHODS)}")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--every", type=int, default=20, help="steps between selections")
+    parser.add_argument("--lora", action="store_true", help="LoRA in bfloat16, as bench/cost.py trains")
     parser.add_argument("--wall", action="store_true", help="seconds of the clock on the wall")
     parser.add_argument("--quick", action="store_true", help="60 steps")
     parser.add_argument("--check", action="store_true", help=f"exit 1 where a total is off by {WITHIN:.0%}")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.disable(logging.WARNING)
     if args.quick:
         args.steps = 60
 
-    import torch
-
-    from coretune import run
     from coretune.console import print_table
     from coretune.planning.plan import missed
-    from coretune.playground import BASE_MODEL, make_pool
+    from coretune.playground import BASE_MODEL
 
-    torch.set_num_threads(1)
-    run.quiet()
+    quiet()
     misses, table = (
         [],
         [("phase", "plan s", "s", "off", "plan FLOPs", "FLOPs", "plan rows", "rows")],
     )
     with tempfile.TemporaryDirectory() as folder:
-        pool = Path(args.pool or f"{folder}/playground")
-        if args.pool is None:
-            make_pool(seed=0, rows=2000).write(pool)
+        found, _ = pool_and_model(args.pool or "made:rows=2000", args.model, folder, Path(folder))
+        pool = Path(found)
         for number, method in enumerate(args.methods.split(",")):
             config = config_of(args, pool, args.model or str(BASE_MODEL), Path(folder) / str(number), method)
             clock = time.perf_counter if args.wall else time.process_time

@@ -24,12 +24,10 @@ fifth of its own is held out. Finished runs are kept under
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import platform
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -37,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import parser_of, tell_missed
+from command import parser_of, quiet, tell_missed
 from pools import clean_rows, distinct_rows, labels_of, of_skill, pool_and_model, target_file, whole
 
 from coretune.comparing.arm_runs import outcomes, run_job
@@ -94,11 +92,7 @@ def job_of(arm: str, seed: int, asked: argparse.Namespace, data: Path) -> Job:
 
 def score(job: Job, asked: argparse.Namespace) -> dict[str, Any]:
     """Train and score one arm on one seed, and leave nothing behind; everything a table needs."""
-    import torch
-
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    quiet()
     pool = Path(asked.pool)
     with tempfile.TemporaryDirectory() as folder:
         here = job.config.model_copy(update={"output_dir": f"{folder}/run"})

@@ -28,10 +28,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from command import parser_of, tell_missed
+from command import parser_of, quiet, tell_missed
 from pools import pool_and_model
 from real_arms import UNTOUCHED
-from real_run import Run, begin, content_of, machine, run_one
+from real_run import Run, content_of, machine, run_one
 from real_table import HEADER, Result, append_result, lines_of, markdown, missed, read_results
 
 from coretune.comparing.arms import split_arms
@@ -90,7 +90,7 @@ def in_workers(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) ->
     """What the work gives of each job, as it is finished: so many at a time, each in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, begin, max_tasks_per_child=1) as executor:
+    with ProcessPoolExecutor(workers, context, quiet, max_tasks_per_child=1) as executor:
         for future in as_completed([executor.submit(work, job) for job in jobs]):
             yield future.result()
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -82,18 +80,6 @@ def content_of(pool: Path, model: Path) -> str:
     for file in (pool / "pool.jsonl", pool / "eval.jsonl", model / "config.json"):
         found.update(file.read_bytes())
     return found.hexdigest()[:16]
-
-
-def begin() -> None:
-    """In a worker: one thread, nothing on the console but errors."""
-    import torch
-
-    from coretune import run
-
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    run.quiet()
 
 
 def run_one(run: Run, pool: Path, model: Path, data: Path, guard: Path | None) -> dict[str, Any]:

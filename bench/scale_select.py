@@ -2,7 +2,7 @@
 
 Corpus, store, graph, greedy, audit, coreset.jsonl and report are the command's own. Only the model does not
 look: what it would have seen of a block of rows is read from files, 256 numbers for an embedding and one for
-a loss.
+each loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coretune import run
 from coretune.config import RunConfig, check_config
 from coretune.playground import BASE_MODEL
 from coretune.training.row_signals import FirstScan
-from coretune.types import Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, Array, Rows
 
 SIZES, QUICK = (10_000, 100_000, 1_000_000), (2_000,)
 
@@ -33,8 +33,8 @@ def selecting(quick: bool) -> list[Line]:
     for n in QUICK if quick else SIZES:
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder) / "pool.jsonl", n)
-            config = _config(Path(folder))
-            with _given(Path(folder), n):
+            config = config_of(Path(folder))
+            with given_signals(Path(folder), n):
                 took = measured(partial(run.select, config, quiet=True))
             chosen = sum(1 for _ in took.result.open())
         targets = (("≤ 8 GiB resident", resident() <= 8 * 2**30),) if n == 1_000_000 else ()
@@ -44,7 +44,7 @@ def selecting(quick: bool) -> list[Line]:
     return lines
 
 
-def _config(folder: Path) -> RunConfig:
+def config_of(folder: Path) -> RunConfig:
     return check_config(
         {
             "model_name_or_path": str(BASE_MODEL),
@@ -58,10 +58,12 @@ def _config(folder: Path) -> RunConfig:
 
 
 @contextmanager
-def _given(folder: Path, n: int) -> Iterator[None]:
+def given_signals(folder: Path, n: int) -> Iterator[None]:
     """Within the block the first measurement of a pool of up to n rows reads what is in the folder."""
     drawn = {"prompt_embedding": prompts(n), "response_embedding": prompts(n, 1)}
-    drawn["loss"] = np.random.default_rng(0).random(n, np.float32)
+    rng = np.random.default_rng(0)
+    drawn["loss"] = rng.random(n, np.float32)
+    drawn[EMPTY_PROMPT_LOSS] = drawn["loss"] * rng.uniform(1.0, 4.0, n).astype(np.float32)
     for name in list(drawn):
         np.save(folder / f"{name}.npy", drawn.pop(name))
 

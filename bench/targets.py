@@ -26,10 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from command import parser_of, tell_missed
+from command import parser_of, quiet, tell_missed
 from real import LEARNING_RATE, in_workers, print_table
 from real_arms import BM25, UNTOUCHED
-from real_run import Run, Unaffordable, begin, content_of, machine, score, train, untouched
+from real_run import Run, Unaffordable, content_of, machine, score, train, untouched
 from real_table import Result, append_result, read_results
 from targets_pools import TASKS, Plan, Task, data_folders, make_folders
 from targets_table import groups, markdown, missed, summary, title, trained, unaffordable
@@ -195,7 +195,7 @@ def main() -> int:
         file = args.results / f"{jobs[0].run.pool}-{args.model.name}-{tuning}.jsonl"
         work = partial(run_job, model=args.model, data=Path(folder) / "data")
         if args.quick:  # one process: what starts several takes longer than all of it
-            begin()
+            quiet()
             results = run_all(jobs, file, partial(map, work))
         else:
             results = run_all(jobs, file, lambda some: in_workers(work, some, args.workers))

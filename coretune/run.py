@@ -149,8 +149,11 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
     return path
 
 
-def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
-    """Corpora, model and trainer of a config, all checked; `stock` goes to SFTTrainer as it is."""
+def build_trainer(config: RunConfig, model: Any = None, **stock: Any) -> CoresetSFTTrainer:
+    """Corpora, model and trainer of a config, all checked; `stock` goes to SFTTrainer as it is.
+
+    model  of a trainer of the same model and adapter, where it is not to be loaded anew
+    """
     if not sys.stderr.isatty():
         no_bars()
     # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
@@ -159,7 +162,9 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     refuse_other_models(config.model_name_or_path)
     tell_idle(config.coreset, coreset)
     args = training_arguments(config)
-    adapter = adapter_config(config)
+    adapter = adapter_config(config) if model is None else None
+    if model is not None:
+        args.model_init_kwargs = None  # TRL would say that they are ignored
     tokenizer = load_tokenizer(config.model_name_or_path, args)
     length = longest_row(config.model_name_or_path, args)
     rows = row_tokenizer(tokenizer, args)
@@ -170,7 +175,7 @@ def build_trainer(config: RunConfig, **stock: Any) -> CoresetSFTTrainer:
     set_seed(args.seed)  # TRL 1.14 draws the adapter before it seeds
     try:
         trainer = CoresetSFTTrainer(
-            model=config.model_name_or_path,
+            model=config.model_name_or_path if model is None else model,
             args=args,
             train_dataset=pool.dataset,
             eval_dataset=held_out.dataset if held_out is not None else None,

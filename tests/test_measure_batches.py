@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coretune.measure.batches import collate, pack
+from coretune.measure.batches import PART, collate, pack
+from coretune.storing.store import BLOCK
 
 
 @given(lengths=st.lists(st.integers(0, 60), max_size=80), batch_tokens=st.integers(1, 200))
@@ -25,6 +26,32 @@ def test_like_lengths_meet_so_padding_is_small():
     lengths = np.random.default_rng(0).integers(20, 400, 2000)
     padded = sum(len(batch) * lengths[batch].max() for batch in pack(lengths, 4096))
     assert padded < 1.03 * lengths.sum()
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), batch_tokens=st.integers(60, 200))
+@settings(deadline=None, max_examples=60)
+def test_no_other_cut_of_the_sorted_rows_costs_less(lengths, batch_tokens):
+    """Tokens with padding, and a part of the budget for each batch."""
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(batches):
+        return sum(len(batch) * batch[0] + PART * batch_tokens for batch in batches)
+
+    least = float("inf")
+    for cuts in range(2 ** (len(ordered) - 1)):
+        ends = [i + 1 for i in range(len(ordered) - 1) if cuts >> i & 1]
+        batches = [ordered[a:b] for a, b in zip([0, *ends], [*ends, len(ordered)], strict=True)]
+        if all(len(batch) * batch[0] <= batch_tokens for batch in batches):
+            least = min(least, cost(batches))
+    lengths = np.array(lengths)
+    assert cost([lengths[batch] for batch in pack(lengths, batch_tokens)]) <= least + 1e-9
+
+
+def test_a_block_of_short_rows_is_padded_little_too():
+    """Lengths as short instructions have them under a chat template: median 71, 5 % of them above 122."""
+    lengths = np.random.default_rng(0).lognormal(np.log(71), 0.33, BLOCK).astype(np.int64)
+    padded = sum(len(batch) * lengths[batch].max() for batch in pack(lengths, 4096))
+    assert 1 - lengths.sum() / padded < 0.05
 
 
 @given(

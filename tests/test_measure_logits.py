@@ -112,3 +112,12 @@ def test_a_cap_that_the_configuration_does_not_name_is_refused_though_logits_are
     model.forward = capped
     with pytest.raises(ValueError, match="GraniteForCausalLM changes its logits behind the output head"):
         measure(model, ("loss",))
+
+
+def test_what_a_model_does_behind_its_head_is_looked_at_once() -> None:
+    model, rows = tiny("granite"), random_rows(6, seed=1)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    for _ in range(2):  # a measurer of its own each
+        measurer(model, rows, ["loss"], MeasureSettings(), pad_token_id=PAD, bos_token_id=BOS)(np.arange(6))
+    assert len(passes) == 2 + 2

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import coreset_config, corpus, model_folder, records, write_jsonl
+from trl.trainer import sft_trainer
 from typer.testing import CliRunner
 
 from coretune import run
@@ -161,8 +162,14 @@ def test_a_slow_model_is_probed_with_fewer_rows() -> None:
     of = work(pool=Work(100, 1000, 6e6), first=Work(100, 1000, 2e6))  # 6e4 and 2e4 a row
     assert size_of(of, 16, 1e12) == Size(256, 16)
     assert size_of(of, 16, 6 * 6e4 * 8) == Size(24, 4)
-    assert size_of(of, 16, 1.0) == Size(12, 1)
+    assert size_of(of, 16, 1.0) == Size(8, 1)
     assert size_of(work(first=Work(0, 0, 0.0)), 64, 1e12) == Size(512, 64)
+
+
+def test_a_slow_model_is_evaluated_on_fewer_rows() -> None:
+    of = work(held_out=Work(100, 1000, 5e6))
+    assert [probe._evaluated(of, flops) for flops in (1e12, 10 * 5e4, 1.0)] == [64, 10, 2]
+    assert probe._evaluated(work(held_out=Work(0, 0, 0.0)), 1e12) == 0
 
 
 def test_a_large_pool_is_extrapolated_by_the_power_that_two_sizes_show(
@@ -317,6 +324,8 @@ def test_a_probe_of_packs_takes_no_more_rows_a_step_than_it_is_to(data: Path, tm
     for rows, packs in ((4 * density, 4), (4 * density - 1, 3), (2 * density, 2), (1, 1)):
         small = small_config(trainer, of, tmp_path, Size(48, rows))
         assert small.training["per_device_train_batch_size"] == packs
+    filters = {name: given for each in small.coreset["filters"] for name, given in each.items()}
+    assert filters["noise"]["pairs"] == 12  # a quarter of the rows
 
 
 def test_the_workload_is_of_the_whole_pool(data: Path, tmp_path: Path) -> None:
@@ -324,6 +333,22 @@ def test_the_workload_is_of_the_whole_pool(data: Path, tmp_path: Path) -> None:
     found = workload(run.build_trainer(of), of)
     assert (found.pool_rows, found.steps, found.budget_rows, found.held_out.rows) == (48, 8, 12, 12)
     assert found.pool.tokens == int(corpus().length.sum())
+
+
+def test_the_weights_are_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an adapter too: the probe trains the one that was made for the count."""
+    read: list[str] = []
+    stock = sft_trainer.create_model_from_path
+
+    def reading(path: str, *args: Any, **kwargs: Any) -> Any:
+        read.append(path)
+        return stock(path, *args, **kwargs)
+
+    monkeypatch.setattr(sft_trainer, "create_model_from_path", reading)
+    of = config(data, tmp_path).model_copy(update={"peft": {"r": 2, "target_modules": "all-linear"}})
+    found = probe.make_plan(of)
+    assert read == [str(model_folder())]
+    assert found.phases["training"].seconds > 0
 
 
 def test_mistakes_are_one_line(data: Path, tmp_path: Path) -> None:

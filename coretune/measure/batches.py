@@ -11,6 +11,8 @@ import torch
 
 from coretune.types import IGNORED, Array, Rows
 
+PART = 1 / 32  # of a batch's tokens: what one more batch costs beside its tokens [choice: casts and launches]
+
 
 class TokenRows(Protocol):
     """Tokenised examples, frozen: what a measurement needs of a corpus and nothing more.
@@ -82,17 +84,29 @@ class Batch:
 def pack(lengths: Array, batch_tokens: int) -> list[Array]:
     """Positions of `lengths` (m,) in batches whose padded size stays within `batch_tokens`.
 
-    Sorted by length, longest first, so that padding is small and memory peaks in the first batch, where an
-    out-of-memory error costs least. A row longer than `batch_tokens` is a batch of its own.
+    Sorted by length, longest first, so that memory peaks in the first batch, where an out-of-memory error
+    costs least; cut where padding and PART of `batch_tokens` for each batch together are least, by dynamic
+    programming. A row longer than `batch_tokens` is a batch of its own.
     """
     order = np.argsort(-lengths, kind="stable")
+    longest = np.maximum(lengths[order], 1)
+    n, each = len(order), PART * batch_tokens
+    least = np.full(n + 1, np.inf)  # of batches that hold the first i rows
+    least[0] = 0.0
+    begins = np.zeros(n + 1, dtype=np.int64)  # of the last of these batches
+    for begin in range(n):
+        most = min(n - begin, max(1, int(batch_tokens // longest[begin])))
+        ends = np.arange(begin + 1, begin + most + 1)
+        tokens = least[begin] + each + longest[begin] * np.arange(1, most + 1)
+        better = ends[tokens < least[ends]]
+        least[better] = tokens[better - begin - 1]
+        begins[better] = begin
     batches: list[Array] = []
-    begin = 0
-    while begin < len(order):
-        size = max(1, batch_tokens // max(1, int(lengths[order[begin]])))
-        batches.append(order[begin : begin + size])
-        begin += size
-    return batches
+    end = n
+    while end:
+        batches.append(order[begins[end] : end])
+        end = int(begins[end])
+    return batches[::-1]
 
 
 def collate(tokens: Sequence[Array], labels: Sequence[Array], where: Array, pad_token_id: int) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cos
 PROJECTED = frozenset({"gradient", "target_cosine"})
 WEIGHTED = frozenset({"weighted_embedding", TARGET_SIMILARITY})
 GradientReader = SquareNorm | Inner | Projected | Built
+#: Models whose logits were found to be their head's: that depends on no weight, and costs two passes.
+_checked: WeakSet[Any] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,6 @@ class SignalMeter:
         self.projections = self._projections() if names & PROJECTED else {}
         self.along = self._along(directions) if directions else {}
         self.head_projection = self._head_projection() if "head_gradient" in names else None
-        self._head_checked = False
 
     def signals(
         self,
@@ -144,11 +146,11 @@ class SignalMeter:
         return {name: value / counted for name, value in mean.items()}
 
     def check_head(self) -> None:
-        """Refuses a model whose logits are not its head's. Once is enough: it depends on no weight."""
-        if not self._head_checked:
+        """Refuses a model whose logits are not its head's; once a model."""
+        if self.model not in _checked:
             few = collate([np.arange(8)], [np.arange(8)], np.zeros(1, dtype=np.int64), self.pad_token_id)
             passes.check_head(self.model, few.to(self.device))
-            self._head_checked = True
+            _checked.add(self.model)
 
     def _batches(
         self, tokens: Sequence[Array], labels: Sequence[Array], batch_tokens: int

@@ -33,8 +33,9 @@ from coretune.recording.selection_log import is_selection
 from coretune.training.train import CoresetSFTTrainer
 from coretune.types import Pool
 
-HELD_OUT = 64  # rows evaluated, at most as many as the pool of the probe has
-SECONDS = 8.0  # of the model in the probe, where it is slow [choice]
+HELD_OUT = 64  # rows evaluated, fewer where the model is slow
+SECONDS = 6.0  # of the model in the probe's steps and measurements, where it is slow [choice]
+EVALUATING = 1.0  # and in its evaluation
 PARTS = ("counting", "probing", "rehearsing")  # of making a plan
 
 
@@ -55,12 +56,14 @@ def make_plan(
         later, sizes = measured_later(whole, work), _sizes(whole)
         about, notes = about_run(config), _notes(whole)
         batch = whole.clock.batch * whole.clock.density
-        size = size_of(work, batch, SECONDS / _seconds_a_flop(whole, clock))
+        a_flop = _seconds_a_flop(whole, clock)
+        size = size_of(work, batch, SECONDS / a_flop)
         small = small_config(whole, config, Path(folder), size)
+        model = whole.model
         del whole
         gc.collect()
         over(PARTS[1])
-        found = _probe(small, clock, bool(work.held_out.rows))
+        found = _probe(small, model, clock, _evaluated(work, EVALUATING / a_flop))
     over(PARTS[2])
     rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
     if coreset.refresh.anchors == "candidates":
@@ -73,6 +76,12 @@ def make_plan(
     memory |= {"signals of the pool": n * found.signals}
     disk = _disk(config, work, sizes, n * found.signals)
     return Plan(phases, work, disk, memory, about, notes)
+
+
+def _evaluated(work: Workload, flops: float) -> int:
+    """Rows that so many FLOPs evaluate: HELD_OUT at most, two at least."""
+    rows = work.held_out.rows
+    return min(rows, HELD_OUT, max(2, int(flops / (work.held_out.flops / rows)))) if rows else 0
 
 
 def _seconds_a_flop(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
@@ -146,8 +155,8 @@ class _Probed:
     signals: float
 
 
-def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Probed:
-    trainer = run.build_trainer(config)
+def _probe(config: RunConfig, model: Any, clock: Callable[[], float], evaluated: int) -> _Probed:
+    trainer = run.build_trainer(config, model)
     trainer.remove_callback(PrinterCallback)
     trainer.ledger.clock, trainer.ledger.counts_flops = clock, True  # estimates too: of seconds a FLOP
     watch = _Watch(trainer)
@@ -156,7 +165,7 @@ def _probe(config: RunConfig, clock: Callable[[], float], evaluate: bool) -> _Pr
     costs = trainer.ledger.by_phase()
     training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
     measure, each = _looks(trainer, clock)
-    evaluation = _evaluation(trainer, clock) if evaluate else 0.0
+    evaluation = _evaluation(trainer, clock, evaluated) if evaluated else 0.0
     state = trainer.coreset_state
     assert state is not None
     pool, n = state.pool, state.pool.n
@@ -206,9 +215,11 @@ def _looks(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[floa
     if trainer.coreset_config.taught:  # measured at checkpoints: the first measurement is all there is
         seen = trainer.ledger.costs["measurement"]
         return seen.seconds / (seen.flops or 1.0), 0.0
-    everyone = np.arange(len(trainer.pool_rows.length))
+    # Of like length: a few rows are padded more than a pool's.
+    length = trainer.pool_rows.length
+    middle = np.argsort(length, kind="stable")[len(length) // 4 : max(2, len(length) * 3 // 4)]
     took, flops = [], []
-    for rows in (everyone[: max(1, len(everyone) // 4)], everyone):
+    for rows in (middle[: max(1, len(middle) // 4)], middle):
         began = clock()
         trainer.measurement.measure(rows)
         took.append(clock() - began)
@@ -218,12 +229,10 @@ def _looks(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[floa
     return rate, max(0.0, took[1] - rate * flops[1])
 
 
-def _evaluation(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
-    """Seconds a FLOP, the second time."""
-    some = trainer.eval_dataset.select(
-        range(min(HELD_OUT, len(trainer.pool_rows.length), len(trainer.eval_dataset)))
-    )
-    for _ in range(2):
+def _evaluation(trainer: CoresetSFTTrainer, clock: Callable[[], float], rows: int) -> float:
+    """Seconds a FLOP of so many rows, after one that warms up."""
+    for few in (1, rows):
+        some = trainer.eval_dataset.select(range(few))
         before, began = trainer.ledger.costs["evaluation"].flops or 0.0, clock()
         trainer.evaluate(some)
         took = clock() - began

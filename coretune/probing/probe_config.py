@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from coretune.config import RunConfig
+from coretune.coreset_section import spelled_out
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.files import whole
@@ -22,8 +23,8 @@ from coretune.training.sections import ROWS_ONLY
 from coretune.types import Rows
 
 ROWS = 256  # of the probe's pool, or as many as 8 steps take
-WARMUP, EVERY, AFTER = 2, 2, 2  # steps before the first selection, to the next, and after that
-LEAST = 12  # rows, however slow the model is
+WARMUP, EVERY, AFTER = 2, 3, 1  # steps before the first selection, to the next, and after that
+LEAST = 8  # rows, however slow the model is
 QUIET = {
     "save_strategy": "no",
     "eval_strategy": "no",
@@ -80,6 +81,9 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
     if settings.needs and settings.refresh.k >= few:
         put(section, "refresh.k", few - 1)
     put(section, "refresh.audit_every", None)
+    if settings.noise is not None:
+        section["filters"] = spelled_out(settings, config.coreset)["filters"]
+        put(section, f"filters.{settings.noise.name}.pairs", max(2, min(settings.noise.pairs, few // 4)))
     put(section, "refresh.wait", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
     items = max(1, batch // trainer.clock.density)  # packs, where rows are packed
