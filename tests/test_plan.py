@@ -314,6 +314,7 @@ def test_every_schedule_can_be_planned(data: Path, tmp_path: Path, coreset: dict
     assert found.phases["training"].seconds > 0
     assert plan.lines(found)
     assert len(plan.table(found)) >= 3
+    assert found.notes[-1].startswith("based on 6 steps of 4 rows, 48 rows of the pool, 12 rows evaluated")
 
 
 def test_a_probe_of_packs_takes_no_more_rows_a_step_than_it_is_to(data: Path, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_a_run_directory_holds_what_it_promises(done: Path) -> None:
     weights = sum(path.stat().st_size for path in done.glob("checkpoint-*/*"))
     assert weights <= ledger["disk"]["checkpoints"] < 1.5 * weights + 1e6
     assert min(ledger["disk"][kind] for kind in ("weights", "signals", "records")) > 0
+    saved = (done / "adapter_model.safetensors").stat().st_mtime_ns
+    assert saved < min((done / name).stat().st_mtime_ns for name in (LEDGER, REPORT))  # weights come first
     assert json.loads((done / ROWS).read_text()) == {"kept": 48, "out": [], "cut": 0, "notes": []}
     assert "spearman" in ledger["rounds"][2]["approximation"]
 

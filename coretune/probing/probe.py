@@ -28,7 +28,7 @@ from coretune.data.corpus import Corpus
 from coretune.planning.plan import Plan, Rates, Workload, predict
 from coretune.planning.rehearsal import Choosing, Rehearsal, measuring, rehearse
 from coretune.planning.workload import about_run, look, measured_later, workload
-from coretune.probing.probe_config import elsewhere, size_of, small_config
+from coretune.probing.probe_config import AFTER, EVERY, WARMUP, Size, elsewhere, size_of, small_config
 from coretune.recording.selection_log import is_selection
 from coretune.training.train import CoresetSFTTrainer
 from coretune.types import Pool
@@ -63,7 +63,8 @@ def make_plan(
         del whole
         gc.collect()
         over(PARTS[1])
-        found = _probe(small, model, clock, _evaluated(work, EVALUATING / a_flop))
+        evaluated = _evaluated(work, EVALUATING / a_flop)
+        found = _probe(small, model, clock, evaluated)
     over(PARTS[2])
     rehearsal = rehearse(coreset, found.pool, cost, config.seed, clock) if work.selections else _nothing()
     if coreset.refresh.anchors == "candidates":
@@ -71,6 +72,7 @@ def make_plan(
     over(PARTS[2])
     phases = predict(work, found.rates, rehearsal, bool(coreset.needs))
     n = work.pool_rows
+    notes += (f"based on {_size(size, found.pool.n, evaluated)}, timed here and now",)
     of = f", {size.batch} rows a step" if size.batch < batch else ""
     memory = {f"{name}{of}": value for name, value in found.rates.memory.items()}
     memory |= {"signals of the pool": n * found.signals}
@@ -82,6 +84,12 @@ def _evaluated(work: Workload, flops: float) -> int:
     """Rows that so many FLOPs evaluate: HELD_OUT at most, two at least."""
     rows = work.held_out.rows
     return min(rows, HELD_OUT, max(2, int(flops / (work.held_out.flops / rows)))) if rows else 0
+
+
+def _size(size: Size, rows: int, evaluated: int) -> str:
+    """Of the probe, in words."""
+    steps = f"{WARMUP + EVERY + AFTER} steps of {size.batch:,} rows"
+    return f"{steps}, {rows:,} rows of the pool" + (f", {evaluated} rows evaluated" if evaluated else "")
 
 
 def _seconds_a_flop(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> float:
