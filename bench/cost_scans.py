@@ -82,7 +82,7 @@ class Bench:
 
         settings = MeasureSettings(last_blocks=blocks, projection_dim=dim, autocast="bfloat16")
         measure = measurer(self.trainer.model, corpus, names, settings, **self.special)
-        measure(self.rows[:1])  # what a model does behind its head is looked at once
+        measure(self.rows[:1])  # what a model does behind its head is checked once
         began = time.process_time()
         measure(self.rows)
         return (time.process_time() - began) / len(self.rows)

@@ -114,7 +114,7 @@ def test_a_cap_that_the_configuration_does_not_name_is_refused_though_logits_are
         measure(model, ("loss",))
 
 
-def test_what_a_model_does_behind_its_head_is_looked_at_once() -> None:
+def test_what_a_model_does_behind_its_head_is_checked_once() -> None:
     model, rows = tiny("granite"), random_rows(6, seed=1)
     passes: list[int] = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))
