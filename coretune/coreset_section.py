@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from coretune.filters import FILTERS
+from coretune.gone import refuse_gone
 from coretune.keys import as_settings, named, nearest, put, refuse_unknown
 from coretune.measure.settings import MeasureSettings
 from coretune.policies.unread import idle_filters, unread
@@ -43,18 +44,6 @@ OF_THE_RUN = {
 ROOMS = ("refresh", "signals", "solver")
 READ_HERE = ("budget", "quota", "filters")
 _MADE = {"selector", "refresh", "signals", "seed", "autocast"}  # fields that no key sets
-#: Keys that are gone: what to write now.
-_GONE = {
-    "mismatched": "filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}]",
-    "tells_above": "filters: [{neighbours: {on_above: …}}]",
-    "loss_above": "filters: [neighbours], whose rule is fixed",
-    "mismatch_above": "filters: [neighbours], whose rule is fixed",
-    "copies": "filters: [{duplicates: {alike: folded}}]",
-    "rest": "filters: [{cooldown: {coresets: …}}]",
-    "cutoff": "filters: [noise]",
-    "cutoff_by": "filters: [noise]",
-}
-
 #: Room -> key -> class and field that its value is of; "" are the keys beside `method`.
 Places = Mapping[str, Mapping[str, tuple[type, str]]]
 #: Room -> key -> value.
@@ -154,8 +143,11 @@ def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[st
 
 def _measures_alike(config: CoresetConfig, part: type, field: str, value: Any) -> bool:
     """Whether no other signals are measured with this value of the field."""
+    if part is not AnchorRefresh:
+        return True
+    asked = {*config.selector.needs, *(name for each in config.filters for name in each.needs)}
     refresh = config.refresh
-    return part is not AnchorRefresh or replace(refresh, **{field: value}).needs == refresh.needs
+    return {*replace(refresh, **{field: value}).needs} - asked == {*refresh.needs} - asked
 
 
 def _usual(selector: Any, name: str) -> Given:
@@ -251,10 +243,10 @@ def _refuse_unknown(given: Given, places: Places, name: str) -> None:
             continue
         if paths := _now(key, places, name):
             raise ConfigError(f"coreset.{key} is now {' and '.join(f'coreset.{path}' for path in paths)}")
-        if key in _GONE:
-            raise ConfigError(f"coreset.{key} is gone: write {_GONE[key]} (docs/filters.md)")
     for room in given:
         prefix = f"coreset.{_path(room, name)}"
+        for key, value in given[room].items():
+            refuse_gone(prefix + key, room, key, value)
         known = places[room] if room else _beside(places)
         elsewhere = [f"coreset.{_path(other, name)}{key}" for other, keys in places.items() for key in keys]
         refuse_unknown(prefix, given[room], known, elsewhere)

@@ -41,7 +41,12 @@ def unmeasured(n: int = N) -> Pool:
 
 def paper(**settings: object) -> AnchorRefresh:
     """The refresh as the paper has it, on the embedding that these tests make."""
-    defaults = {"anchors": "priority", "propagate": "average", "embedding": "response_embedding"}
+    defaults = {
+        "anchors": "priority",
+        "propagate": "average",
+        "repair": "local",
+        "embedding": "response_embedding",
+    }
     return AnchorRefresh(**{**defaults, **settings})  # type: ignore[arg-type]
 
 

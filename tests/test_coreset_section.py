@@ -84,7 +84,7 @@ def test_a_section_spelled_out_replays(method: str) -> None:
             "refresh_every": st.sampled_from(["never", "adaptive", 1, 50]),
             "refresh.warmup": st.floats(0, 0.5),
             "refresh.anchors": st.sampled_from(["priority", "random", "all", "trained"]),
-            "refresh.propagate": st.sampled_from(["average", "delta", "none"]),
+            "refresh.propagate": st.sampled_from(["average", "none"]),
             "refresh.repair": st.sampled_from(["local", "rebuild", "none"]),
             "method.grace.embedding": st.sampled_from(["response_embedding", "prompt_embedding"]),
             "refresh.scores": st.lists(st.sampled_from(["loss", "gradient_norm"]), unique=True),
@@ -93,7 +93,9 @@ def test_a_section_spelled_out_replays(method: str) -> None:
             "refresh.audit_every": st.none() | st.integers(1, 3),
         },
     ).filter(
-        lambda given_: given_.get("refresh.audit_every") is None or given_.get("refresh.repair") != "none"
+        lambda given_: (
+            given_.get("refresh.audit_every") is None or given_.get("refresh.repair", "none") != "none"
+        )
     )
 )
 @settings(deadline=None, max_examples=50)
@@ -238,6 +240,12 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
         ({"mismatched": 3}, "coreset.mismatched is gone: write filters: [{noise: {pairs"),
         ({"rest": 3}, "coreset.rest is gone: write filters: [{cooldown: {coresets"),
         ({"copies": 3}, "coreset.copies is gone: write filters: [{duplicates: {alike"),
+        ({"propagate": "fit"}, "coreset.propagate is now coreset.refresh.propagate"),
+        (
+            {"refresh": {"propagate": "delta"}},
+            "coreset.refresh.propagate: delta is gone: it gained nothing over none (docs/results.md); leave",
+        ),
+        ({"refresh": {"propagate": "fit"}}, "coreset.refresh.propagate: fit is gone"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_path_of_the_nearest(
@@ -400,12 +408,19 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
         (section_of("random", filters=["cooldown"]), []),
         (section_of("d2", refresh_every="never", refresh={"anchors": "random"}), ["refresh.anchors"]),
-        (section_of("d2", refresh_every="never", refresh={"propagate": "fit"}), ["refresh.propagate"]),
-        (section_of("d2", refresh_every="never", refresh=dict(PRESETS["rds"]["refresh"])), []),
+        (section_of("d2", refresh_every="never", refresh={"propagate": "average"}), ["refresh.propagate"]),
+        (
+            section_of("kcenter", refresh_every="never", refresh={"propagate": "average"}),
+            [],
+        ),  # it measures for it
+        (
+            section_of("d2", refresh_every="never", refresh=dict(PRESETS["rds"]["refresh"])),
+            ["refresh.anchors"],
+        ),
         (section_of("rds", refresh={"anchors": "priority"}), []),  # it measures for a graph then
         (
-            section_of("d2", refresh={"anchors": "all", "propagate": "fit", "delta": 0.1}),
-            ["refresh.propagate"],
+            section_of("d2", refresh={"anchors": "all", "propagate": "average", "delta": 0.1}),
+            ["refresh.delta", "refresh.propagate"],
         ),
         (
             section_of("d2", refresh_every="adaptive", refresh={"check_every": 3, "look_again": 3.0}),
@@ -441,7 +456,8 @@ def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() ->
         {"anchors": "priority"},
         {"anchors": "random"},
         {"anchors": "all", "repair": "rebuild"},
-        {"anchors": "all", "propagate": "fit"},
+        {"anchors": "all", "propagate": "average"},
+        {"repair": "local"},
         {"filters": (Noise(pairs=8),)},
         {"anchors": "all", "propagate": "none", "repair": "none"},
     ],
@@ -495,10 +511,10 @@ ELSE: dict[str, Any] = {
     "parameters": "trainable",
     "preconditioner": "adam",
     "priority_score": "gradient_norm",
-    "propagate": "none",
+    "propagate": "average",
     "ray_address": "auto",
     "refresh_every": 7,
-    "repair": "none",
+    "repair": "local",
     "scores": ["gradient_norm"],
 }
 

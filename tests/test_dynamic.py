@@ -312,8 +312,9 @@ def test_the_audit_holds_rows_against_what_they_are_compared_with_now() -> None:
 
 
 def test_the_audit_sees_an_approximation_and_leaves_no_trace_in_it() -> None:
-    plain = Run(config(anchors="random", anchor_share=0.1)).go(4)
-    audited = Run(config(anchors="random", anchor_share=0.1, audit_every=2)).go(4)
+    settings = {"anchors": "priority", "anchor_share": 0.1}
+    plain = Run(config(Grace(), **settings)).go(4)
+    audited = Run(config(Grace(), **settings, audit_every=2)).go(4)
     assert [bool(entry.approximation) for entry in audited.ledger.rounds] == [False, False, True, False, True]
     assert audited.ledger.rounds[2].approximation["spearman"] < 0.99
     for one, other in zip(plain.states, audited.states, strict=True):
@@ -377,7 +378,7 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"audit_every": 1}, "audit_every compares what was propagated .* leave it out"),
+        ({"audit_every": 1}, "audit_every compares what is believed .* all are measured: leave it out"),
         ({"warmup": 0.0}, "warmup is 0 and the warm-up run is trained on that share of the pool: raise it"),
         ({"signal": "trajectory", "anchors": "random"}, "anchors is random, and trajectories .* to all"),
     ],

@@ -17,7 +17,9 @@ def test_it_makes_a_policy_and_names_its_needs() -> None:
     refresh = paper(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
     assert isinstance(Planned(refresh, 0, np.random.default_rng(0)), RefreshPolicy)
     assert refresh.needs == ("response_embedding", "gradient_norm", "loss")
-    assert AnchorRefresh().needs == ("prompt_embedding", "loss")
+    assert AnchorRefresh().needs == AnchorRefresh(anchors="all").needs == ()
+    for along in ({"anchors": "priority"}, {"propagate": "average"}, {"repair": "local"}):
+        assert AnchorRefresh(**along).needs == ("prompt_embedding", "loss")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("anchors", ["priority", "random", "all", "trained"])
@@ -82,7 +84,7 @@ def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
     ("settings", "message"),
     [
         ({"anchors": "some"}, "priority, random, all, trained"),
-        ({"propagate": "avg"}, "average, delta, fit, none"),
+        ({"propagate": "avg"}, "average, none"),
         ({"repair": "all"}, "local, rebuild, none"),
         ({"harvest": "sometimes"}, "auto, true, false"),
         ({"anchor_share": 0}, "anchor_share is 0"),

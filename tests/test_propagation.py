@@ -1,4 +1,4 @@
-"""Eq. 21 as an argmin, priorities, anchors that spread, changes along the graph: each by a slow version."""
+"""Eq. 21 as an argmin, priorities, anchors that spread: each by a slow version."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from scipy.optimize import minimize
 
 from coretune.neighbors.graph import build, symmetric_csr
 from coretune.policies.anchors import pick_spread_anchors
-from coretune.policies.paper import average, eq21_step, priority, propagation_weights
-from coretune.policies.propagation import rows_beside, spread
+from coretune.policies.paper import average, eq21_step, priority, propagation_weights, rows_beside
 from coretune.types import Array, Rows
 
 few = settings(deadline=None, max_examples=25)
@@ -64,32 +63,8 @@ def test_weights_are_the_clipped_cosines_over_usable_neighbours_made_to_sum_to_o
     np.testing.assert_allclose(propagation_weights(edges, rows, usable).toarray(), expected[rows], atol=1e-6)
 
 
-@few
-@given(seed=st.integers(0, 10**6), width=st.sampled_from([(), (3,)]), unit_length=st.booleans())
-def test_spread_by_a_plain_loop(seed: int, width: tuple[int, ...], unit_length: bool) -> None:
-    rng, n = np.random.default_rng(seed), 15
-    unit_length &= bool(width)
-    edges = random_edges(seed, n)
-    values = rng.normal(size=(n, *width)).astype(np.float32)
-    change = rng.normal(size=(4, *width)).astype(np.float32)
-    usable = rng.random(n) < 0.8
-    anchors = rng.choice(n, 4, replace=False)
-    rows = rows_beside(edges, anchors, usable)
-    alpha = propagation_weights(edges, np.arange(n), usable)
-    expected = values.copy()
-    for i in rows:
-        expected[i] = values[i] + sum(alpha[i, j] * change[a] for a, j in enumerate(anchors))
-        if unit_length:
-            expected[i] /= np.linalg.norm(expected[i])
-    spread(values, edges, usable, rows, anchors, change, unit_length)
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-
-
 def test_a_row_that_comes_to_nothing_stays_where_it_was() -> None:
     edges = (np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32))
-    values = np.array([[1, 0], [0, 1]], np.float32)
-    spread(values, edges, np.ones(2, bool), np.array([1]), np.array([0]), -values[1:], True)
-    assert values.tolist() == [[1, 0], [0, 1]]
     opposite = np.array([[1, 0], [-1, 0]], np.float32)
     average(opposite, edges, np.ones(2, bool), np.array([1]), True)
     assert opposite.tolist() == [[1, 0], [-1, 0]]

@@ -197,7 +197,8 @@ class Shown(FakeModel):
         def harvested() -> tuple[Rows, dict[str, Array]]:
             rows = np.arange(N - 4)
             seen = {name: self.signal(name)[rows] for name in names}
-            seen["loss"][:5] = self.cost
+            if "loss" in seen:
+                seen["loss"][:5] = self.cost
             return rows, seen
 
         return dataclasses.replace(super().measurement(*names), online=harvested)

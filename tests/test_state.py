@@ -35,7 +35,7 @@ def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: 
 
 
 @pytest.mark.parametrize("anchors", ["all", "priority", "random", "trained", "candidates"])
-@pytest.mark.parametrize("propagate", ["delta", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_noise_scores_go_through_a_checkpoint_known_or_not(
     tmp_path: Path, anchors: str, propagate: str
 ) -> None:
@@ -85,6 +85,11 @@ def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: di
     assert np.array_equal(after[0].coreset.weights, after[1].coreset.weights)
 
 
-def test_a_checkpoint_holds_what_propagation_reads_again() -> None:
+def test_a_checkpoint_holds_what_rows_that_are_not_measured_again_keep() -> None:
     run = Run(config(refresh_every=1)).go(1)
+    assert lasting(run.config, run.state) is run.state
+
+
+def test_a_checkpoint_holds_what_propagation_reads_again() -> None:
+    run = Run(config(refresh_every=1, propagate="average")).go(1)
     assert lasting(run.config, run.state) is run.state

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from coretune.filters.noise import Noise
 from coretune.neighbors.graph import symmetric_csr
 from coretune.policies.anchors import planned
-from coretune.policies.propagation import rows_beside
+from coretune.policies.paper import rows_beside
 from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Budget, Pool
@@ -45,7 +45,7 @@ def read_only(pool: Pool) -> Pool:
     return pool
 
 
-@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> None:
     refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
@@ -59,7 +59,7 @@ def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> No
 
 
 @pytest.mark.parametrize("repair", ["local", "rebuild", "none"])
-@pytest.mark.parametrize("propagate", ["average", "delta", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repair: str) -> None:
     refresh = paper(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
@@ -86,9 +86,8 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
     assert (after.graph is pool.graph) == (repair == "none")
 
 
-@pytest.mark.parametrize("propagate", ["average", "delta"])
-def test_propagation_is_one_synchronous_step_of_the_formula(propagate: str) -> None:
-    refresh = paper(propagate=propagate, repair="none", k=K)  # type: ignore[arg-type]
+def test_propagation_is_one_synchronous_step_of_the_formula() -> None:
+    refresh = paper(repair="none", k=K)
     pool = measured(refresh)
     assert pool.graph is not None
     fresh, anchors = signals(2), np.array([0, 17, 18, 63])
@@ -103,17 +102,15 @@ def test_propagation_is_one_synchronous_step_of_the_formula(propagate: str) -> N
             j, alpha = indices[indptr[i] : indptr[i + 1]], cosine[indptr[i] : indptr[i + 1]].astype(float)
             alpha = (alpha / alpha.sum()).reshape(-1, *[1] * (old.ndim - 1))
             expected = old[i]
-            if np.isin(j, anchors).any() and propagate == "average":
+            if np.isin(j, anchors).any():
                 expected = 0.5 * old[i] + 0.5 * (alpha * now[j]).sum(0)
-            elif np.isin(j, anchors).any():
-                expected = old[i] + (alpha * (now[j] - old[j])).sum(0)
             if name.endswith("_embedding"):
                 expected = expected / np.linalg.norm(expected)
             np.testing.assert_allclose(after.features[name][i], expected, atol=1e-5)
 
 
 def test_local_repair_gives_drifted_rows_the_lists_of_a_rebuild() -> None:
-    refresh = paper(delta=0.05, k=K)
+    refresh = paper(repair="local", delta=0.05, k=K)
     pool = measured(refresh, n=400)
     fresh = signals(2, 400)
     anchors = np.arange(0, 400, 25)
@@ -149,7 +146,7 @@ def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: st
 
 
 @pytest.mark.parametrize("repair", ["local", "rebuild"])
-@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_a_row_that_turns_bad_keeps_its_old_values_and_poisons_nobody(propagate: str, repair: str) -> None:
     refresh = paper(propagate=propagate, repair=repair, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
@@ -230,7 +227,7 @@ def prompted(seed: int) -> dict[str, Array]:
     return {**signals(seed), "empty_prompt_loss": signals(seed + 10)["loss"]}
 
 
-@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_what_a_prompt_is_worth_to_its_response_does_not_follow_from_other_rows(propagate: str) -> None:
     """A noise filter holds the measured loss against the one without a prompt: rows beside those that
     training passed through have a lower loss after it, and are as noisy as they were."""
@@ -283,7 +280,7 @@ def test_rows_measured_while_noise_detection_was_off_have_no_noise_score() -> No
     assert noise.judge(after, Budget(1)).keep[np.delete(np.arange(N), anchors)].all()
 
 
-@pytest.mark.parametrize("propagate", ["average", "delta", "fit", "none"])
+@pytest.mark.parametrize("propagate", ["average", "none"])
 def test_a_pool_of_before_scores_were_kept_goes_on_with_what_is_believed(propagate: str) -> None:
     """As of a checkpoint that an earlier version wrote: no row is without a score."""
     refresh, anchors = paper(propagate=propagate, k=K), np.array([3, 11, 40])
@@ -305,9 +302,9 @@ def test_nothing_measured_changes_nothing() -> None:
 
 
 @few
-@given(seed=st.integers(0, 10**6), delta=st.booleans())
-def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed: int, delta: bool) -> None:
-    refresh = paper(propagate="delta" if delta else "average", k=K, anchor_share=0.1)
+@given(seed=st.integers(0, 10**6))
+def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed: int) -> None:
+    refresh = paper(repair="local", k=K, anchor_share=0.1)
     rng, pool = np.random.default_rng(seed), measured(refresh)
     low, high = pool.features["loss"].min(), pool.features["loss"].max()
     for round in range(1, 5):
@@ -319,9 +316,8 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
         low, high = min([low, *finite]), max([high, *finite])
     assert all(np.isfinite(pool.features[name]).all() for name in signals(0))
     np.testing.assert_allclose(np.linalg.norm(pool.features["response_embedding"], axis=1), 1, atol=1e-4)
-    if not delta:
-        assert pool.features["loss"].min() >= low - 1e-5
-        assert pool.features["loss"].max() <= high + 1e-5
+    assert pool.features["loss"].min() >= low - 1e-5
+    assert pool.features["loss"].max() <= high + 1e-5
 
 
 def graphless(**settings: object) -> AnchorRefresh:

@@ -14,6 +14,7 @@ arXiv:2604.11810, 2026. [paper] is stated there; [choice] is ours where it says 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from scipy import sparse
 
 from coretune.listening import told
@@ -57,6 +58,22 @@ def propagation_weights(edges: Csr, rows: Rows, usable: Array) -> sparse.csr_mat
     total = np.asarray(weight.sum(axis=1)).ravel()
     weight.data /= np.repeat(total, np.diff(weight.indptr))
     return weight
+
+
+def rows_beside(edges: Csr, anchors: Rows, usable: Array) -> Rows:
+    """Usable rows, no anchors themselves, with at least one anchor among their neighbours; rising."""
+    return np.flatnonzero(_beside(*edges[:2], anchors) & usable)
+
+
+@njit(cache=True, nogil=True)
+def _beside(indptr: Array, indices: Array, anchors: Rows) -> Array:
+    beside = np.zeros(len(indptr) - 1, np.bool_)
+    for i in anchors:
+        for e in range(indptr[i], indptr[i + 1]):
+            beside[indices[e]] = True
+    for i in anchors:
+        beside[i] = False
+    return beside
 
 
 def eq21_step(values: Array, weights: sparse.csr_matrix, rows: Rows) -> Array:

@@ -52,9 +52,8 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     along = measures and refresh.follows_graph
     random = refresh.anchors in ("priority", "random")
     candidates = refresh.anchors == "candidates"
-    graphless = measures and not along  # by these three together
-    yield "anchors repair", again or graphless
-    yield "propagate", (again and refresh.anchors != "all") or graphless
+    yield "anchors repair", again
+    yield "propagate", again and refresh.anchors != "all"
     yield "look_again", again and candidates and not (adaptive and config.noise is None)
     yield "anchor_share", again and (random or (candidates and config.noise is not None))
     yield "beta count_alike spread_anchors", again and refresh.anchors == "priority"

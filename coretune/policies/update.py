@@ -1,6 +1,6 @@
 """What measured rows tell: a new pool.
 
-write ► previous_loss ► propagate (Eq. 21, changes, fit) ► mend the graph ► score noise
+write ► previous_loss ► propagate (Eq. 21) ► mend the graph ► score noise
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from coretune.listening import told
 from coretune.neighbors.graph import build
 from coretune.policies import paper
 from coretune.policies.anchors import edges_of
-from coretune.policies.drift import drift
-from coretune.policies.propagation import rows_beside, spread
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import EMPTY_PROMPT_LOSS, UNIT, Array, NeighborGraph, Pool, Rows
 
@@ -62,7 +60,7 @@ def update(
     if pool.graph is not None and refresh.propagate != "none":
         # What a prompt is worth to its own response does not follow from any other row.
         moving = {name: value for name, value in written.items() if name != EMPTY_PROMPT_LOSS}
-        beside = _propagated(refresh, pool, moving, usable, anchors)
+        beside = _propagated(pool, moving, usable, anchors)
     features = {**pool.features, **written, **_previous_loss(pool, written, anchors)}
     graph = pool.graph
     if refresh.embedding in features:
@@ -75,30 +73,14 @@ def update(
     return noise.when_measured(after, anchors)
 
 
-def _propagated(
-    refresh: AnchorRefresh, pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows
-) -> Rows:
-    """Move, in place, every usable row beside an anchor, and say which; the anchors stay as measured.
-
-    With "fit" every usable row.
-    """
-    if refresh.propagate == "fit":
-        others = usable.copy()
-        others[anchors] = False
-        rows = np.flatnonzero(others).astype(np.int64)
-        drift(pool.features, written, usable, anchors, rows)
-        return rows
+def _propagated(pool: Pool, written: Mapping[str, Array], usable: Array, anchors: Rows) -> Rows:
+    """Move, in place, every usable row beside an anchor, and say which; the anchors stay as measured."""
     edges = edges_of(pool)
-    rows = rows_beside(edges, anchors, usable)
+    rows = paper.rows_beside(edges, anchors, usable)
     if len(rows) == 0:  # a whole fresh feature is not ours to write into
         return rows
     for name, values in written.items():
-        unit = name.endswith(UNIT)
-        if refresh.propagate == "average":
-            paper.average(values, edges, usable, rows, unit)
-        else:
-            change = values[anchors] - pool.feature(name)[anchors]
-            spread(values, edges, usable, rows, anchors, change, unit)
+        paper.average(values, edges, usable, rows, unit=name.endswith(UNIT))
     return rows
 
 

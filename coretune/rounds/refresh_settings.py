@@ -10,7 +10,7 @@ from coretune.choices import refuse_other
 from coretune.types import EMPTY_PROMPT_LOSS
 
 Anchors = Literal["candidates", "priority", "random", "all", "trained"]
-Propagate = Literal["average", "delta", "fit", "none"]
+Propagate = Literal["average", "none"]
 Repair = Literal["local", "rebuild", "none"]
 Harvest = Literal["auto", True, False]
 
@@ -27,9 +27,9 @@ class AnchorRefresh:
     arXiv:2604.11810, 2026. [paper] priority of staleness and of the discrepancy of importance with the
     neighbourhood; a bounded number of anchors; Eq. 21; local repair. [choice] the rest, as marked below.
 
-    All that was measured is propagated, scores and vectors alike; `*_embedding` rows get back their length 1.
-    Where nothing is done along a graph (anchors "all", propagate "none", repair "none") nothing is measured
-    for it: there is a graph only if the selector itself asks for the `embedding`.
+    With propagate "average" all that was measured is propagated, scores and vectors alike; `*_embedding` rows
+    get back their length 1. Where the refresh does nothing along a graph nothing is measured for it: there is
+    one only if the method itself reads the `embedding`.
 
     Attributes:
         anchors: "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`); "priority" [paper]:
@@ -41,10 +41,9 @@ class AnchorRefresh:
         anchor_share: Share of the usable rows measured at a refresh ("priority" and "random"). With
             "candidates" the most of the rows flagged as noisy that are measured again, and the share that is
             drawn at random while noise detection is off.
-        propagate: "average": Eq. 21; "delta": the anchors' changes, to their neighbours (`propagation.py`);
-            "fit": kernel ridge regression from the anchors (`drift.py`); "none".
-        repair: Of the graph. "local": rows with 1 − cos(z, z when listed) > delta get a new list
-            (`graph.repair`); "rebuild"; "none".
+        propagate: "none" [choice]: rows that were not measured stay as they were; "average" [paper]: Eq. 21.
+        repair: Of the graph. "none" [choice]: it stays as it was built; "local" [paper]: rows with
+            1 − cos(z, z when listed) > delta get a new list (`graph.repair`); "rebuild".
         beta: In [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy.
         delta: With repair "local": how far a row may drift before it gets a new list.
         k: Neighbours of a row.
@@ -65,8 +64,8 @@ class AnchorRefresh:
     anchors: Anchors = "candidates"
     look_again: float = 2.0
     anchor_share: float = 0.05
-    propagate: Propagate = "delta"
-    repair: Repair = "local"
+    propagate: Propagate = "none"
+    repair: Repair = "none"
     beta: float = 0.5
     delta: float = 0.05
     k: int = 10
@@ -94,8 +93,13 @@ class AnchorRefresh:
 
     @property
     def follows_graph(self) -> bool:
-        """Whether anything is chosen, spread or mended along a graph."""
-        return (self.anchors, self.propagate, self.repair) != ("all", "none", "none")
+        """Whether the refresh itself chooses, spreads or mends anything along a graph."""
+        return self.anchors == "priority" or self.propagate != "none" or self.repair != "none"
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether all rows are measured again, and nothing is carried over from what was known."""
+        return self.anchors == "all" and not self.follows_graph
 
     @property
     def needs(self) -> tuple[str, ...]:

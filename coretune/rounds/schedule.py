@@ -175,10 +175,10 @@ class CoresetConfig:
             raise ValueError(f"ray_address is {self.ray_address!r} and engine is local: set engine to ray")
 
     def _refuse_combinations(self) -> None:
-        if self.audit_every is not None and not self.refresh.follows_graph:
+        if self.audit_every is not None and self.refresh.starts_anew:
             raise ValueError(
-                "audit_every compares what was propagated with the truth, and nothing is propagated with "
-                "anchors all, propagate none and repair none: leave it out"
+                "audit_every compares what is believed of rows with the truth, and with anchors all, "
+                "propagate none and repair none all are measured: leave it out"
             )
         changing = "trajectory" in self.selector.needs and self.refresh_every != "never"
         if changing and self.refresh.anchors != "all":
@@ -191,7 +191,7 @@ class CoresetConfig:
                 f"{TARGET_LOSS} is compared with the loss before training: set refresh_every to never and "
                 "warmup to 0"
             )
-        if self.narrows_at and (self.refresh.follows_graph or self.refresh_every == "adaptive"):
+        if self.narrows_at and (not self.refresh.starts_anew or self.refresh_every == "adaptive"):
             raise ValueError(
                 "filters has narrow, after which few rows have all signals, so that nothing can be spread to "
                 "the others: set anchors to all, propagate and repair to none, refresh_every to never, pass "
@@ -226,7 +226,8 @@ class CoresetConfig:
         if not asked:
             return ()
         compared = (self.refresh.priority_score,) if self.compares else ()
-        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *compared)))
+        audited = (self.refresh.embedding,) if self.audit_every is not None else ()
+        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *compared, *audited)))
 
     @property
     def warmup_share(self) -> float:

@@ -80,7 +80,7 @@ def lasting(config: CoresetConfig, state: State) -> State:
     """The state without what no later round reads of the pool: features of more than a number a row, where
     nothing is selected again or every row is measured again first. They may be larger than the memory.
     """
-    if config.refresh_every != "never" and config.refresh.follows_graph:
+    if config.refresh_every != "never" and not config.refresh.starts_anew:
         return state
     features = {name: value for name, value in state.pool.features.items() if value.ndim == 1}
     return replace(state, pool=replace(state.pool, features=features))

@@ -138,7 +138,7 @@ class RunSignals:
             find_snapshots(config.selector.teacher, config.selector.checkpoints)  # to be missed now
         if config.needs:
             refuse_virtual_tokens(setup.model)
-            if config.refresh.follows_graph:
+            if config.refresh.embedding in config.needs:  # then there is a graph
                 check_k(config.refresh.k, len(setup.rows.length))
 
     def _pairs(self) -> Mismatched | None:

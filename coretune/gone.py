@@ -1,0 +1,40 @@
+"""Settings of the `coreset` section that are gone, and what to write now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coretune.yaml_text import ConfigError
+
+#: Section of `coreset`, "" beside `method` -> key -> what to write.
+KEYS: Mapping[str, Mapping[str, str]] = {
+    "": {
+        "mismatched": "write filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}] (docs/filters.md)",
+        "tells_above": "write filters: [{neighbours: {on_above: …}}] (docs/filters.md)",
+        "loss_above": "write filters: [neighbours], whose rule is fixed (docs/filters.md)",
+        "mismatch_above": "write filters: [neighbours], whose rule is fixed (docs/filters.md)",
+        "copies": "write filters: [{duplicates: {alike: folded}}] (docs/filters.md)",
+        "rest": "write filters: [{cooldown: {coresets: …}}] (docs/filters.md)",
+        "cutoff": "write filters: [noise] (docs/filters.md)",
+        "cutoff_by": "write filters: [noise] (docs/filters.md)",
+    },
+}
+#: Key -> value -> what to write.
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "propagate": dict.fromkeys(
+        ("delta", "fit"),
+        "it gained nothing over none (docs/results.md); leave propagate out, or take average, Eq. 21",
+    ),
+}
+
+
+def refuse_gone(path: str, room: str, key: str, value: Any) -> None:
+    """ConfigError where the key of that section, or this value of it, is gone; beside `method` any key is."""
+    keys = (
+        KEYS.get(room, {}) if room else {key: words for keys in KEYS.values() for key, words in keys.items()}
+    )
+    if key in keys:
+        raise ConfigError(f"{path} is gone: {keys[key]}")
+    if isinstance(value, str) and value in VALUES.get(key, {}):
+        raise ConfigError(f"{path}: {value} is gone: {VALUES[key][value]}")
