@@ -22,6 +22,10 @@ KEYS: Mapping[str, Mapping[str, str]] = {
 }
 #: Key -> value -> what to write.
 VALUES: Mapping[str, Mapping[str, str]] = {
+    "anchors": {
+        "random": "candidates and priority gained more (docs/results.md); leave anchors out",
+        "trained": "candidates gain as much (docs/results.md); leave anchors out",
+    },
     "propagate": dict.fromkeys(
         ("delta", "fit"),
         "it gained nothing over none (docs/results.md); leave propagate out, or take average, Eq. 21",

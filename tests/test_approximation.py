@@ -128,7 +128,7 @@ def test_news_that_spreads_comes_closer_to_the_truth_than_news_that_does_not() -
     for propagate in ("average", "none"):
         refresh, told = paper(k=6, anchor_share=0.1, propagate=propagate), pool  # type: ignore[arg-type]
         for round in range(1, 5):
-            rows = planned(refresh, told, round, rng)
+            rows = planned(refresh, told, round)
             told = update(refresh, told, rows, {name: value[rows] for name, value in after.items()}, round)
         found[propagate] = figures(told, exact, chosen(1), chosen(1))["spearman"]
     assert found["average"] > found["none"] + 0.05

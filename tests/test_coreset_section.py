@@ -83,7 +83,7 @@ def test_a_section_spelled_out_replays(method: str) -> None:
             "method.grace.lambda": st.floats(0, 1),
             "refresh_every": st.sampled_from(["never", "adaptive", 1, 50]),
             "refresh.warmup": st.floats(0, 0.5),
-            "refresh.anchors": st.sampled_from(["priority", "random", "all", "trained"]),
+            "refresh.anchors": st.sampled_from(["candidates", "priority", "all"]),
             "refresh.propagate": st.sampled_from(["average", "none"]),
             "refresh.repair": st.sampled_from(["local", "rebuild", "none"]),
             "method.grace.embedding": st.sampled_from(["response_embedding", "prompt_embedding"]),
@@ -246,6 +246,11 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
             "coreset.refresh.propagate: delta is gone: it gained nothing over none (docs/results.md); leave",
         ),
         ({"refresh": {"propagate": "fit"}}, "coreset.refresh.propagate: fit is gone"),
+        (
+            {"refresh": {"anchors": "random"}},
+            "coreset.refresh.anchors: random is gone: candidates and priority",
+        ),
+        ({"refresh": {"anchors": "trained"}}, "coreset.refresh.anchors: trained is gone: candidates gain"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_path_of_the_nearest(
@@ -407,7 +412,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("gradient_norm", refresh_every="never", filters=["cooldown"]), []),
         (section_of("grace", refresh_every="never", filters=["noise", "cooldown"]), ["filters.cooldown"]),
         (section_of("random", filters=["cooldown"]), []),
-        (section_of("d2", refresh_every="never", refresh={"anchors": "random"}), ["refresh.anchors"]),
+        (section_of("d2", refresh_every="never", refresh={"anchors": "all"}), ["refresh.anchors"]),
         (section_of("d2", refresh_every="never", refresh={"propagate": "average"}), ["refresh.propagate"]),
         (
             section_of("kcenter", refresh_every="never", refresh={"propagate": "average"}),
@@ -454,7 +459,6 @@ def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() ->
         {"refresh_every": "never"},
         {"refresh_every": "adaptive", "check_every": 1},
         {"anchors": "priority"},
-        {"anchors": "random"},
         {"anchors": "all", "repair": "rebuild"},
         {"anchors": "all", "propagate": "average"},
         {"repair": "local"},

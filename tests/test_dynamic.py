@@ -234,7 +234,7 @@ def test_a_row_whose_signal_breaks_is_left_out_and_the_run_goes_on() -> None:
 
 def test_same_seed_same_run() -> None:
     def chosen(seed: int) -> list[list[int]]:
-        run = Run(config(Grace(), seed=seed, anchors="random", warmup=0.1)).go(4)
+        run = Run(config(Grace(), seed=seed, anchors="priority", warmup=0.1)).go(4)
         return [state.coreset.indices.tolist() for state in run.states]
 
     assert chosen(3) == chosen(3)
@@ -380,7 +380,7 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
     [
         ({"audit_every": 1}, "audit_every compares what is believed .* all are measured: leave it out"),
         ({"warmup": 0.0}, "warmup is 0 and the warm-up run is trained on that share of the pool: raise it"),
-        ({"signal": "trajectory", "anchors": "random"}, "anchors is random, and trajectories .* to all"),
+        ({"signal": "trajectory", "anchors": "priority"}, "anchors is priority, and trajectories .* to all"),
     ],
 )
 def test_what_cannot_go_with_a_warm_up_run_is_refused(settings: dict[str, Any], message: str) -> None:

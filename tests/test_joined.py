@@ -141,7 +141,7 @@ def test_grouping_by_length_trains_the_same_rows_with_less_padding(tmp_path: Pat
 
 
 def test_a_packed_run_resumes_as_itself(tmp_path: Path) -> None:
-    config = coreset_config("grace", refresh_every=4, anchors="random", warmup=0.3)
+    config = coreset_config("grace", refresh_every=4, anchors="priority", warmup=0.3)
     usual = {"packing": True, "max_length": LENGTH, "per_device_train_batch_size": 2, "max_steps": 7}
     whole = joined(tmp_path, config, save_strategy="steps", save_steps=3, **usual)
     whole.train()

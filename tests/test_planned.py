@@ -15,34 +15,30 @@ from coretune.types import RefreshPolicy
 
 def test_it_makes_a_policy_and_names_its_needs() -> None:
     refresh = paper(scores=("gradient_norm", "loss"), priority_score="gradient_norm")
-    assert isinstance(Planned(refresh, 0, np.random.default_rng(0)), RefreshPolicy)
+    assert isinstance(Planned(refresh, 0), RefreshPolicy)
     assert refresh.needs == ("response_embedding", "gradient_norm", "loss")
     assert AnchorRefresh().needs == AnchorRefresh(anchors="all").needs == ()
     for along in ({"anchors": "priority"}, {"propagate": "average"}, {"repair": "local"}):
         assert AnchorRefresh(**along).needs == ("prompt_embedding", "loss")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("anchors", ["priority", "random", "all", "trained"])
+@pytest.mark.parametrize("anchors", ["priority", "all"])
 def test_the_first_plan_is_everybody(anchors: str) -> None:
-    plan = planned(paper(anchors=anchors), unmeasured(), 0, np.random.default_rng(0))  # type: ignore[arg-type]
+    plan = planned(paper(anchors=anchors), unmeasured(), 0)  # type: ignore[arg-type]
     assert plan.tolist() == list(range(N))
 
 
-@pytest.mark.parametrize("anchors", ["priority", "random"])
-def test_plans_hold_the_share_of_usable_rows(anchors: str) -> None:
-    refresh = paper(anchors=anchors, anchor_share=0.11, k=K)  # type: ignore[arg-type]
+def test_plans_hold_the_share_of_usable_rows() -> None:
+    refresh = paper(anchor_share=0.11, k=K)
     pool = measured(refresh)
     usable = np.arange(N) % 4 > 0
     pool = replace(pool, usable=usable)
-    plan = planned(refresh, pool, 3, np.random.default_rng(5))
+    plan = planned(refresh, pool, 3)
     assert len(plan) == len(set(plan.tolist())) == 7  # ⌈0.11 · 60⌉
     assert usable[plan].all()
     assert (np.diff(plan) > 0).all()
-    np.testing.assert_array_equal(plan, planned(refresh, pool, 3, np.random.default_rng(5)))
-    assert (
-        planned(paper(anchors="all"), pool, 3, np.random.default_rng(0)).tolist()
-        == np.flatnonzero(usable).tolist()
-    )
+    np.testing.assert_array_equal(plan, planned(refresh, pool, 3))
+    assert planned(paper(anchors="all"), pool, 3).tolist() == np.flatnonzero(usable).tolist()
 
 
 def test_stale_rows_come_first_when_only_staleness_counts() -> None:
@@ -50,7 +46,7 @@ def test_stale_rows_come_first_when_only_staleness_counts() -> None:
     pool = measured(refresh)
     stale = np.arange(0, N, 10)
     pool = replace(pool, measured_at=np.where(np.isin(np.arange(N), stale), 0, 4).astype(np.int32))
-    spread = planned(refresh, pool, 5, np.random.default_rng(0))
+    spread = planned(refresh, pool, 5)
     assert len(set(spread) & set(stale.tolist())) >= 6  # not all 8: a neighbour of an anchor is damped
 
 
@@ -59,31 +55,14 @@ def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
     pool = measured(refresh)
     loss = np.zeros(N, np.float32)
     loss[37] = 5
-    plan = planned(
-        refresh, replace(pool, features={**pool.features, "loss": loss}), 1, np.random.default_rng(0)
-    )
+    plan = planned(refresh, replace(pool, features={**pool.features, "loss": loss}), 1)
     assert plan.tolist() == [37]
-
-
-def test_trained_takes_the_rows_of_the_last_round_trained() -> None:
-    refresh = paper(anchors="trained", k=K)
-    pool = measured(refresh)
-    rng = np.random.default_rng(0)
-    with pytest.raises(KeyError, match="trained_at"):
-        planned(refresh, pool, 1, rng)
-    trained_at = np.full(N, -1, np.int32)
-    pool = replace(pool, features={**pool.features, "trained_at": trained_at})
-    with pytest.raises(ValueError, match="no row was trained on yet"):
-        planned(refresh, pool, 1, rng)
-    trained_at[[4, 9]], trained_at[[2, 7, 70]] = 1, 2
-    pool = replace(pool, usable=np.arange(N) != 70)
-    assert planned(refresh, pool, 3, rng).tolist() == [2, 7]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"anchors": "some"}, "priority, random, all, trained"),
+        ({"anchors": "some"}, "candidates, priority, all"),
         ({"propagate": "avg"}, "average, none"),
         ({"repair": "all"}, "local, rebuild, none"),
         ({"harvest": "sometimes"}, "auto, true, false"),

@@ -122,7 +122,7 @@ def test_an_epoch_is_a_pass_over_the_coreset_after_the_warmup(tmp_path: Path) ->
 
 
 def test_bookkeeping_agrees_with_what_was_trained(tmp_path: Path) -> None:
-    config = coreset_config("grace", warmup=0.1, refresh_every=2, anchors="random", anchor_share=0.2)
+    config = coreset_config("grace", warmup=0.1, refresh_every=2, anchors="priority", anchor_share=0.2)
     made = trainer(tmp_path, config, max_steps=6, eval_dataset=corpus(12, 1).dataset)
     made.train()
     made.evaluate()
@@ -440,7 +440,7 @@ def test_trl_still_gives_the_loss_per_token(tmp_path: Path) -> None:
 def test_a_selection_is_logged_for_every_logger_and_as_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = coreset_config("grace", refresh_every=2, audit_every=1, anchors="random")
+    config = coreset_config("grace", refresh_every=2, audit_every=1, anchors="priority")
     made = trainer(tmp_path, config, max_steps=4, logging_steps=4)
     made.train()
     logged = [entry for entry in made.state.log_history if "coreset/round" in entry]

@@ -50,7 +50,7 @@ def test_all_anchors_and_a_rebuild_are_a_fresh_measurement(propagate: str) -> No
     refresh = paper(anchors="all", repair="rebuild", propagate=propagate, k=K)  # type: ignore[arg-type]
     pool = read_only(measured(refresh))
     fresh = signals(2)
-    plan = planned(refresh, pool, 1, np.random.default_rng(0))
+    plan = planned(refresh, pool, 1)
     again = update(refresh, pool, plan, at(fresh, plan), 1)
     anew = update(refresh, unmeasured(), np.arange(N), fresh, 1)
     assert_same_pool(again, anew, but=("previous_loss",))
@@ -142,7 +142,7 @@ def test_a_row_that_was_never_finite_is_zero_unusable_and_without_edges(name: st
         assert (pool.features[feature][9] == 0).all()
     assert (pool.graph.neighbors[9] == -1).all()
     assert not (pool.graph.neighbors == 9).any()
-    assert 9 not in planned(refresh, pool, 1, np.random.default_rng(0))
+    assert 9 not in planned(refresh, pool, 1)
 
 
 @pytest.mark.parametrize("repair", ["local", "rebuild"])
@@ -201,7 +201,7 @@ def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="k = 10 neighbours, but the pool has 8 rows"):
         update(paper(), unmeasured(8), np.arange(8), signals(1, 8), 0)
     with pytest.raises(ValueError, match="no graph"):
-        planned(refresh, replace(pool, graph=None), 1, np.random.default_rng(0))
+        planned(refresh, replace(pool, graph=None), 1)
 
 
 def test_previous_loss_is_the_loss_before_the_measurement() -> None:
@@ -308,7 +308,7 @@ def test_many_rounds_stay_finite_unit_and_within_the_range_of_what_was_seen(seed
     rng, pool = np.random.default_rng(seed), measured(refresh)
     low, high = pool.features["loss"].min(), pool.features["loss"].max()
     for round in range(1, 5):
-        rows = planned(refresh, pool, round, rng)
+        rows = planned(refresh, pool, round)
         fresh = at(signals(int(rng.integers(10**6))), rows)
         fresh["loss"][rng.random(len(rows)) < 0.1] = np.nan
         pool = update(refresh, pool, rows, fresh, round)
@@ -331,7 +331,7 @@ def test_without_spreading_nothing_is_measured_for_a_graph_and_none_is_made() ->
     pool = update(refresh, unmeasured(), np.arange(N), fresh, 0)
     assert pool.graph is None
     assert set(pool.features) == {"gradient"}
-    again = update(refresh, pool, planned(refresh, pool, 1, np.random.default_rng(0)), fresh, 1)
+    again = update(refresh, pool, planned(refresh, pool, 1), fresh, 1)
     assert np.array_equal(again.measured_at, np.full(N, 1))
 
 

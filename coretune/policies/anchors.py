@@ -1,7 +1,6 @@
 """The policy of planned anchors: which rows to measure again is known before any is measured.
 
-By `AnchorRefresh.anchors`: "priority" (as published, `paper.py`, or with what is [choice] below), "random",
-"all", "trained".
+By `AnchorRefresh.anchors`: "priority" (as published, `paper.py`, or with what is [choice] below) or "all".
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from coretune.neighbors.graph import Csr, symmetric_csr
 from coretune.policies import paper
 from coretune.rounds.measurement import NOBODY
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.types import TRAINED_AT, Array, Pool, Rows
+from coretune.types import Array, Pool, Rows
 
 SAME_PLACE = 0.9999  # cosine of rows that are not distinguished
 SAME_SCORE = 1e-3  # nor by scores as near as that, in parts of the larger
@@ -29,7 +28,6 @@ class Planned:
 
     refresh: AnchorRefresh
     round: int
-    rng: np.random.Generator
 
     compares_anew = True
 
@@ -37,7 +35,7 @@ class Planned:
         return False
 
     def plan(self, pool: Pool) -> Rows:
-        return planned(self.refresh, pool, self.round, self.rng)
+        return planned(self.refresh, pool, self.round)
 
     def more(self, pool: Pool, turn: int) -> Rows:
         return NOBODY
@@ -46,17 +44,13 @@ class Planned:
         return pool
 
 
-def planned(refresh: AnchorRefresh, pool: Pool, round: int, rng: np.random.Generator) -> Rows:
+def planned(refresh: AnchorRefresh, pool: Pool, round: int) -> Rows:
     """The rows to measure, rising: all as long as none ever was, then the anchors, usable rows only."""
     if pool.unmeasured:
         return np.arange(pool.n, dtype=np.int64)
     usable = np.flatnonzero(pool.usable).astype(np.int64)
     if refresh.anchors == "all":
         return usable
-    if refresh.anchors == "trained":
-        return _just_trained(pool)
-    if refresh.anchors == "random":
-        return some(refresh, pool, rng)
     edges, count = edges_of(pool), anchor_count(refresh, usable)
     alpha = paper.propagation_weights(edges, np.arange(pool.n), pool.usable)
     score = pool.feature(refresh.priority_score)
@@ -136,12 +130,3 @@ def _rows_alike(indptr: Array, indices: Array, similarity: Array, score: Array, 
             if usable[j] and near and similarity[e] >= SAME_PLACE:
                 count[i] += 1
     return count
-
-
-def _just_trained(pool: Pool) -> Rows:
-    trained_at = pool.feature(TRAINED_AT)
-    if (trained_at < 0).all():
-        raise ValueError(
-            "anchors is trained, but no row was trained on yet: train a round first, or use priority"
-        )
-    return np.flatnonzero((trained_at == trained_at.max()) & pool.usable).astype(np.int64)

@@ -156,10 +156,10 @@ def policy_of(
     config: CoresetConfig, state: State, online: bool, choose: Callable[[Pool], Coreset]
 ) -> RefreshPolicy:
     """The policy that `AnchorRefresh.anchors` names, for one refresh; arguments as of `Reuse`."""
-    rng = np.random.default_rng([config.seed, state.round, 3])
     if config.refresh.anchors == "candidates":
+        rng = np.random.default_rng([config.seed, state.round, 3])
         return Reuse(config, state, online, choose, rng)
-    return Planned(config.refresh, state.round, rng)
+    return Planned(config.refresh, state.round)
 
 
 def may_stand(config: CoresetConfig, online: bool) -> bool:

@@ -50,17 +50,16 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     again = measures and config.refresh_every != "never"
     adaptive = config.refresh_every == "adaptive"
     along = measures and refresh.follows_graph
-    random = refresh.anchors in ("priority", "random")
-    candidates = refresh.anchors == "candidates"
+    candidates, priority = refresh.anchors == "candidates", refresh.anchors == "priority"
     yield "anchors repair", again
     yield "propagate", again and refresh.anchors != "all"
     yield "look_again", again and candidates and not (adaptive and config.noise is None)
-    yield "anchor_share", again and (random or (candidates and config.noise is not None))
-    yield "beta count_alike spread_anchors", again and refresh.anchors == "priority"
+    yield "anchor_share", again and (priority or (candidates and config.noise is not None))
+    yield "beta count_alike spread_anchors", again and priority
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along
-    yield "priority_score", measures and (config.compares or (again and refresh.anchors == "priority"))
+    yield "priority_score", measures and (config.compares or (again and priority))
     yield "harvest audit_every", again
     yield "warmup", measures and (config.teaching or not config.taught)
     yield "wait", again and noise_sought(config) is not None

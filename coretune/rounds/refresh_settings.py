@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from coretune.choices import refuse_other
 from coretune.types import EMPTY_PROMPT_LOSS
 
-Anchors = Literal["candidates", "priority", "random", "all", "trained"]
+Anchors = Literal["candidates", "priority", "all"]
 Propagate = Literal["average", "none"]
 Repair = Literal["local", "rebuild", "none"]
 Harvest = Literal["auto", True, False]
@@ -33,14 +33,13 @@ class AnchorRefresh:
 
     Attributes:
         anchors: "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`); "priority" [paper]:
-            `paper.priority`; "random"; "all": every usable row, so with repair "rebuild" the same as
-            measuring anew; "trained": the rows that the last coreset trained on.
+            `paper.priority`; "all": every usable row, so with repair "rebuild" the same as measuring anew.
         look_again: At least 1, with "candidates": a measurement is valid until the run is so many times as
             old as it was then [choice: a model changes fast at first and slowly later]. 1 = each refresh
             measures all that it may choose.
-        anchor_share: Share of the usable rows measured at a refresh ("priority" and "random"). With
-            "candidates" the most of the rows flagged as noisy that are measured again, and the share that is
-            drawn at random while noise detection is off.
+        anchor_share: Share of the usable rows measured at a refresh ("priority"). With "candidates" the most
+            of the rows flagged as noisy that are measured again, and the share that is drawn at random while
+            noise detection is off.
         propagate: "none" [choice]: rows that were not measured stay as they were; "average" [paper]: Eq. 21.
         repair: Of the graph. "none" [choice]: it stays as it was built; "local" [paper]: rows with
             1 − cos(z, z when listed) > delta get a new list (`graph.repair`); "rebuild".
@@ -56,9 +55,9 @@ class AnchorRefresh:
         spread_anchors: [choice] With "priority": the neighbours of an anchor taken are damped; else the rows
             of highest priority are taken.
         harvest: Online signals: rows of training steps count as measured at the next refresh, at the weights
-            of their step and under its dropout. With anchors "trained" nothing else is measured; with
-            "candidates" those are measured only as long as some are found noisy. "auto" [choice]: with these
-            two anchors, where all signals are `PASSED` and the trainer's steps show them.
+            of their step and under its dropout. With "candidates" others are measured only as long as some
+            are found noisy. "auto" [choice]: with "candidates", where all signals are `PASSED` and the
+            trainer's steps show them.
     """
 
     anchors: Anchors = "candidates"
@@ -111,6 +110,4 @@ class AnchorRefresh:
 
     def may_harvest(self, signals: Iterable[str]) -> bool:
         """Whether "auto" takes these signals from training steps that show them."""
-        return self.anchors in ("candidates", "trained") and PASSED.issuperset(
-            {*signals} - {EMPTY_PROMPT_LOSS}
-        )
+        return self.anchors == "candidates" and PASSED.issuperset({*signals} - {EMPTY_PROMPT_LOSS})
