@@ -59,8 +59,6 @@ GRACE_PAPER: Mapping[str, tuple[Any, str]] = {
         "gradient_norm",
         "[paper] the discrepancy of its importance with its neighbourhood",
     ),
-    "refresh.count_alike": (False, "[paper] knows no such factor"),
-    "refresh.spread_anchors": (False, "[paper] says nothing of damping the neighbours of an anchor"),
     "refresh.scores": ([], "[paper] scores and embeddings alone are kept"),
     "refresh.propagate": (
         "average",

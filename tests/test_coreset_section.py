@@ -85,7 +85,7 @@ def test_a_section_spelled_out_replays(method: str) -> None:
             "refresh.warmup": st.floats(0, 0.5),
             "refresh.anchors": st.sampled_from(["candidates", "priority", "all"]),
             "refresh.propagate": st.sampled_from(["average", "none"]),
-            "refresh.repair": st.sampled_from(["local", "rebuild", "none"]),
+            "refresh.repair": st.sampled_from(["local", "none"]),
             "method.grace.embedding": st.sampled_from(["response_embedding", "prompt_embedding"]),
             "refresh.scores": st.lists(st.sampled_from(["loss", "gradient_norm"]), unique=True),
             "signals.last_blocks": st.none() | st.integers(1, 4),
@@ -154,7 +154,7 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
 
 OLD = {
     "refresh": "anchors look_again anchor_share propagate repair beta delta k scores priority_score "
-    "count_alike spread_anchors harvest warmup wait check_every threshold audit_every",
+    "harvest warmup wait check_every threshold audit_every",
     "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens "
     "reference_rows",
     "solver": "memory_limit deadline engine ray_address",
@@ -250,6 +250,12 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
             {"refresh": {"anchors": "random"}},
             "coreset.refresh.anchors: random is gone: candidates and priority",
         ),
+        (
+            {"refresh": {"count_alike": True}},
+            "coreset.refresh.count_alike is gone: anchors of priority are as",
+        ),
+        ({"spread_anchors": True}, "coreset.spread_anchors is gone: anchors of priority are as published"),
+        ({"refresh": {"repair": "rebuild"}}, "coreset.refresh.repair: rebuild is gone: it gained nothing"),
         ({"refresh": {"anchors": "trained"}}, "coreset.refresh.anchors: trained is gone: candidates gain"),
     ],
 )
@@ -459,7 +465,7 @@ def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() ->
         {"refresh_every": "never"},
         {"refresh_every": "adaptive", "check_every": 1},
         {"anchors": "priority"},
-        {"anchors": "all", "repair": "rebuild"},
+        {"anchors": "all", "repair": "local"},
         {"anchors": "all", "propagate": "average"},
         {"repair": "local"},
         {"filters": (Noise(pairs=8),)},

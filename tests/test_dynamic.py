@@ -202,7 +202,7 @@ def test_a_budget_that_cannot_be_filled_is_an_error_before_anything_else(budget:
 
 def test_all_anchors_are_a_full_measurement_made_anew() -> None:
     """Every signal, the graph and the coreset of the third refresh are those of a first one at that age."""
-    wanted = config(anchors="all", repair="rebuild")
+    wanted = config(anchors="all")
     run = Run(wanted).go(3)
     fresh = FakeModel(N)
     fresh.age = run.model.age
@@ -285,7 +285,7 @@ def test_adaptive_never_keeps_a_row_that_broke() -> None:
 
 
 def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
-    run = Run(config(Grace(), anchors="all", repair="rebuild", audit_every=1)).go(2)
+    run = Run(config(Grace(), anchors="all", propagate="average", audit_every=1)).go(2)
     assert run.ledger.rounds[0].approximation == {}  # the first selection has measured everything
     for entry in run.ledger.rounds[1:]:
         assert set(entry.approximation) == {
@@ -303,7 +303,7 @@ def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
 def test_the_audit_holds_rows_against_what_they_are_compared_with_now() -> None:
     """Not against the pairs measured at the last refresh, by which nobody is noisy."""
     always = Noise(pairs=8, least_told=0.0)
-    run = Run(config(Grace(), filters=(always,), anchors="all", repair="rebuild", audit_every=1))
+    run = Run(config(Grace(), filters=(always,), anchors="all", propagate="average", audit_every=1))
     assert run.state.coreset.figures["filtered_noise"] == 0
     run.model.mismatched = 0.3
     run.go(1)
@@ -337,7 +337,7 @@ def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.Monkey
     )
     assert first["graph_recall"] == pytest.approx(truth)
     assert "graph_recall" not in second  # mended, not made anew
-    rebuilt = Run(config(anchors="all", repair="rebuild")).go(1)
+    rebuilt = Run(config(anchors="all")).go(1)
     assert all("graph_recall" in entry.approximation for entry in rebuilt.ledger.rounds)
 
 

@@ -1,18 +1,16 @@
-"""Eq. 21 as an argmin, priorities, anchors that spread: each by a slow version."""
+"""Eq. 21 as an argmin, and priorities: each by a slow version."""
 
 from __future__ import annotations
 
 import numpy as np
-from clustered_rows import NOBODY, unit
+from clustered_rows import NOBODY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import minimize
 
-from coretune.neighbors.graph import build, symmetric_csr
-from coretune.policies.anchors import pick_spread_anchors
-from coretune.policies.paper import average, eq21_step, priority, propagation_weights, rows_beside
-from coretune.types import Array, Rows
+from coretune.policies.paper import average, eq21_step, highest, priority, propagation_weights, rows_beside
+from coretune.types import Array
 
 few = settings(deadline=None, max_examples=25)
 
@@ -90,14 +88,14 @@ def test_the_order_of_the_rows_does_not_matter(seed: int) -> None:
     alpha = propagation_weights(edges, everyone, usable)
     worth = priority(score, staleness, alpha, usable, 0.4)
     moved = eq21_step(vectors, alpha, everyone)
-    picks = pick_spread_anchors(worth, edges, np.flatnonzero(usable), 5)
+    picks = highest(worth, np.flatnonzero(usable), 5)
 
     edges2, usable2 = relabelled(edges, order), usable[order]
     alpha2 = propagation_weights(edges2, everyone, usable2)
     worth2 = priority(score[order], staleness[order], alpha2, usable2, 0.4)
     np.testing.assert_allclose(worth2, worth[order], atol=1e-6)
     np.testing.assert_allclose(eq21_step(vectors[order], alpha2, everyone), moved[order], atol=1e-5)
-    picks2 = pick_spread_anchors(worth[order], edges2, np.flatnonzero(usable2), 5)
+    picks2 = highest(worth2, np.flatnonzero(usable2), 5)
     np.testing.assert_allclose(np.sort(worth[order[picks2]]), np.sort(worth[picks]), atol=1e-6)
 
 
@@ -113,38 +111,6 @@ def test_priority_by_hand() -> None:
     expected = 0.25 * staleness[:4] / 4 + 0.75 * np.array([1, 2 / 3, 1 / 3, 0])
     found = priority(score, staleness, alpha, usable, 0.25)
     np.testing.assert_allclose(found, [*expected, 0], atol=1e-9)
-
-
-def slow_spread(worth: Array, edges: tuple[Array, Array, Array], candidates: Rows, count: int) -> list[int]:
-    now, left, picked = worth.copy(), sorted(candidates.tolist()), []
-    for _ in range(count):
-        row = max(left, key=lambda i: (now[i], -i))
-        left.remove(row)
-        picked.append(row)
-        for e in range(edges[0][row], edges[0][row + 1]):
-            now[edges[1][e]] *= 1 - edges[2][e]
-    return sorted(picked)
-
-
-@few
-@given(seed=st.integers(0, 10**6), count=st.integers(0, 15), ties=st.booleans())
-def test_anchors_spread_as_the_slow_greedy_spreads_them(seed: int, count: int, ties: bool) -> None:
-    rng, n = np.random.default_rng(seed), 25
-    edges = random_edges(seed, n)
-    worth = rng.integers(0, 3, n).astype(float) if ties else rng.random(n)
-    candidates = np.sort(rng.choice(n, 18, replace=False))
-    found = pick_spread_anchors(worth, edges, candidates, count)
-    assert found.dtype == np.int64
-    assert found.tolist() == slow_spread(worth, edges, candidates, count)
-
-
-def test_copies_of_an_anchor_wait_until_the_rest_is_taken() -> None:
-    embedding = unit(np.random.default_rng(0).normal(size=(30, 4)))
-    embedding[:6] = embedding[0]
-    edges = symmetric_csr(build(embedding, 8, seed=0))
-    worth = np.where(np.arange(30) < 6, 1.0, 0.5)
-    picks = pick_spread_anchors(worth, edges, np.arange(30), 10)
-    assert np.sum(picks < 6) == 1
 
 
 def test_rows_beside_are_the_usable_neighbours_that_are_no_anchors() -> None:

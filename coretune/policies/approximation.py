@@ -68,7 +68,7 @@ def beside_full_measurement(
     with ledger.phase("other"):
         everyone = np.flatnonzero(state.pool.usable)
         fresh = measurement.signals(everyone, pool, ledger, "other")
-        oracle = replace(refresh, anchors="all", repair="rebuild")
+        oracle = replace(refresh, anchors="all", repair="none")
         before = replace(state.pool, references=pool.references)  # what rows are compared with now
         exact = update(oracle, before, everyone, fresh, state.round, config.noise)
         rng = np.random.default_rng([config.seed, state.round, 4])

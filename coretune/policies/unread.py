@@ -55,7 +55,7 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     yield "propagate", again and refresh.anchors != "all"
     yield "look_again", again and candidates and not (adaptive and config.noise is None)
     yield "anchor_share", again and (priority or (candidates and config.noise is not None))
-    yield "beta count_alike spread_anchors", again and priority
+    yield "beta", again and priority
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along

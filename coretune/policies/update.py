@@ -88,7 +88,7 @@ def _mended(
     refresh: AnchorRefresh, graph: NeighborGraph | None, embedding: Array, moved: Rows, round: int
 ) -> NeighborGraph:
     """The graph after the rows `moved`, and no others, were given new values."""
-    if graph is None or refresh.repair == "rebuild":
+    if graph is None or refresh.rebuilds:
         return build(embedding, refresh.k, seed=round, progress=told("graph"))
     if refresh.repair == "none":
         return graph

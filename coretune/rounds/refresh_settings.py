@@ -11,7 +11,7 @@ from coretune.types import EMPTY_PROMPT_LOSS
 
 Anchors = Literal["candidates", "priority", "all"]
 Propagate = Literal["average", "none"]
-Repair = Literal["local", "rebuild", "none"]
+Repair = Literal["local", "none"]
 Harvest = Literal["auto", True, False]
 
 #: Signals that the forward pass of a training step shows, for nothing. EMPTY_PROMPT_LOSS beside them stays as
@@ -33,7 +33,7 @@ class AnchorRefresh:
 
     Attributes:
         anchors: "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`); "priority" [paper]:
-            `paper.priority`; "all": every usable row, so with repair "rebuild" the same as measuring anew.
+            `paper.priority`; "all": every usable row, the same as measuring anew.
         look_again: At least 1, with "candidates": a measurement is valid until the run is so many times as
             old as it was then [choice: a model changes fast at first and slowly later]. 1 = each refresh
             measures all that it may choose.
@@ -41,8 +41,9 @@ class AnchorRefresh:
             of the rows flagged as noisy that are measured again, and the share that is drawn at random while
             noise detection is off.
         propagate: "none" [choice]: rows that were not measured stay as they were; "average" [paper]: Eq. 21.
-        repair: Of the graph. "none" [choice]: it stays as it was built; "local" [paper]: rows with
-            1 − cos(z, z when listed) > delta get a new list (`graph.repair`); "rebuild".
+        repair: Of the graph. "none" [choice]: it stays as it was built, and with anchors "all" it is built
+            anew; "local" [paper]: rows with 1 − cos(z, z when listed) > delta get a new list
+            (`graph.repair`).
         beta: In [0, 1]: weight of staleness in the priority, 1 − beta that of the discrepancy.
         delta: With repair "local": how far a row may drift before it gets a new list.
         k: Neighbours of a row.
@@ -51,9 +52,6 @@ class AnchorRefresh:
         scores: Further signals to measure.
         priority_score: With "priority" the signal whose discrepancy counts; also the one that refresh_every
             "adaptive" tests and audit_every compares.
-        count_alike: [choice] With "priority": times the number of rows with nearly the same embedding.
-        spread_anchors: [choice] With "priority": the neighbours of an anchor taken are damped; else the rows
-            of highest priority are taken.
         harvest: Online signals: rows of training steps count as measured at the next refresh, at the weights
             of their step and under its dropout. With "candidates" others are measured only as long as some
             are found noisy. "auto" [choice]: with "candidates", where all signals are `PASSED` and the
@@ -71,8 +69,6 @@ class AnchorRefresh:
     embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
-    count_alike: bool = True
-    spread_anchors: bool = True
     harvest: Harvest = "auto"
 
     def __post_init__(self) -> None:
@@ -99,6 +95,11 @@ class AnchorRefresh:
     def starts_anew(self) -> bool:
         """Whether all rows are measured again, and nothing is carried over from what was known."""
         return self.anchors == "all" and not self.follows_graph
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether a graph is built anew: all its rows were measured, and it is not mended."""
+        return self.anchors == "all" and self.repair == "none"
 
     @property
     def needs(self) -> tuple[str, ...]:
