@@ -36,7 +36,7 @@ TEXTS = [
         "2M tokens",
         "1e-3",
         "auto",
-        "adaptive",
+        "pass",
     ),
     *(
         "💥",

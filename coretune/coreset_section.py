@@ -38,7 +38,7 @@ log = logging.getLogger("coretune")
 
 #: Room -> fields of `CoresetConfig` that are in it; the others are beside `method`.
 OF_THE_RUN = {
-    "refresh": ("warmup", "wait", "check_every", "threshold", "audit_every"),
+    "refresh": ("warmup", "wait", "audit_every"),
     "solver": ("memory_limit", "deadline", "engine", "ray_address"),
 }
 ROOMS = ("refresh", "signals", "solver")

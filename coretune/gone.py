@@ -19,16 +19,22 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "cutoff": "write filters: [noise] (docs/filters.md)",
         "cutoff_by": "write filters: [noise] (docs/filters.md)",
     },
-    "refresh": dict.fromkeys(
-        ("count_alike", "spread_anchors"),
-        "anchors of priority are as published, which this gained nothing over; leave it out",
-    ),
+    "refresh": {
+        **dict.fromkeys(
+            ("count_alike", "spread_anchors"),
+            "anchors of priority are as published, which this gained nothing over; leave it out",
+        ),
+        **dict.fromkeys(("check_every", "threshold"), "refresh_every has no adaptive any more; leave it out"),
+    },
 }
 #: Key -> value -> what to write.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "anchors": {
         "random": "candidates and priority gained more (docs/results.md); leave anchors out",
         "trained": "candidates gain as much (docs/results.md); leave anchors out",
+    },
+    "refresh_every": {
+        "adaptive": "it cost half as much again (docs/results.md); write pass, or a number of steps",
     },
     "repair": {
         "rebuild": "it gained nothing over none (docs/results.md); leave repair out, or take local",

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 
 from coretune.ledger import Ledger, Round, overlap
-from coretune.policies.approximation import beside_full_measurement, graph_figures, still_good
+from coretune.policies.approximation import beside_full_measurement, graph_figures
 from coretune.policies.deferral import draw, warmup_rows
 from coretune.policies.narrowing import narrowed
 from coretune.policies.reuse import policy_of, with_found
@@ -80,8 +80,6 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
 
     # Plan, measure, update.
     pool, known = remeasured(config, replace(state, pool=before), known, policy, source, ledger)
-    if config.refresh_every == "adaptive" and still_good(config, state, pool, known.rows):
-        return replace(state, pool=pool)
     if source.rest is not None:  # signals that only the rows which the filter narrow leaves need
         pool = narrowed(config, pool, state.round, source.rest, ledger)
 

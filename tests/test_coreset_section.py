@@ -81,7 +81,7 @@ def test_a_section_spelled_out_replays(method: str) -> None:
         {},
         optional={
             "method.grace.lambda": st.floats(0, 1),
-            "refresh_every": st.sampled_from(["never", "adaptive", 1, 50]),
+            "refresh_every": st.sampled_from(["never", "pass", 1, 50]),
             "refresh.warmup": st.floats(0, 0.5),
             "refresh.anchors": st.sampled_from(["candidates", "priority", "all"]),
             "refresh.propagate": st.sampled_from(["average", "none"]),
@@ -154,7 +154,7 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
 
 OLD = {
     "refresh": "anchors look_again anchor_share propagate repair beta delta k scores priority_score "
-    "harvest warmup wait check_every threshold audit_every",
+    "harvest warmup wait audit_every",
     "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens "
     "reference_rows",
     "solver": "memory_limit deadline engine ray_address",
@@ -256,6 +256,15 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
         ),
         ({"spread_anchors": True}, "coreset.spread_anchors is gone: anchors of priority are as published"),
         ({"refresh": {"repair": "rebuild"}}, "coreset.refresh.repair: rebuild is gone: it gained nothing"),
+        (
+            {"refresh_every": "adaptive"},
+            "coreset.refresh_every: adaptive is gone: it cost half as much again",
+        ),
+        (
+            {"refresh": {"check_every": 5}},
+            "coreset.refresh.check_every is gone: refresh_every has no adaptive",
+        ),
+        ({"refresh": {"threshold": 0.1}}, "coreset.refresh.threshold is gone: refresh_every has no adaptive"),
         ({"refresh": {"anchors": "trained"}}, "coreset.refresh.anchors: trained is gone: candidates gain"),
     ],
 )
@@ -360,11 +369,6 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         ),
         (section_of("random", refresh={"k": 10, "warmup": "auto", "scores": ["loss"]}), []),
         (section_of("random", signals={"projection_dim": 64}, refresh_every=5), ["signals.projection_dim"]),
-        (
-            section_of("loss", refresh={"check_every": 3, "threshold": 0.3}),
-            ["refresh.check_every", "refresh.threshold"],
-        ),
-        (section_of("loss", refresh={"check_every": 3}, refresh_every="adaptive"), []),
         (section_of("loss", refresh={"anchor_share": 0.5}, refresh_every="never"), ["refresh.anchor_share"]),
         (section_of("grace", refresh={"anchor_share": 0.5, "k": 5, "audit_every": 2}), []),
         (
@@ -433,10 +437,6 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
             section_of("d2", refresh={"anchors": "all", "propagate": "average", "delta": 0.1}),
             ["refresh.delta", "refresh.propagate"],
         ),
-        (
-            section_of("d2", refresh_every="adaptive", refresh={"check_every": 3, "look_again": 3.0}),
-            ["refresh.look_again"],
-        ),
         (section_of("d2", refresh={"priority_score": "gradient_norm"}), ["refresh.priority_score"]),
         (section_of("d2", refresh={"priority_score": "gradient_norm", "audit_every": 2}), []),
         (section_of("grace", weighted=True), ["weighted"]),
@@ -463,7 +463,6 @@ def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() ->
     [
         {},
         {"refresh_every": "never"},
-        {"refresh_every": "adaptive", "check_every": 1},
         {"anchors": "priority"},
         {"anchors": "all", "repair": "local"},
         {"anchors": "all", "propagate": "average"},

@@ -139,7 +139,6 @@ def test_the_budget_is_kept(budget: str) -> None:
         {"wait": False},
         {"refresh_every": "never"},
         {"anchors": "priority"},
-        {"refresh_every": "adaptive", "check_every": 1},
     ],
 )
 def test_without_a_noise_filter_nothing_is_deferred(changes: dict[str, Any]) -> None:

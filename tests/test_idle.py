@@ -63,10 +63,6 @@ def told(
             "refresh_every is 20, and after 20 steps training is over: one coreset is chosen",
         ),
         ({"refresh_every": 20, "every": 10, "steps": 21}, None),
-        (
-            {"refresh_every": "adaptive", "check_every": 30, "every": 15},
-            "refresh.check_every is 30, and after 20 steps training is over: one coreset is chosen",
-        ),
         ({"refresh_every": "pass", "every": 10}, None),
         ({"refresh_every": "never", "every": 0}, None),
         (

@@ -128,7 +128,7 @@ def test_a_row_whose_expensive_signal_is_not_finite_gives_its_place_to_another()
 
 
 def test_what_is_spread_along_a_graph_does_not_go_with_a_cascade() -> None:
-    for wrong in ({"anchors": "candidates"}, {"propagate": "average"}, {"refresh_every": "adaptive"}):
+    for wrong in ({"anchors": "candidates"}, {"propagate": "average"}, {"repair": "local"}):
         with pytest.raises(ValueError, match="filters has narrow, after which few rows have all signals"):
             cascade(**wrong)
 

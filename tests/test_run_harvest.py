@@ -112,7 +112,6 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
         ("grace", {"anchors": "priority"}),
         ("grace", {"anchors": "all"}),
         ("grace", {"refresh_every": "never"}),
-        ("grace", {"refresh_every": "adaptive"}),
         ("grace", {"harvest": False}),
         ("ifd", {}),
         ("gradient_norm", {}),

@@ -63,8 +63,6 @@ def names(made: Spy, rows: Any) -> list[str]:
     [
         ({"warmup": 0.1, "refresh_every": 2}, 1, 4),
         ({"warmup": 0.1, "refresh_every": 2}, 2, 4),
-        ({"refresh_every": "adaptive", "check_every": 2, "threshold": 0.0}, 1, 4),
-        ({"refresh_every": "adaptive", "check_every": 2, "threshold": 99.0}, 1, 1),
         ({"refresh_every": "never", "warmup": 0.1}, 1, 2),
         ({"budget": "200 tokens", "refresh_every": 3}, 1, 3),
     ],

@@ -28,7 +28,7 @@ seed: 0
 coreset:
   method: grace    # who chooses; `random` is the baseline (docs/methods.md); all settings: docs/settings.md
   budget: {budget}    # of the rows; or a number of rows (600), or of tokens (2M tokens)
-  refresh_every: pass    # a new coreset after each pass over the last; or steps (50), never, adaptive
+  refresh_every: pass    # a new coreset after each pass over the last; or steps (50), or never
 
 training:    # any field of trl.SFTConfig
   num_train_epochs: 10    # passes over the coreset; max_steps counts steps

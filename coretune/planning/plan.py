@@ -41,7 +41,7 @@ class Workload:
 
     steps        optimiser steps, the warm-up's included
     rounds       epochs of the trainer
-    selections   coresets chosen; with `adaptive` at most
+    selections   coresets chosen
     audits       full measurements asked for by audit_every
     evaluations  passes over the held-out rows
     warmup, training   of all their steps; the coreset's rows are taken to be as long as the pool's on average

@@ -16,23 +16,7 @@ from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.select.importance import scaled
-from coretune.types import Array, Coreset, Pool, Rows, Valued
-
-
-def still_good(config: CoresetConfig, state: State, pool: Pool, rows: Rows) -> bool:
-    """Whether what was believed of `rows` before they were measured is still true enough.
-
-    After CREST (Yang et al. 2023), which tests its loss prediction so.
-    """
-    if not state.selections or not pool.usable[state.coreset.indices].all():
-        return False
-    rows = rows[pool.usable[rows]]
-    if len(rows) == 0:
-        return True
-    name = config.refresh.priority_score
-    believed, found = state.pool.feature(name)[rows], pool.feature(name)[rows]
-    error = np.abs(found - believed).mean() / max(float(np.abs(believed).mean()), 1e-12)
-    return bool(error <= config.threshold)
+from coretune.types import Array, Coreset, Pool, Valued
 
 
 def graph_figures(config: CoresetConfig, state: State, pool: Pool) -> dict[str, float]:

@@ -84,7 +84,7 @@ class Reuse:
     def finds_few(self) -> bool:
         """Whether training shows signals, and hardly any row was found noisy by measuring candidates."""
         few = self.state.coreset.figures.get(FOUND, 1.0) < FEW
-        return measures_to_find(self.config) and self.online and few
+        return self.online and few
 
     def defers(self, pool: Pool) -> bool:
         """Whether the first measurement would tell nothing yet or, once it was deferred, find nobody."""
@@ -113,9 +113,7 @@ class Reuse:
         if turn == 0 and (self.finds_few or noise_is_off(self.config, pool)):
             return NOBODY
         chosen = self.choose(self.as_selected(pool))
-        # The adaptive test reads what has changed: it needs all of them.
-        adaptive = self.config.refresh_every == "adaptive"
-        rows = chosen.indices if adaptive else self._old(pool, chosen.indices)
+        rows = self._old(pool, chosen.indices)
         return rows if turn else np.union1d(rows, self._flagged(pool, chosen))
 
     def as_selected(self, pool: Pool) -> Pool:
@@ -170,12 +168,9 @@ def may_stand(config: CoresetConfig, online: bool) -> bool:
     """
     before = config.warmup_share == 0 and not config.taught
     steady = isinstance(config.selector, Grace) or all(n.endswith(UNIT) for n in config.selector.needs)
-    return measures_to_find(config) and config.noise is not None and online and before and steady
-
-
-def measures_to_find(config: CoresetConfig) -> bool:
-    """Whether candidates are measured for what is found; the adaptive test reads what has changed."""
-    return config.refresh.anchors == "candidates" and config.refresh_every != "adaptive"
+    return (
+        config.refresh.anchors == "candidates" and config.noise is not None and online and before and steady
+    )
 
 
 def noise_sought(config: CoresetConfig) -> TellsNoise | None:
@@ -185,7 +180,7 @@ def noise_sought(config: CoresetConfig) -> TellsNoise | None:
     method that measures nothing itself. Others need their own signals whether noise detection is on or not.
     """
     sought = isinstance(config.selector, Grace) or not config.selector.needs
-    return config.noise if measures_to_find(config) and sought else None
+    return config.noise if config.refresh.anchors == "candidates" and sought else None
 
 
 def noise_is_off(config: CoresetConfig, pool: Pool) -> bool:

@@ -48,23 +48,20 @@ def idle_filters(config: CoresetConfig) -> list[str]:
 def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     refresh, measures = config.refresh, bool(config.needs)
     again = measures and config.refresh_every != "never"
-    adaptive = config.refresh_every == "adaptive"
     along = measures and refresh.follows_graph
     candidates, priority = refresh.anchors == "candidates", refresh.anchors == "priority"
     yield "anchors repair", again
     yield "propagate", again and refresh.anchors != "all"
-    yield "look_again", again and candidates and not (adaptive and config.noise is None)
+    yield "look_again", again and candidates
     yield "anchor_share", again and (priority or (candidates and config.noise is not None))
     yield "beta", again and priority
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along
-    yield "priority_score", measures and (config.compares or (again and priority))
+    yield "priority_score", measures and (config.audit_every is not None or (again and priority))
     yield "harvest audit_every", again
     yield "warmup", measures and (config.teaching or not config.taught)
     yield "wait", again and noise_sought(config) is not None
-    yield "check_every", adaptive
-    yield "threshold", measures and adaptive
 
 
 def _of_signals(config: CoresetConfig) -> Iterator[tuple[str, bool]]:

@@ -50,8 +50,8 @@ class AnchorRefresh:
         embedding: The signal whose cosine makes the graph [choice: the prompt's, since similar prompts should
             have similar responses; docs/results.md compares].
         scores: Further signals to measure.
-        priority_score: With "priority" the signal whose discrepancy counts; also the one that refresh_every
-            "adaptive" tests and audit_every compares.
+        priority_score: With "priority" the signal whose discrepancy counts; also the one that audit_every
+            compares.
         harvest: Online signals: rows of training steps count as measured at the next refresh, at the weights
             of their step and under its dropout. With "candidates" others are measured only as long as some
             are found noisy. "auto" [choice]: with "candidates", where all signals are `PASSED` and the

@@ -49,16 +49,11 @@ class CoresetConfig:
         budget: Size of the coreset: rows, a share of the pool, or tokens.
         filters: Which rows may be chosen (`coretune/filters/`), one after the other; () = all usable ones.
         refresh_every: Optimiser steps between selections. "pass" [choice]: as many as one pass over the
-            coreset takes, so no row comes twice. "never": one selection. "adaptive": every `check_every`
-            steps the anchors are measured, and a new coreset is chosen when their scores differ from the
-            estimates by more than `threshold` of their mean (after CREST, Yang et al. 2023).
+            coreset takes, so no row comes twice. "never": one selection.
         warmup: Share of the pool trained on at random before the first measurement; methods that measure
             nothing have none. "auto" [choice, after LESS]: 0.05 where gradients are measured, 0 where forward
             passes with the prompt, or with an empty one, tell all. For a method with a warm-up run of its
             own: share of the pool that this run is trained on; the training itself has no warm-up then.
-        check_every: With "adaptive": steps between two checks.
-        threshold: With "adaptive": the difference, as a share of the mean score, that asks for a new
-            coreset [0.1 is CREST's].
         wait: [choice] GRACE with the filter noise defers the first measurement until noise detection is on:
             until then coresets are random draws (`policies/deferral.py`). These and the warm-up have one of
             exact duplicates, and no row twice before all came once. A first measurement that was deferred
@@ -87,8 +82,6 @@ class CoresetConfig:
     filters: tuple[Filter, ...] = ()
     refresh_every: int | str = "pass"
     warmup: float | Literal["auto"] = "auto"
-    check_every: int = 10
-    threshold: float = 0.1
     wait: bool = True
     audit_every: int | None = None
     record_others: int = 10_000
@@ -104,22 +97,18 @@ class CoresetConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.refresh_every, str):
-            if self.refresh_every not in ("pass", "never", "adaptive"):
+            if self.refresh_every not in ("pass", "never"):
                 raise ValueError(
-                    f"refresh_every is {self.refresh_every!r}: give a number of steps, "
-                    "or pass, never or adaptive"
+                    f"refresh_every is {self.refresh_every!r}: give a number of steps, or pass or never"
                 )
         elif self.refresh_every < 1:
             raise ValueError(f"refresh_every is {self.refresh_every}: give at least 1 step, or never")
         if not 0 <= self.warmup_share < 1:
             raise ValueError(f"warmup is {self.warmup}: give a share of the pool, 0 to below 1, or auto")
-        for name, unit in (("check_every", "step"), ("audit_every", "selection")):
-            if (every := vars(self)[name]) is not None and every < 1:
-                raise ValueError(f"{name} is {every}: give at least 1 {unit}")
+        if self.audit_every is not None and self.audit_every < 1:
+            raise ValueError(f"audit_every is {self.audit_every}: give at least 1 selection")
         if self.record_others < 0:
             raise ValueError(f"record_others is {self.record_others}: give a number of rows, 0 or more")
-        if not self.threshold >= 0:
-            raise ValueError(f"threshold is {self.threshold}: give a share of the mean score, 0 or more")
         names = [each.name for each in self.filters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"filters has {twice[0]} twice: give each filter once")
@@ -191,7 +180,7 @@ class CoresetConfig:
                 f"{TARGET_LOSS} is compared with the loss before training: set refresh_every to never and "
                 "warmup to 0"
             )
-        if self.narrows_at and (not self.refresh.starts_anew or self.refresh_every == "adaptive"):
+        if self.narrows_at and not self.refresh.starts_anew:
             raise ValueError(
                 "filters has narrow, after which few rows have all signals, so that nothing can be spread to "
                 "the others: set anchors to all, propagate and repair to none, refresh_every to never, pass "
@@ -225,9 +214,10 @@ class CoresetConfig:
         asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
         if not asked:
             return ()
-        compared = (self.refresh.priority_score,) if self.compares else ()
-        audited = (self.refresh.embedding,) if self.audit_every is not None else ()
-        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *compared, *audited)))
+        audited = (
+            (self.refresh.priority_score, self.refresh.embedding) if self.audit_every is not None else ()
+        )
+        return tuple(dict.fromkeys((*asked, *self.refresh.needs, *audited)))
 
     @property
     def warmup_share(self) -> float:
@@ -235,11 +225,6 @@ class CoresetConfig:
         if self.warmup != "auto":
             return self.warmup
         return 0.0 if PASSED.issuperset({*self.needs} - {EMPTY_PROMPT_LOSS}) else WARMUP_SHARE
-
-    @property
-    def compares(self) -> bool:
-        """Whether measured scores are compared with the estimates of them: by a check or an audit."""
-        return self.refresh_every == "adaptive" or self.audit_every is not None
 
     @property
     def narrows_at(self) -> int:
@@ -304,7 +289,7 @@ class Clock:
         return self.items * self.density
 
     def selections(self, steps: int) -> int:
-        """Coresets chosen in so many steps; where that is decided by a test, at most."""
+        """Coresets chosen in so many steps."""
         after = math.ceil(steps / self.steps) - self.warmup_rounds
         if after <= 0:
             return 0
@@ -339,8 +324,7 @@ def make_clock(
     one_pass = math.ceil(coreset_rows / (batch * density))
     if config.refresh_every == "never":
         return Clock(warmup or one_pass, batch, 1 if warmup else 0, 0, pack, density, group)
-    period = {"adaptive": config.check_every, "pass": one_pass}.get(str(config.refresh_every))
-    period = period or int(config.refresh_every)
+    period = one_pass if config.refresh_every == "pass" else int(config.refresh_every)
     holding = (d for d in range(warmup, period + 1) if period % d == 0)
     steps = next(holding, period) if warmup else period
     return Clock(steps, batch, math.ceil(warmup / steps), period // steps, pack, density, group)

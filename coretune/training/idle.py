@@ -78,10 +78,10 @@ def _beyond(config: CoresetConfig, clock: Clock, steps: int) -> Iterator[str]:
     """What would come after the last step."""
     made = clock.selections(steps)
     if config.refresh_every not in ("never", "pass") and made == 1:
-        key, every = "refresh_every", config.refresh_every
-        if every == "adaptive":
-            key, every = "refresh.check_every", config.check_every
-        yield f"{key} is {every}, and after {steps} steps training is over: one coreset is chosen"
+        yield (
+            f"refresh_every is {config.refresh_every}, and after {steps} steps training is over: one coreset "
+            "is chosen"
+        )
     if config.audit_every is not None and config.needs and 1 <= made <= config.audit_every:
         yield (
             f"refresh.audit_every is {config.audit_every}, and not more than {made} coresets are chosen: "

@@ -171,7 +171,7 @@ class RunSignals:
         """Of training steps, where asked for; where "auto" would and cannot, the log says why."""
         refresh, needs = self.config.refresh, self.config.needs
         if refresh.harvest == "auto":
-            again = self.config.refresh_every not in ("never", "adaptive")
+            again = self.config.refresh_every != "never"
             if not (again and refresh.may_harvest(needs)):
                 return None
             if obstacle and self.processes.first:
