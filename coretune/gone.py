@@ -7,6 +7,11 @@ from typing import Any
 
 from coretune.yaml_text import ConfigError
 
+_IMPORTANCES = dict.fromkeys(
+    ("alignment", "ifd", "neighbour_consistency", "uniform"),
+    "it gained nothing (docs/results.md); take gradient_norm, loss or learnability",
+)
+
 #: Section of `coreset`, "" beside `method` -> key -> what to write.
 KEYS: Mapping[str, Mapping[str, str]] = {
     "": {
@@ -19,6 +24,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "cutoff": "write filters: [noise] (docs/filters.md)",
         "cutoff_by": "write filters: [noise] (docs/filters.md)",
     },
+    "method": {"importance_term": "importance counts by its mean; leave it out"},
     "refresh": {
         **dict.fromkeys(
             ("count_alike", "spread_anchors"),
@@ -33,6 +39,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "random": "candidates and priority gained more (docs/results.md); leave anchors out",
         "trained": "candidates gain as much (docs/results.md); leave anchors out",
     },
+    "importance": _IMPORTANCES,
+    "difficulty": _IMPORTANCES,
     "refresh_every": {
         "adaptive": "it cost half as much again (docs/results.md); write pass, or a number of steps",
     },

@@ -38,7 +38,6 @@ GRACE_PAPER: Mapping[str, tuple[Any, str]] = {
         "gradient_norm",
         "[paper] gradient-based importance; [unknown] which norm, of which layers",
     ),
-    "method.grace.importance_term": ("mean", "[unknown]; here both terms range over [0, 1]"),
     "method.grace.demand": ("equal", "[paper] knows no weights of the rows that are covered"),
     "method.grace.similarity": (
         "graph",

@@ -40,7 +40,6 @@ from coretune.types import (
 VARIANTS = [
     *(("grace", {"importance": name, "lambda_": 0.5}) for name in IMPORTANCES),
     ("grace", {"similarity": "dense"}),
-    ("grace", {"importance_term": "mean", "lambda_": 0.3}),
     ("facility_location", {"similarity": "dense"}),
     ("kcenter", {"embedding": "prompt_embedding"}),
     ("loss", {"highest": False}),

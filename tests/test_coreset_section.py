@@ -158,8 +158,8 @@ OLD = {
     "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens "
     "reference_rows",
     "solver": "memory_limit deadline engine ray_address",
-    "method.grace": "lambda lambda_ demand importance importance_term similarity embedding",
-    "method.grace-paper": "lambda demand importance importance_term similarity embedding",
+    "method.grace": "lambda lambda_ demand importance similarity embedding",
+    "method.grace-paper": "lambda demand importance similarity embedding",
     "method.brief": "alpha objective search grid tolerance evaluations lower greedy neighbors teacher "
     "checkpoints",
     "method.d2": "gamma_forward gamma_reverse difficulty embedding",
@@ -261,6 +261,19 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
             "coreset.refresh_every: adaptive is gone: it cost half as much again",
         ),
         (
+            {"method": {"grace": {"importance_term": "sum"}}},
+            "coreset.method.grace.importance_term is gone: importance",
+        ),
+        ({"importance_term": "mean"}, "coreset.importance_term is gone: importance counts by its mean"),
+        (
+            {"method": {"grace": {"importance": "ifd"}}},
+            "coreset.method.grace.importance: ifd is gone: it gained nothing",
+        ),
+        (
+            {"method": {"d2": {"difficulty": "uniform"}}},
+            "coreset.method.d2.difficulty: uniform is gone: it gained nothing",
+        ),
+        (
             {"refresh": {"check_every": 5}},
             "coreset.refresh.check_every is gone: refresh_every has no adaptive",
         ),
@@ -301,7 +314,7 @@ def test_python_takes_the_keys_of_the_section() -> None:
 
 def test_what_is_given_beside_a_preset_counts_setting_by_setting() -> None:
     made = coreset({"grace-paper": {"lambda": 0.25}}, budget=5, refresh={"k": 3})
-    assert made.selector == Grace(0.25, "equal", "gradient_norm", "mean", "graph", "response_embedding")
+    assert made.selector == Grace(0.25, "equal", "gradient_norm", "graph", "response_embedding")
     assert (made.refresh.k, made.refresh.anchors, made.warmup) == (3, "priority", 0.0)
 
 
@@ -388,11 +401,8 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("craig", signals={"basis": "sjlt"}), []),
         (section_of("brief", signals={"basis": "sjlt"}), ["signals.basis"]),  # adam: gradients are whole
         (section_of("gtp", signals={"basis": "gradient_pca"}), []),
-        (section_of({"grace": {"importance": "alignment"}}), ["method.grace.importance"]),
-        (
-            section_of({"grace": {"importance": "alignment", "lambda": 0.5}}, signals={"reference_rows": 9}),
-            [],
-        ),
+        (section_of({"grace": {"importance": "loss"}}), ["method.grace.importance"]),
+        (section_of({"grace": {"importance": "loss", "lambda": 0.5}}), []),
         (section_of({"grace-paper": {"demand": "loss", "lambda": 1.0}}), ["method.grace-paper.demand"]),
         (section_of({"brief": {"alpha": 0.5, "grid": 3}}), ["method.brief.grid"]),
         (
@@ -512,7 +522,7 @@ ELSE: dict[str, Any] = {
     "anchors": "all",
     "basis": "sjlt",
     "deadline": "90s",
-    "difficulty": "uniform",
+    "difficulty": "learnability",
     "embedding": "response_embedding",
     "engine": "ray",
     "harvest": False,

@@ -23,7 +23,6 @@ GRACE = {
     "coverage": {"lambda_": 0.0, "demand": "equal"},
     "both": {"lambda_": 0.5, "demand": "equal"},
     "dense": {"lambda_": 0.3, "demand": "loss", "similarity": "dense"},
-    "sum": {"lambda_": 0.02, "demand": "loss", "importance_term": "sum", "importance": "loss"},
 }
 POOLS = {
     "plain": synthetic_pool(60, 8, 3),

@@ -14,7 +14,7 @@ from coretune.types import Budget, Coreset, Pool
 
 def plain(**settings: object) -> Grace:
     """GRACE by its formula, every row worth the same to cover."""
-    return Grace(**{"demand": "equal", "importance_term": "sum", "lambda_": 0.5, **settings})  # type: ignore[arg-type]
+    return Grace(**{"demand": "equal", "lambda_": 0.5, **settings})  # type: ignore[arg-type]
 
 
 POOL = synthetic_pool(60, 6, 2, unusable=0.1)
@@ -41,14 +41,12 @@ def test_lambda_0_is_facility_location(similarity: str) -> None:
     assert coreset.gains == pytest.approx(location.gains)
 
 
-@pytest.mark.parametrize("term", ["sum", "mean"])
 @pytest.mark.parametrize("lambda_", [0.02, 0.5])
 @pytest.mark.parametrize("budget", [Budget(9), Budget(300, "tokens")])
-def test_the_gains_are_the_objective_of_the_formula(term: str, lambda_: float, budget: Budget) -> None:
-    coreset = selected(plain(lambda_=lambda_, importance_term=term, similarity="dense"), budget=budget)
+def test_the_gains_are_the_objective_of_the_formula(lambda_: float, budget: Budget) -> None:
+    coreset = selected(plain(lambda_=lambda_, similarity="dense"), budget=budget)
     worth = scaled(POOL.features["gradient_norm"], POOL.usable)
-    if term == "mean":
-        worth = worth / (9 if budget.unit == "rows" else 300 / POOL.cost[USABLE].mean())
+    worth = worth / (9 if budget.unit == "rows" else 300 / POOL.cost[USABLE].mean())
     embedding = POOL.features["prompt_embedding"]
     cosine = np.maximum(0, embedding[USABLE] @ embedding[coreset.indices].T)
     for count in range(1, len(coreset.indices) + 1):
@@ -90,16 +88,8 @@ def test_demand_leads_to_where_the_losses_are_high() -> None:
     assert louder.indices.tolist() == chosen.indices.tolist()
 
 
-def test_the_mean_term_brings_coverage_to_the_fore() -> None:
-    covered = [
-        selected(plain(lambda_=0.5, importance_term=term)).reasons["covered"][USABLE].mean()
-        for term in ("sum", "mean")
-    ]
-    assert covered[1] > covered[0]
-
-
 def test_the_order_of_the_rows_is_irrelevant() -> None:
-    for method in (plain(lambda_=0.02), plain(importance="neighbour_consistency")):
+    for method in (plain(lambda_=0.02), plain(importance="learnability")):
         rows = selected(method).indices
         order = np.random.default_rng(1).permutation(POOL.n)
         assert order[selected(method, reordered(POOL, order)).indices].tolist() == rows.tolist()
@@ -145,7 +135,7 @@ def test_needs_names_what_its_settings_read() -> None:
     assert plain(lambda_=0.0).needs == ("prompt_embedding",)
     assert plain(lambda_=0.5).needs == ("gradient_norm", "prompt_embedding")
     assert plain(lambda_=0.0, demand="loss").needs == ("loss", "prompt_embedding")
-    assert plain(lambda_=0.5, importance="ifd").needs == ("loss", "unconditional_loss", "prompt_embedding")
+    assert plain(lambda_=0.5, importance="learnability").needs == ("loss", "prompt_embedding")
     assert Grace().needs == ("loss", "prompt_embedding")
 
 
@@ -154,7 +144,6 @@ def test_needs_names_what_its_settings_read() -> None:
     [
         ({"lambda_": 1.5}, "lambda 1.5 .*0 <= lambda <= 1"),
         ({"importance": "charm"}, "'charm'; there are gradient_norm"),
-        ({"importance_term": "median"}, "'median' is unknown; there are sum, mean"),
         ({"similarity": "hamming"}, "'hamming'; there are graph, dense"),
         ({"demand": "high"}, "'high' is unknown; there are loss, equal"),
     ],

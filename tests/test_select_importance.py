@@ -11,7 +11,6 @@ from scipy.stats import rankdata
 from coretune.select.importance import (
     IMPORTANCES,
     importance,
-    neighbour_consistency,
     scaled,
 )
 from coretune.testing import KEPT, synthetic_pool
@@ -58,7 +57,7 @@ def test_a_score_reads_what_it_needs_and_is_finite_on_usable_rows(name: str) -> 
     assert np.isfinite(raw[pool.usable]).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(IMPORTANCES) - {"uniform"}))
+@pytest.mark.parametrize("name", IMPORTANCES)
 def test_a_score_follows_its_rows(name: str) -> None:
     pool = synthetic_pool(40, 4, 0, unusable=0.2)
     order = np.random.default_rng(0).permutation(40)
@@ -96,43 +95,6 @@ def test_learnability_is_the_fall_of_the_loss_and_0_where_there_was_no_measureme
     assert np.isnan(previous).any()
 
 
-def test_ifd_is_the_log_of_the_ratio_of_perplexities() -> None:
-    pool = synthetic_pool(20, 4, 0)
-    ratio = np.exp(pool.features["loss"]) / np.exp(pool.features["unconditional_loss"])
-    assert np.exp(IMPORTANCES["ifd"].score(pool)) == pytest.approx(ratio, rel=1e-4)
-
-
-@given(st.integers(1, 30), st.integers(1, 6), st.floats(0, 0.9), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
-def test_neighbour_consistency_is_minus_the_distance_to_the_median(
-    n: int, k: int, unusable: float, seed: int
-) -> None:
-    pool = synthetic_pool(n, 3, seed, unusable=unusable, neighbors=k)
-    assert pool.graph is not None
-    gone = synthetic_pool(
-        n, 3, seed + 1, unusable=0.3
-    ).usable  # rows that became unusable after the graph was made
-    pool = dataclasses.replace(pool, usable=pool.usable & gone)
-    raw, loss = neighbour_consistency(pool), pool.features["loss"].astype(np.float64)
-    for row in np.flatnonzero(pool.usable):
-        around = [v for v in pool.graph.neighbors[row] if v >= 0 and pool.usable[v]]
-        expected = -(loss[row] - np.median(loss[around])) if around else 0.0
-        assert raw[row] == pytest.approx(expected)
-
-
-def test_a_row_that_its_neighbourhood_contradicts_scores_lowest() -> None:
-    pool = synthetic_pool(60, 4, 0)
-    loss = np.full(60, 1.0, dtype=np.float32)
-    loss[13] = 9.0
-    raw = neighbour_consistency(dataclasses.replace(pool, features={"loss": loss}))
-    assert raw.argmin() == 13
-
-
-def test_neighbour_consistency_without_a_graph_is_an_error() -> None:
-    with pytest.raises(ValueError, match="has none: build the graph first"):
-        neighbour_consistency(dataclasses.replace(synthetic_pool(9, 3, 0), graph=None))
-
-
 def test_an_unknown_importance_names_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'charm'.*gradient_norm, alignment"):
+    with pytest.raises(ValueError, match=r"'charm'.*gradient_norm, learnability"):
         importance("charm")

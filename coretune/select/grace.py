@@ -30,31 +30,28 @@ class Grace:
     arXiv:2604.11810, 2026. [paper] representation diversity is combined with gradient-based importance;
     [choice] so:
 
-        F(S) = λ Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v d_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
+        F(S) = λ/K Σ_{i∈S} ĝ_i + (1−λ)/N Σ_v d_v max_{j∈S} sim(v, j),   ĝ = rank of the importance, in [0, 1]
 
-    over the N usable rows v, the d_v of mean 1, by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405
-    for tokens (`greedy.py`). Weights are 1.
+    over the N usable rows v, the d_v of mean 1, for K picks (under a token budget tokens / mean tokens of a
+    row), so that both terms range over [0, 1]; by lazy greedy: F(S) >= (1 − 1/e) F(best) for rows, 0.405 for
+    tokens (`greedy.py`). Weights are 1.
 
     Attributes:
         lambda_: In [0, 1]; 0 = coverage alone.
         importance: A name of `importance.IMPORTANCES`.
-        importance_term: "sum": λ Σ ĝ as above, which K picks bring to λK while coverage stays below 1 − λ;
-            "mean": λ/K Σ ĝ, with which both terms range over [0, 1] (under a token budget K = tokens / mean
-            tokens of a row).
         demand: What covering row v is worth: "equal"; "loss" [choice], d_v ∝ the median loss of v's
             neighbours in the graph (`demand.regional_loss`).
         similarity: "graph": cosines along the pool's k-NN graph, 0 elsewhere; "dense": all pairs of
             `embedding`, exact.
         embedding: The signal of the graph, and of "dense".
 
-    Reasons: importance (λ ĝ_i, or its K-th part) and coverage, which add up to the gain; covered = max_{j∈S}
+    Reasons: importance (λ/K ĝ_i) and coverage, which add up to the gain; covered = max_{j∈S}
         sim.
     """
 
     lambda_: float = 0.0
     demand: str = "loss"
     importance: str = "gradient_norm"
-    importance_term: str = "mean"
     similarity: str = "graph"
     embedding: str = "prompt_embedding"
 
@@ -66,8 +63,6 @@ class Grace:
             raise ValueError(f"lambda {self.lambda_} is no share: give 0 <= lambda <= 1")
         if self.demand not in ("loss", "equal"):
             raise ValueError(f"demand {self.demand!r} is unknown; there are loss, equal")
-        if self.importance_term not in ("sum", "mean"):
-            raise ValueError(f"importance_term {self.importance_term!r} is unknown; there are sum, mean")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -80,7 +75,7 @@ class Grace:
     def unread(self) -> tuple[str, ...]:
         """Settings that these values leave without effect."""
         if self.lambda_ == 0.0:
-            return ("importance", "importance_term")
+            return ("importance",)
         return ("demand", "similarity") if self.lambda_ == 1.0 else ()
 
     @property
@@ -130,9 +125,7 @@ class Grace:
         return regional_loss(pool) if self.demand == "loss" else pool.usable.astype(np.float64)
 
     def _terms(self, pool: Pool, budget: Budget) -> float:
-        """What the sum of importances is divided by."""
-        if self.importance_term == "sum":
-            return 1.0
+        """K, by which the sum of importances is divided."""
         if budget.unit == "rows":
             return float(budget.amount)
         return max(1.0, budget.amount / float(pool.cost[pool.usable].mean()))

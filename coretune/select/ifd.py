@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coretune.select.importance import ifd
-from coretune.select.ranking import ranked
+from coretune.select.ranking import ranked, usable_feature
 from coretune.types import Budget, Coreset, Pool
 
 
@@ -34,7 +33,8 @@ class Ifd:
         return ("loss", "unconditional_loss")
 
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
-        log_ifd = ifd(pool)
+        loss, alone = (usable_feature(pool, name).astype(np.float64) for name in self.needs)
+        log_ifd = loss - alone
         helped = log_ifd < 0.0
         # IFD − 1, in (−1, 0), for the rows below 1; −1 or less, falling with IFD, for the others: one order
         worth = np.where(helped, np.expm1(np.minimum(log_ifd, 0.0)), -1.0 - np.maximum(log_ifd, 0.0))

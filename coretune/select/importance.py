@@ -35,11 +35,6 @@ def gradient_norm(pool: Pool) -> Array:
     return _signal(pool, "gradient_norm")
 
 
-def alignment(pool: Pool) -> Array:
-    """⟨g_i, ḡ⟩, ḡ the mean gradient of the pool or a trusted target (after LESS, Xia et al., ICML 2024)."""
-    return _signal(pool, "alignment")
-
-
 def loss(pool: Pool) -> Array:
     """The response's loss ℓ_i."""
     return _signal(pool, "loss")
@@ -55,35 +50,11 @@ def learnability(pool: Pool) -> Array:
     return np.where(np.isfinite(previous), previous - _signal(pool, "loss"), 0.0)
 
 
-def ifd(pool: Pool) -> Array:
-    """log [ppl(y_i | x_i) / ppl(y_i)], how little the prompt helps (Li et al., NAACL 2024)."""
-    return _signal(pool, "loss") - _signal(pool, "unconditional_loss")
-
-
-def neighbour_consistency(pool: Pool) -> Array:
-    """−(ℓ_i − median loss of i's graph neighbours): low for a row that its neighbourhood contradicts.
-
-    [choice] after the observation that wrong responses show as a loss far above that of similar rows.
-    Unusable neighbours do not count; a row without neighbours scores 0.
-    """
-    own = _signal(pool, "loss")
-    return np.where(pool.usable, around(pool, own) - own, 0.0)
-
-
-def uniform(pool: Pool) -> Array:
-    """0 for all: coverage alone decides."""
-    return np.zeros(pool.n)
-
-
 #: name in the configuration -> score
 IMPORTANCES: dict[str, Importance] = {
     "gradient_norm": Importance(("gradient_norm",), gradient_norm),
-    "alignment": Importance(("alignment",), alignment),
     "learnability": Importance(("loss",), learnability),  # previous_loss is kept by the refresh, not measured
-    "ifd": Importance(("loss", "unconditional_loss"), ifd),
     "loss": Importance(("loss",), loss),
-    "neighbour_consistency": Importance(("loss",), neighbour_consistency),
-    "uniform": Importance((), uniform),
 }
 
 
