@@ -21,7 +21,6 @@ from coretune.policies.unread import unread
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.schedule import Clock
 from coretune.scoring.evaluate_section import EvaluateSection
-from coretune.select.grace import Grace
 from coretune.select.loss import Loss
 from coretune.select.random import Random
 from coretune.select.rds import Rds
@@ -78,7 +77,10 @@ def test_what_this_run_leaves_without_effect_is_named(given: dict[str, Any], lin
 
 
 def test_reference_rows_are_read_only_without_a_target() -> None:
-    aligned = Grace(lambda_=0.5, importance="alignment")
+    class Aligned(Loss):
+        needs = ("alignment",)
+
+    aligned = Aligned()
     (line,) = told(aligned, target=True, signals=MeasureSettings(reference_rows=9))
     assert line == "signals.reference_rows has no effect: gradients are compared with the target's"
     assert not told(aligned, signals=MeasureSettings(reference_rows=9))
