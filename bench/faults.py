@@ -122,7 +122,12 @@ def settings(data: Path, folder: Path, **top: Any) -> dict[str, Any]:
         "dataloader_pin_memory": False,
         **top.pop("training", {}),
     }
-    grace = {"method": "grace", "budget": "25%", "refresh_every": 2, "refresh": {"k": 4, "wait": False}}
+    grace = {
+        "method": "grace",
+        "budget": "25%",
+        "refresh_every": 2,
+        "refresh": {"k": 4, "defer_first_measurement": False},
+    }
     return {
         "model_name_or_path": str(data / "model"),
         "train_data": str(data / "pool.jsonl"),

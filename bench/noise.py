@@ -132,8 +132,7 @@ def decided(scan: Scan, seed: int) -> dict[str, Any]:
     shares = [_shares(~verdict.keep, wrong) for verdict in verdicts]
     said = [dict(verdict.figures) for verdict in verdicts]
     mean = {
-        name: float(np.mean([one[name] for one in said]))
-        for name in ("noise_on", "noise_told", "noise_share")
+        name: float(np.mean([one[name] for one in said])) for name in ("noise_on", "noise_auc", "noise_share")
     }
     flagged = {
         kind: None if shares[0][kind] is None else float(np.mean([share[kind] for share in shares]))
@@ -237,7 +236,7 @@ def show(line: dict[str, Any]) -> None:
             f"  {name}: {percent(line[name]['wrong'])} of wrong, {percent(line[name]['right'])} of right rows"
         )
     print(
-        f"  noise detection is on in {line['noise_on']:.0%} of the draws, AUC {line['noise_told']:.3f}, "
+        f"  noise detection is on in {line['noise_on']:.0%} of the draws, AUC {line['noise_auc']:.3f}, "
         f"share {line['noise_share']:.3f}",
         flush=True,
     )

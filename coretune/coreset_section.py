@@ -38,7 +38,7 @@ log = logging.getLogger("coretune")
 
 #: Room -> fields of `CoresetConfig` that are in it; the others are beside `method`.
 OF_THE_RUN = {
-    "refresh": ("warmup", "wait", "audit_every"),
+    "refresh": ("warmup", "defer_first_measurement", "audit_every"),
     "solver": ("memory_limit", "deadline", "engine", "ray_address"),
 }
 ROOMS = ("refresh", "signals", "solver")
@@ -325,6 +325,8 @@ def _filter(entry: Any) -> Filter:
     name, settings = named(entry, "coreset.filters", FILTERS)
     kind, path = FILTERS[name], f"coreset.filters.{name}"
     names = _names(kind)
+    for key, value in settings.items():
+        refuse_gone(f"{path}.{key}", "filters", key, value)
     refuse_unknown(f"{path}.", settings, names)
     values = {
         names[key]: _checked(kind, names[key], value, f"{path}.{key}") for key, value in settings.items()

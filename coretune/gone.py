@@ -31,7 +31,11 @@ KEYS: Mapping[str, Mapping[str, str]] = {
             "anchors of priority are as published, which this gained nothing over; leave it out",
         ),
         **dict.fromkeys(("check_every", "threshold"), "refresh_every has no adaptive any more; leave it out"),
+        "wait": "write refresh: {defer_first_measurement: …}",
+        "look_again": "write refresh: {staleness_factor: …}",
+        "harvest": "write refresh: {online_signals: …}",
     },
+    "filters": {"least_told": "write {noise: {min_auc: …}}"},
 }
 #: Key -> value -> what to write.
 VALUES: Mapping[str, Mapping[str, str]] = {

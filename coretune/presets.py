@@ -65,13 +65,13 @@ GRACE_PAPER: Mapping[str, tuple[Any, str]] = {
     ),
     "refresh.repair": ("local", "[paper] the graph is repaired locally where embeddings drifted"),
     "refresh.delta": (0.05, "[unknown]: from which drift on"),
-    "refresh.harvest": (False, "[paper] nothing is taken from training steps"),
+    "refresh.online_signals": (False, "[paper] nothing is taken from training steps"),
     "refresh_every": (
         "pass",
         "[paper] the coreset is updated dynamically during training; [unknown] how often",
     ),
     "refresh.warmup": (0.0, "[paper] says nothing of a warm-up"),
-    "refresh.wait": (False, "[paper] nothing is deferred"),
+    "refresh.defer_first_measurement": (False, "[paper] nothing is deferred"),
     "weighted": (False, "[unknown]; rows of a coreset count alike"),
 }
 

@@ -84,7 +84,7 @@ def refresh(config: CoresetConfig, state: State, measurement: Measurement | None
         pool = narrowed(config, pool, state.round, source.rest, ledger)
 
     # Filter and select.
-    figures = {} if measurement.online is None else {"rows_harvested": float(known.online)}
+    figures = {} if measurement.online is None else {"rows_online": float(known.online)}
     with ledger.phase("graph"):
         figures |= graph_figures(config, state, pool)
     chosen = choose(policy.as_selected(pool))

@@ -66,7 +66,7 @@ FILTER_VARIANTS: list[Filter] = [
     Duplicates(alike="folded"),
     Cooldown(by="loss"),
     Cooldown(coresets=1),
-    Noise(least_told=0),
+    Noise(min_auc=0),
     Narrow(times=1.5, by="spread"),
 ]
 

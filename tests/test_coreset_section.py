@@ -153,8 +153,8 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
 
 
 OLD = {
-    "refresh": "anchors look_again anchor_share propagate repair beta delta k scores priority_score "
-    "harvest warmup wait audit_every",
+    "refresh": "anchors staleness_factor anchor_share propagate repair beta delta k scores priority_score "
+    "online_signals warmup defer_first_measurement audit_every",
     "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens "
     "reference_rows",
     "solver": "memory_limit deadline engine ray_address",
@@ -239,6 +239,13 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
         ({"refresh": 3}, "coreset.refresh is 3: give its settings as {setting: value}"),
         ({"mismatched": 3}, "coreset.mismatched is gone: write filters: [{noise: {pairs"),
         ({"rest": 3}, "coreset.rest is gone: write filters: [{cooldown: {coresets"),
+        ({"refresh": {"wait": False}}, "coreset.refresh.wait is gone: write refresh: {defer_first_"),
+        ({"refresh": {"look_again": 3}}, "coreset.refresh.look_again is gone: write refresh: {staleness_f"),
+        ({"harvest": False}, "coreset.harvest is gone: write refresh: {online_signals"),
+        (
+            {"filters": [{"noise": {"least_told": 0}}]},
+            "coreset.filters.noise.least_told is gone: write {noise",
+        ),
         ({"copies": 3}, "coreset.copies is gone: write filters: [{duplicates: {alike"),
         ({"propagate": "fit"}, "coreset.propagate is now coreset.refresh.propagate"),
         (
@@ -410,12 +417,20 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
             ["method.brief.alpha", "method.brief.neighbors"],
         ),
         (
-            section_of("d2", refresh={"beta": 0.1, "wait": False, "anchor_share": 0.5, "look_again": 3.0}),
-            ["refresh.anchor_share", "refresh.beta", "refresh.wait"],
+            section_of(
+                "d2",
+                refresh={
+                    "beta": 0.1,
+                    "defer_first_measurement": False,
+                    "anchor_share": 0.5,
+                    "staleness_factor": 3.0,
+                },
+            ),
+            ["refresh.anchor_share", "refresh.beta", "refresh.defer_first_measurement"],
         ),
         (
-            section_of("d2", refresh={"beta": 0.1, "anchors": "priority", "look_again": 3.0}),
-            ["refresh.look_again"],
+            section_of("d2", refresh={"beta": 0.1, "anchors": "priority", "staleness_factor": 3.0}),
+            ["refresh.staleness_factor"],
         ),
         (section_of("rds", refresh={"k": 5, "scores": ["gradient_norm"]}), ["refresh.k", "refresh.scores"]),
         (section_of("gtp", refresh={"warmup": 0.2}), []),
@@ -525,7 +540,7 @@ ELSE: dict[str, Any] = {
     "difficulty": "learnability",
     "embedding": "response_embedding",
     "engine": "ray",
-    "harvest": False,
+    "online_signals": False,
     "memory_limit": "1GiB",
     "parameters": "trainable",
     "preconditioner": "adam",
@@ -543,7 +558,7 @@ def other_value(key: str, value: Any) -> Any:
         return ELSE[key] if ELSE[key] != value else "prompt_embedding"
     if isinstance(value, bool):
         return not value
-    if key == "look_again":
+    if key == "staleness_factor":
         return value + 1
     if isinstance(value, float):
         return 0.375 if value != 0.375 else 0.5

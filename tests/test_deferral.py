@@ -27,7 +27,7 @@ from coretune.types import Array, Rows
 
 
 def patient(**settings: Any) -> Any:
-    settings = {"anchors": "candidates", "wait": True, "warmup": 0.1, **settings}
+    settings = {"anchors": "candidates", "defer_first_measurement": True, "warmup": 0.1, **settings}
     return config(Grace(), filters=(Noise(pairs=8),), **settings)
 
 
@@ -109,7 +109,7 @@ def test_the_warm_up_leaves_out_equal_rows() -> None:
     assert len(warmed) == run.clock.rows
     assert max(warmed) < N // 2
     assert not warmed & set(run.go(1).rows())
-    assert set(Run(patient(wait=False), Copied(N)).rows()) == warmed
+    assert set(Run(patient(defer_first_measurement=False), Copied(N)).rows()) == warmed
     unsuspecting = config(FacilityLocation(), warmup=0.1)
     assert max(Run(unsuspecting, Copied(N)).rows()) >= N // 2
 
@@ -136,7 +136,7 @@ def test_the_budget_is_kept(budget: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"wait": False},
+        {"defer_first_measurement": False},
         {"refresh_every": "never"},
         {"anchors": "priority"},
     ],
@@ -149,7 +149,7 @@ def test_without_a_noise_filter_nothing_is_deferred(changes: dict[str, Any]) -> 
 
 def test_methods_without_a_noise_filter_defer_nothing() -> None:
     model = deaf()
-    Run(config(FacilityLocation(), anchors="candidates", wait=True), model)
+    Run(config(FacilityLocation(), anchors="candidates", defer_first_measurement=True), model)
     assert [len(rows) for rows in model.looks] == [N]
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_is_cut_while_it_waits_goes_on_the_same(tmp_path: Path) -> No
 
 def test_a_trainer_waits_and_its_run_can_be_read(tmp_path: Path) -> None:
     """The loss of a model of random weights does not depend on the prompt."""
-    coreset = coreset_config(wait=True)
+    coreset = coreset_config(defer_first_measurement=True)
     coreset = dataclasses.replace(coreset, filters=(Noise(),))
     run = trainer(tmp_path, coreset)
     run.train()

@@ -260,7 +260,7 @@ def test_the_reference_has_every_command_and_every_public_name(site: ModuleType)
         ("a.py", "def test_nobody_is_suspected() -> None: ...\n", [1]),
         ("a.py", "raise ValueError('two rows: look at both')\n", [1]),
         ("a.py", "harvest = told(teacher)\nx = {'harvest': 1}\n", []),
-        ("a.py", '"""Settings.\n\nteacher  a folder; `look_again` too\nharvest: A choice.\n"""\n', []),
+        ("a.py", '"""Settings.\n\nteacher  a folder; `staleness_factor` too\nharvest: A choice.\n"""\n', []),
         ("a.md", "A row that costs 3 nats.\n\n    told\n\n```\nheard\n```\n`told`, [this](told.md)\n", [1]),
         ("a.md", "Measured, recorded, received.\n", []),
     ],

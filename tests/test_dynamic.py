@@ -269,7 +269,7 @@ def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
 
 def test_the_audit_holds_rows_against_what_they_are_compared_with_now() -> None:
     """Not against the pairs measured at the last refresh, by which nobody is noisy."""
-    always = Noise(pairs=8, least_told=0.0)
+    always = Noise(pairs=8, min_auc=0.0)
     run = Run(config(Grace(), filters=(always,), anchors="all", propagate="average", audit_every=1))
     assert run.state.coreset.figures["filtered_noise"] == 0
     run.model.mismatched = 0.3

@@ -307,25 +307,25 @@ def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() ->
     verdict = Noise().judge(pool, Budget(5))
     assert verdict.keep.all()
     assert verdict.figures["noise_on"] == 0
-    assert verdict.figures["noise_told"] < 0.8
+    assert verdict.figures["noise_auc"] < 0.8
     assert not Noise().on(pool)
-    always = Noise(least_told=0.0).judge(pool, Budget(5))
+    always = Noise(min_auc=0.0).judge(pool, Budget(5))
     assert always.figures["noise_on"] == 1
-    assert not Noise(least_told=1.0).on(noisy_pool(0.3)[0])
+    assert not Noise(min_auc=1.0).on(noisy_pool(0.3)[0])
 
 
 def test_any_value_of_the_least_separation_counts() -> None:
     pool, _ = noisy_pool(0.2, told=0.25)
-    told = Noise().judge(pool, Budget(5)).figures["noise_told"]
+    told = Noise().judge(pool, Budget(5)).figures["noise_auc"]
     assert 0.5 < told < 1.0
-    assert Noise(least_told=told - 0.01).on(pool)
-    assert not Noise(least_told=told + 0.01).on(pool)
+    assert Noise(min_auc=told - 0.01).on(pool)
+    assert not Noise(min_auc=told + 0.01).on(pool)
 
 
 def test_where_right_and_wrong_overlap_the_cut_gives_way_before_it_flags_many_clean_rows() -> None:
     """Prompts save little, so nine in ten wrong rows cannot be had."""
     pool, is_wrong = noisy_pool(0.3, told=0.5)
-    found = Noise(least_told=0.0).judge(pool, Budget(5))
+    found = Noise(min_auc=0.0).judge(pool, Budget(5))
     assert (~found.keep)[~is_wrong].mean() < 0.2
     assert 0.5 < (~found.keep)[is_wrong].mean() < 0.85
 

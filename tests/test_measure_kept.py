@@ -27,7 +27,7 @@ def test_several_measurements_of_one_refresh_share_a_reference(tmp_path, monkeyp
 
     monkeypatch.setattr(signals, "_of_target", counted)
     monkeypatch.setattr(RowSignals, "__call__", looked)
-    config = coreset_config("less", filters=(Noise(pairs=8, least_told=0.0),))
+    config = coreset_config("less", filters=(Noise(pairs=8, min_auc=0.0),))
     run = trainer(tmp_path, config, target=corpus(12, 1))
     run.train()
     refreshes = len(run.ledger.rounds) - 1  # beside the first measurement, which is of all rows

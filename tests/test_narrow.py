@@ -143,7 +143,7 @@ def test_filters_behind_it_are_measured_of_few_rows_too() -> None:
 
 def test_a_noise_filter_behind_it_scores_what_was_measured_for_it() -> None:
     """At each refresh by the losses of that refresh, though the first stage measures none."""
-    filters = (Narrow(times=3, by="spread"), Noise(pairs=8, least_told=0.0))
+    filters = (Narrow(times=3, by="spread"), Noise(pairs=8, min_auc=0.0))
     config, clock, ledger = cascade(filters=filters, refresh_every=4), Clock(4, 4, 0, 1), Ledger()
     cheap, dear = FakeModel(40), FakeModel(40, seed=1)
     source = dataclasses.replace(

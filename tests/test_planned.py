@@ -64,13 +64,13 @@ def test_a_row_that_contradicts_its_neighbourhood_is_an_anchor() -> None:
         ({"anchors": "some"}, "candidates, priority, all"),
         ({"propagate": "avg"}, "average, none"),
         ({"repair": "all"}, "local, none"),
-        ({"harvest": "sometimes"}, "auto, true, false"),
+        ({"online_signals": "sometimes"}, "auto, true, false"),
         ({"anchor_share": 0}, "anchor_share is 0"),
         ({"anchor_share": 1.5}, "at most 1"),
         ({"beta": 2}, "beta is 2"),
         ({"delta": -1}, "delta is -1"),
         ({"k": 0}, "k is 0"),
-        ({"look_again": 0.5}, "look_again is 0.5"),
+        ({"staleness_factor": 0.5}, "staleness_factor is 0.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:

@@ -17,7 +17,7 @@ from coretune.types import Taught
 #: Of the run, not of the method; and what another value of the same preset switches off.
 NOT_THE_METHODS = {"selector", "refresh", "budget", "quota", "signals", "seed", "audit_every"}
 NOT_THE_METHODS |= {"record_others", "memory_limit", "deadline", "engine", "ray_address", "train_on_target"}
-SWITCHED_OFF = {"look_again": "anchors"}
+SWITCHED_OFF = {"staleness_factor": "anchors"}
 
 
 @pytest.mark.parametrize("name", GRACE_PAPER)

@@ -174,7 +174,7 @@ def test_the_audit_shows_what_was_compared_and_nothing_else(tmp_path: Path) -> N
         entry["approximation"] = {}
     first["approximation"] = {"near_copies": 0.5}
     assert facts.gather(run)["approximation"] == []
-    second["approximation"] = {"rows_harvested": 3, "score": 0.9}
+    second["approximation"] = {"rows_online": 3, "score": 0.9}
     (shown,) = facts.gather(run)["approximation"]
     assert shown == {"round": second["round"], "step": run.step_of(second["round"]), "score": 0.9}
 

@@ -39,18 +39,18 @@ def test_few_anchors_are_few_measurements(anchors: str) -> None:
     assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
 
 
-@pytest.mark.parametrize("look_again", [1.0, 1.5, 2.0, 3.0])
-def test_candidates_are_measured_before_they_are_trained_on(look_again: float) -> None:
+@pytest.mark.parametrize("staleness_factor", [1.0, 1.5, 2.0, 3.0])
+def test_candidates_are_measured_before_they_are_trained_on(staleness_factor: float) -> None:
     """Once the run is so many times as old as at the last measurement; with 1 at each refresh."""
-    run = Run(config(anchors="candidates", look_again=look_again), FakeModel(N, drift=0.02))
+    run = Run(config(anchors="candidates", staleness_factor=staleness_factor), FakeModel(N, drift=0.02))
     for _ in range(7):
         before = run.go(1).states[-2].pool.measured_at
         state = run.state
         looked_at = state.pool.measured_at
-        good = looked_at[state.coreset.indices] * look_again > state.round
+        good = looked_at[state.coreset.indices] * staleness_factor > state.round
         assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
         again = np.flatnonzero(looked_at == state.round)
-        assert (before[again] * look_again <= state.round).all()  # no measurement of what was valid
+        assert (before[again] * staleness_factor <= state.round).all()  # no measurement of what was valid
     looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
     assert len(looked) < 7 * N
 
@@ -59,14 +59,14 @@ def test_measurements_that_stay_valid_are_fewer_measurements() -> None:
     def looks(**settings: Any) -> int:
         return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
 
-    assert looks(look_again=3.0) < looks(look_again=1.5) < looks(look_again=1.0)
+    assert looks(staleness_factor=3.0) < looks(staleness_factor=1.5) < looks(staleness_factor=1.0)
 
 
 def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twice_as_old() -> None:
     """Meanwhile nothing is measured; once noise detection is on, candidates are, in the same refresh."""
     model = FakeModel(N, drift=0.0)
     model.mismatched = 0.1
-    settings = {"anchors": "candidates", "anchor_share": 0.1, "wait": False}
+    settings = {"anchors": "candidates", "anchor_share": 0.1, "defer_first_measurement": False}
     run = Run(config(Grace(), filters=(Noise(pairs=8),), **settings), model).go(8)
     assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
@@ -91,7 +91,7 @@ def test_without_a_noise_filter_candidates_are_measured() -> None:
 
 def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
     """All rows keep the values with which the refresh began, however far measurements moved some."""
-    settings = {"anchors": "candidates", "look_again": 1.0, "budget": parse_budget("25%")}
+    settings = {"anchors": "candidates", "staleness_factor": 1.0, "budget": parse_budget("25%")}
     run = Run(config(**settings), FakeModel(N, drift=2.0)).go(3)
     assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to measure
     for before, state in zip(run.states, run.states[1:], strict=False):
@@ -136,7 +136,7 @@ def test_rows_flagged_as_noisy_are_measured_again() -> None:
                 return super().signal(name)
             return np.full(N, 0.1 if self.age >= 5 else 9.0, np.float32) * (np.arange(N) < 10) + 0.1
 
-    settings = {"anchors": "candidates", "look_again": 1.0, "anchor_share": 0.2, "propagate": "none"}
+    settings = {"anchors": "candidates", "staleness_factor": 1.0, "anchor_share": 0.2, "propagate": "none"}
     run = Run(config(filters=(Noise(pairs=8),), **settings), Learning(N, drift=0.0)).go(10)
     assert all(len(np.intersect1d(rows, np.arange(10))) <= 8 for rows in run.model.looks[1:5])
     flagged = run.states[4].coreset.filtered_by("noise")
@@ -175,8 +175,8 @@ def _twice(values: Array) -> Array:
 
 
 def test_a_run_is_asked_again_each_time_it_is_so_many_times_as_old() -> None:
-    def of(look_again: float, refreshes: range) -> list[int]:
-        return [n for n in refreshes if due(look_again, n, n - refreshes.step)]
+    def of(staleness_factor: float, refreshes: range) -> list[int]:
+        return [n for n in refreshes if due(staleness_factor, n, n - refreshes.step)]
 
     assert of(2.0, range(20)) == [0, 1, 2, 4, 8, 16]
     assert of(1.5, range(20)) == [0, 1, 2, 3, 4, 6, 8, 12, 18]
@@ -233,7 +233,7 @@ def test_candidates_are_not_measured_where_none_is_noisy_and_there_are_online_si
 
 
 def test_a_measurement_before_training_stays_valid_with_noise_detection_and_online_signals() -> None:
-    run = calm_run(look_again=1.0).go(4)
+    run = calm_run(staleness_factor=1.0).go(4)
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 0, 0, 0, 0]
     assert run.measurement is not None
     assert run.ledger.by_phase()["measurement"].flops == 10.0 * N
@@ -245,7 +245,7 @@ def test_a_measurement_before_training_stays_valid_with_noise_detection_and_onli
 def test_methods_that_read_embeddings_or_nothing_measure_once_where_noise_detection_is_on(
     method: Selector,
 ) -> None:
-    settings_ = {"anchors": "candidates", "look_again": 1.0, "warmup": "auto"}
+    settings_ = {"anchors": "candidates", "staleness_factor": 1.0, "warmup": "auto"}
     run = Run(config(method, filters=(Noise(pairs=8),), **settings_), Shown(N, drift=0.0)).go(4)
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 0, 0, 0, 0]
 
@@ -256,18 +256,23 @@ def test_a_ranking_by_loss_does_not_stand_on_losses_of_before_training() -> None
     assert not may_stand(made, True)
 
 
-@pytest.mark.parametrize("noise", [Noise(pairs=8, least_told=0), Neighbours(pairs=8, on_above=0)])
+@pytest.mark.parametrize("noise", [Noise(pairs=8, min_auc=0), Neighbours(pairs=8, on_above=0)])
 def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_untold(
     noise: TellsNoise,
 ) -> None:
     """A filter that is always on flags rows by a model that can tell nothing yet."""
-    model, settings_ = Shown(N, drift=0.0), {"anchors": "candidates", "anchor_share": 1.0, "look_again": 1.0}
+    model, settings_ = (
+        Shown(N, drift=0.0),
+        {"anchors": "candidates", "anchor_share": 1.0, "staleness_factor": 1.0},
+    )
     model.mismatched = 1.0  # after another prompt a response is as likely as after its own
-    run = Run(config(Grace(), filters=(noise,), wait=False, **settings_), model).go(2)
+    run = Run(config(Grace(), filters=(noise,), defer_first_measurement=False, **settings_), model).go(2)
     assert run.state.coreset.figures["noise_on"] == 1
     assert "measured_at_once" not in run.state.coreset.figures
     assert sum(entry.rows_measured for entry in run.ledger.rounds[1:]) > 0
-    told = Run(config(Grace(), filters=(noise,), wait=False, **settings_), Shown(N, drift=0.0)).go(2)
+    told = Run(
+        config(Grace(), filters=(noise,), defer_first_measurement=False, **settings_), Shown(N, drift=0.0)
+    ).go(2)
     assert told.state.coreset.figures["measured_at_once"] == 1
 
 

@@ -31,7 +31,7 @@ CORESET = {
     "budget": "25%",
     "refresh_every": 2,
     # noise detection is off with this model, and it is measured all the same
-    "refresh": {"warmup": 0.1, "k": 4, "audit_every": 2, "wait": False},
+    "refresh": {"warmup": 0.1, "k": 4, "audit_every": 2, "defer_first_measurement": False},
 }
 TRAINING = {
     "max_steps": 8,

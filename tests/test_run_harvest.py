@@ -16,7 +16,7 @@ from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 
 #: After a warm-up a measurement is valid for ever: nothing is learnt but from training steps.
-SETTINGS = {"look_again": 1e9, "harvest": True, "warmup": 0.1, "filters": ()}
+SETTINGS = {"staleness_factor": 1e9, "online_signals": True, "warmup": 0.1, "filters": ()}
 
 
 def harvesting(folder: Path, coreset=None, **settings):
@@ -29,7 +29,7 @@ def test_rows_trained_on_need_no_measurement(tmp_path):
     rounds = run.ledger.rounds
     assert rounds[0].rows_measured == 48
     assert [entry.rows_measured for entry in rounds[1:]] == [0]
-    assert [entry.approximation["rows_harvested"] for entry in rounds[1:]] == [8]  # 2 steps of 4 rows
+    assert [entry.approximation["rows_online"] for entry in rounds[1:]] == [8]  # 2 steps of 4 rows
     measured = run.ledger.costs["measurement"]
     assert measured.rows == 48
     assert measured.flops == pytest.approx(run.cost.measurement(np.arange(48)))
@@ -51,7 +51,7 @@ def test_online_signals_are_in_the_pool(tmp_path):
 def test_online_signals_alone_do_not_change_what_is_trained_on_first(tmp_path):
     with_it, without = (
         harvesting(tmp_path / "a"),
-        harvesting(tmp_path / "b", coreset_config(**{**SETTINGS, "harvest": False})),
+        harvesting(tmp_path / "b", coreset_config(**{**SETTINGS, "online_signals": False})),
     )
     for run in (with_it, without):
         run.train()
@@ -61,11 +61,11 @@ def test_online_signals_alone_do_not_change_what_is_trained_on_first(tmp_path):
 @pytest.mark.parametrize("anchors", ["candidates", "priority"])
 def test_with_other_anchors_the_rest_is_measured(tmp_path, anchors):
     """After a warm-up: a measurement before training, with noise detection on, would stay valid."""
-    run = harvesting(tmp_path, coreset_config(anchors=anchors, harvest=True, warmup=0.1))
+    run = harvesting(tmp_path, coreset_config(anchors=anchors, online_signals=True, warmup=0.1))
     run.train()
     assert len(run.ledger.rounds) > 1
     for entry in run.ledger.rounds[1:]:
-        assert entry.approximation["rows_harvested"] == 8
+        assert entry.approximation["rows_online"] == 8
         assert entry.rows_measured > 0
 
 
@@ -112,7 +112,7 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
         ("grace", {"anchors": "priority"}),
         ("grace", {"anchors": "all"}),
         ("grace", {"refresh_every": "never"}),
-        ("grace", {"harvest": False}),
+        ("grace", {"online_signals": False}),
         ("ifd", {}),
         ("gradient_norm", {}),
         ("random", {}),
@@ -140,7 +140,7 @@ def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_pa
     assert run.signals.harvest is None
     assert f"online signals are off, rows just trained on are measured again: {why}" in caplog.text
     run.train()
-    assert [entry.approximation.get("rows_harvested") for entry in run.ledger.rounds] == [None] * 3
+    assert [entry.approximation.get("rows_online") for entry in run.ledger.rounds] == [None] * 3
 
 
 def test_a_method_whose_signals_a_step_does_not_show_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_the_line_says_what_filters_took_out_and_whether_noise_detection_is_on()
     def said(**figures_: float) -> str:
         return line(figures(Round(2, 3, 2, 0.5, None, {}, figures_), state), 40)
 
-    costs = {"noise_told": 0.61, "noise_share": 0.3, "matched_loss": 2.5, "mismatched_loss": 3.25}
+    costs = {"noise_auc": 0.61, "noise_share": 0.3, "matched_loss": 2.5, "mismatched_loss": 3.25}
     on = said(filtered_duplicates=1200, filtered_noise=7, noise_on=1, **costs)
     assert on.endswith("; filtered out: duplicates 1,200, noise 7")
     losses = "median loss 2.50 nats, after another prompt 3.25)"
@@ -41,7 +41,7 @@ def test_the_line_says_what_filters_took_out_and_whether_noise_detection_is_on()
     assert said(drawn=1, noise_on=0, **costs).endswith(f"; drawn at random: {off}")
     many = said(noise_on=0, **{**costs, "noise_share": 0.67})
     assert "an AUC of 0.61; 67% of the rows seem wrong, more than 50%; median loss" in many
-    del costs["noise_told"]
+    del costs["noise_auc"]
     assert said(noise_on=0, **costs).endswith(f"; noise detection is off ({losses}")
     drawn = f"; drawn at random: none of the pairs' responses seems wrong ({losses}"
     assert said(drawn=1, suspects=0, noise_on=1, **costs).endswith(drawn)

@@ -40,7 +40,12 @@ def test_noise_scores_go_through_a_checkpoint_known_or_not(
     tmp_path: Path, anchors: str, propagate: str
 ) -> None:
     """Rows measured while noise detection was off have none, before as after."""
-    settings = {"anchors": anchors, "propagate": propagate, "wait": False, "anchor_share": 0.2}
+    settings = {
+        "anchors": anchors,
+        "propagate": propagate,
+        "defer_first_measurement": False,
+        "anchor_share": 0.2,
+    }
     model = FakeModel(N)
     model.mismatched = 0.1
     run = Run(config(Grace(), filters=(Noise(pairs=8),), **settings), model)

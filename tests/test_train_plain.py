@@ -139,7 +139,7 @@ def test_a_plain_trainer_trains_on_the_coreset_with_its_weights(tmp_path: Path) 
         ({"processing_class": None}, {}, "this method measures rows, and needs a tokenizer's padding"),
         ({"compute_loss_func": len}, {"weighted": True}, "weighted needs the stock loss"),
         ({"model": None, "model_init": len}, {}, "model_init makes the model anew in train"),
-        ({}, {"harvest": True}, "use CoresetSFTTrainer"),
+        ({}, {"online_signals": True}, "use CoresetSFTTrainer"),
     ],
 )
 def test_what_a_plain_trainer_cannot_do_is_refused(

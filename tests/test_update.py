@@ -20,7 +20,7 @@ from coretune.policies.update import update
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Array, Budget, Pool
 
-ALWAYS = Noise(least_told=0.0)
+ALWAYS = Noise(min_auc=0.0)
 few = settings(deadline=None, max_examples=25)
 
 

@@ -96,7 +96,7 @@ def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
     asked = selector.defaults.get("signals", {}) if isinstance(selector, Taught) else {}
     settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, "signals": MeasureSettings(**asked), **settings}
     if method == "grace":
-        ours = (Duplicates(), Noise(pairs=8, least_told=0.0), Cooldown(by="loss"))
+        ours = (Duplicates(), Noise(pairs=8, min_auc=0.0), Cooldown(by="loss"))
         settings = {"filters": ours, **settings}
     return CoresetConfig(selector, AnchorRefresh(**{"k": 4, **refresh}), budget, **settings)
 

@@ -39,16 +39,16 @@ class Decision:
 
     cut     rows that score at least so much are flagged, where `on`
     share   the estimated share of wrong rows
-    told    the estimated area under the ROC curve of clean against wrong rows, from 0.5 (not at all) to 1
+    auc     the estimated area under the ROC curve of clean against wrong rows, from 0.5 (not at all) to 1
     """
 
     cut: float
     share: float
-    told: float
+    auc: float
 
-    def on(self, least_told: float) -> bool:
+    def on(self, min_auc: float) -> bool:
         """Whether rows are flagged: right and wrong ones have to be distinguished at least so well."""
-        return self.told >= least_told and self.share <= MOST_WRONG
+        return self.auc >= min_auc and self.share <= MOST_WRONG
 
 
 def decide(scores: Array, own: Array, pairs: Array) -> Decision:
@@ -60,7 +60,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     """
     centre, spread = centre_and_spread(pairs)
     share = min(1.0, 2.0 * float((scores > centre).mean()))
-    told = _told(own, pairs, share)
+    auc = _auc(own, pairs, share)
     missed = np.linspace(MISSED, 0.5, 100)
     cuts = centre + spread * ndtri(missed)  # a smooth curve: of few pairs the quantiles themselves jump
     flagged = 1.0 - np.searchsorted(np.sort(scores), cuts, side="left") / len(scores)
@@ -69,7 +69,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     fine = np.flatnonzero(right <= FLAGGED * (1.0 - share) + error)
     cut = float(cuts[fine[0] if len(fine) else -1])
     least = np.nextafter(np.float32(np.quantile(scores, 1.0 - MOST_WRONG)), np.float32(np.inf))
-    return Decision(max(cut, float(least)), share, told)
+    return Decision(max(cut, float(least)), share, auc)
 
 
 def centre_and_spread(pairs: Array) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def centre_and_spread(pairs: Array) -> tuple[float, float]:
     return float(middle), max(float(middle - low) / float(-ndtri(0.1)), 1e-6)
 
 
-def _told(own: Array, pairs: Array, share: float) -> float:
+def _auc(own: Array, pairs: Array, share: float) -> float:
     """P(a right response scores below a wrong one), of own prompts of which `share` are wrong themselves."""
     seen = float((own[:, None] < pairs[None, :]).mean() + 0.5 * (own[:, None] == pairs[None, :]).mean())
     right = 1.0 - min(share, MOST_WRONG)

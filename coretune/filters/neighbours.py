@@ -75,7 +75,7 @@ class Neighbours:
         medians = _medians(pool)
         return medians is not None and medians[1] > self.on_above * medians[0]
 
-    def told(self, pool: Pool) -> bool:
+    def separates(self, pool: Pool) -> bool:
         """The same, where the filter is always on too."""
         medians = _medians(pool)
         return medians is not None and medians[1] > (self.on_above or TOLD_ABOVE) * medians[0]

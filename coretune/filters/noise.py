@@ -38,19 +38,19 @@ class Noise:
         pairs: Prompts with another row's response that are measured before every selection, beside the same
             responses after their own prompts and after an empty one (`Pool.references`): they say what wrong
             responses score.
-        least_told: In [0, 1]: noise detection is on where right and wrong responses are separated at least so
+        min_auc: In [0, 1]: noise detection is on where right and wrong responses are separated at least so
             well (area under the ROC curve); else, or where more than 50 % of the rows seem wrong, no row is
             taken out, and the log says so. 0 = always on, however many seem wrong.
 
     Score: √T log(l / h) of `contrast.py` against that of the pairs (`scores`); about 0 for a wrong row, far
         below for a right one.
 
-    Figures: noise_on, noise_told, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
+    Figures: noise_on, noise_auc, noise_share and noise_cut of the decision; matched_loss, mismatched_loss:
         the median losses of the pairs' responses after their own and after other prompts.
     """
 
     pairs: int = 64
-    least_told: float = TOLD
+    min_auc: float = TOLD
 
     name: ClassVar[str] = "noise"
     says: ClassVar[str] = "flagged as noisy: its prompt does not make its response likelier"
@@ -58,10 +58,8 @@ class Noise:
     def __post_init__(self) -> None:
         if self.pairs < 1:
             raise ValueError(f"noise.pairs is {self.pairs}: give at least 1 pair, or leave noise out")
-        if not 0.0 <= self.least_told <= 1.0:
-            raise ValueError(
-                f"noise.least_told is {self.least_told}: give a number from 0 to 1; 0 = always on"
-            )
+        if not 0.0 <= self.min_auc <= 1.0:
+            raise ValueError(f"noise.min_auc is {self.min_auc}: give a number from 0 to 1; 0 = always on")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -81,7 +79,7 @@ class Noise:
             return {}
         return {
             "noise_on": int(self._is_on(found)),
-            "noise_told": round(found.told, 3),
+            "noise_auc": round(found.auc, 3),
             "noise_share": round(found.share, 3),
             "noise_cut": round(found.cut, 3),
             **{name: round(float(np.median(pool.references[name])), 4) for name in (MATCHED, MISMATCHED)},
@@ -92,10 +90,10 @@ class Noise:
         found = self.decision(pool)
         return found is not None and self._is_on(found)
 
-    def told(self, pool: Pool) -> bool:
+    def separates(self, pool: Pool) -> bool:
         """The same, where the filter is always on too."""
         found = self.decision(pool)
-        return found is not None and found.on(self.least_told or TOLD)
+        return found is not None and found.on(self.min_auc or TOLD)
 
     def suspects(self, pool: Pool) -> int:
         """How many of the pairs' responses score as high after their own prompts as half of them do after
@@ -114,7 +112,7 @@ class Noise:
         fresh = _against_pairs(pool)
         score = pool.features.get(NOISE_SCORE, fresh).astype(np.float32)
         # By the pairs alone: the rows measured may be chosen ones.
-        known = len(other) > 1 and decide(own, own, other).told >= self.least_told
+        known = len(other) > 1 and decide(own, own, other).auc >= self.min_auc
         score[rows] = fresh[rows] if known else np.nan
         return replace(pool, features={**pool.features, NOISE_SCORE: score})
 
@@ -128,7 +126,7 @@ class Noise:
         return decide(score if len(score) else own, own, other)
 
     def _is_on(self, found: Decision) -> bool:
-        return self.least_told == 0.0 or found.on(self.least_told)
+        return self.min_auc == 0.0 or found.on(self.min_auc)
 
 
 def scores(pool: Pool) -> Array:

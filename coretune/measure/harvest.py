@@ -58,17 +58,17 @@ class Harvest:
         if unknown:
             raise ValueError(
                 f"{unknown[0]} cannot be read off a training step, only {', '.join(HARVESTED)} can: "
-                "set refresh.harvest to false"
+                "set refresh.online_signals to false"
             )
         if settings.basis not in SEEDED:
             raise ValueError(
-                f"basis is {settings.basis}, which is fitted to measured gradients: set refresh.harvest to "
-                f"false or basis to one of {', '.join(SEEDED)}"
+                f"basis is {settings.basis}, which is fitted to measured gradients: set "
+                f"refresh.online_signals to false or basis to one of {', '.join(SEEDED)}"
             )
         if settings.preconditioner != "none":
             raise ValueError(
                 f"preconditioner is {settings.preconditioner}, and a training step shows gradients as they "
-                "are: set refresh.harvest to false or preconditioner to none"
+                "are: set refresh.online_signals to false or preconditioner to none"
             )
         self.model, self.names, self.settings = model, frozenset(names), settings
         self.meter = SignalMeter(model, settings, self.names, pad_token_id=0)
@@ -188,7 +188,8 @@ class _Step:
         if not isinstance(output, Mapping) or "log_probs" not in output:
             raise ValueError(
                 f"{type(layer).__name__} gives no log-probabilities of tokens in training, so there are "
-                "no online signals; they need TRL's SFTTrainer, 1.16 or later: set refresh.harvest to false"
+                "no online signals; they need TRL's SFTTrainer, 1.16 or later: set "
+                "refresh.online_signals to false"
             )
         log_probs, mask = output["log_probs"], output["label_mask"]
         tokens = mask.sum(1).float()
@@ -205,12 +206,12 @@ class _Step:
             ):
                 raise ValueError(
                     "the loss does not count a row's tokens alike, as dft does not, so the gradient of its "
-                    "mean is not in it: set refresh.harvest to false"
+                    "mean is not in it: set refresh.online_signals to false"
                 )
             self.told = 1.0 / (scale * tokens)
 
         if self.told is not None:
-            raise ValueError("the model ran twice in one training step; set refresh.harvest to false")
+            raise ValueError("the model ran twice in one training step; set refresh.online_signals to false")
         log_probs.register_hook(note_scale)
 
 

@@ -67,7 +67,7 @@ def rehearse(
     cost    (n,) tokens of the rows
     """
     n = len(cost)
-    config = replace(config, audit_every=None, quota=None, wait=False)
+    config = replace(config, audit_every=None, quota=None, defer_first_measurement=False)
     if n <= MOST:
         return _play(config, sample, cost, seed, clock)
     half, whole = (_play(config, sample, _thinned(cost, m), seed, clock) for m in (MOST // 2, MOST))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 # Rows measured for one chosen, with anchors "candidates" and measurements valid for one refresh; with
-# look_again L it is L^¾ times less [choice: with L = 2 it was 1.0 on two pools of 4,000 rows
+# staleness_factor L it is L^¾ times less [choice: with L = 2 it was 1.0 on two pools of 4,000 rows
 # of which a fifth were wrong].
 LOOKED_AT = 1.75
 
@@ -154,5 +154,5 @@ def looked_at(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float
     shares = {"all": 1.0, "priority": refresh.anchor_share, "random": refresh.anchor_share}
     if refresh.anchors in shares:
         return math.ceil(shares[refresh.anchors] * pool_rows)
-    times = LOOKED_AT * refresh.look_again**-0.75 if refresh.anchors == "candidates" else 1.0
+    times = LOOKED_AT * refresh.staleness_factor**-0.75 if refresh.anchors == "candidates" else 1.0
     return min(float(pool_rows), times * budget_rows)

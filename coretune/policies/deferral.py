@@ -1,5 +1,5 @@
 """Ours: rows drawn at random before the first measurement, those of the warm-up and, as long as it would tell
-nothing (`CoresetConfig.wait`), those after it. When that is, `Reuse.defers` says.
+nothing (`CoresetConfig.defer_first_measurement`), those after it. When that is, `Reuse.defers` says.
 
 responses after their own and after other prompts ─► noise detection is on ─► first measurement
                                                      it does not ─► the next rows of the draw

@@ -3,7 +3,7 @@
     choose ─► measure those chosen whose measurement is old ─► update ─► choose ─► … until all are known well
 
 So what is trained on was measured not long before, and what turns out noisy gives way. Signals that training
-steps show (`harvest`) count as measured. Nothing here is GRACE's: its refresh is in `paper.py`.
+steps show (`online_signals`) count as measured. Nothing here is GRACE's: its refresh is in `paper.py`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Reuse:
 
     Where a model cannot tell wrong rows from right ones (`noise_is_off`) measuring candidates buys nothing,
     nor where hardly any was found noisy and training itself shows where the model errs: then only some rows
-    drawn at random are measured, and some of those flagged as noisy, each time the run is `look_again` times
-    as old, to see whether it is so still. The first measurement is deferred as `deferral.py` says.
+    drawn at random are measured, and some of those flagged as noisy, each time the run is
+    `staleness_factor` times as old, to see whether it is so still. The first measurement is deferred as
+    `deferral.py` says.
 
     A measurement before any training, with noise detection on, stays valid: a model that knows what
     belongs together does not learn it here, and rows found noisy are never trained on.
@@ -62,12 +63,12 @@ class Reuse:
     @cached_property
     def rests(self) -> bool:
         """Whether nothing is asked or measured: what was measured stands, or there was no reason to measure
-        at the last refresh and the run has not become `look_again` times as old since."""
+        at the last refresh and the run has not become `staleness_factor` times as old since."""
         if self.stands:
             return True
         asked = self._may_defer and MATCHED in self.state.pool.references
         return (asked or self.spares) and not due(
-            self.config.refresh.look_again, self.state.round, self.state.selected_in
+            self.config.refresh.staleness_factor, self.state.round, self.state.selected_in
         )
 
     @property
@@ -97,7 +98,12 @@ class Reuse:
     def _may_defer(self) -> bool:
         config, pool = self.config, self.state.pool
         asks_again = config.refresh_every != "never"
-        return config.wait and asks_again and noise_sought(config) is not None and pool.unmeasured
+        return (
+            config.defer_first_measurement
+            and asks_again
+            and noise_sought(config) is not None
+            and pool.unmeasured
+        )
 
     def plan(self, pool: Pool) -> Rows:
         if pool.unmeasured:
@@ -134,8 +140,8 @@ class Reuse:
         return replace(pool, features={**pool.features, **places}, graph=before.graph)
 
     def _old(self, pool: Pool, rows: Rows) -> Rows:
-        """Those of these rows whose measurement is not good any more: see `AnchorRefresh.look_again`."""
-        return rows[self.config.refresh.look_again * pool.measured_at[rows] <= self.state.round]
+        """Those of these rows whose measurement is not good any more (`AnchorRefresh.staleness_factor`)."""
+        return rows[self.config.refresh.staleness_factor * pool.measured_at[rows] <= self.state.round]
 
     def _flagged(self, pool: Pool, chosen: Coreset) -> Rows:
         """Rows flagged as noisy by a measurement that is no longer good: at most `anchor_share` of all usable
@@ -189,14 +195,14 @@ def noise_is_off(config: CoresetConfig, pool: Pool) -> bool:
     return noise is not None and MATCHED in pool.references and not noise.on(pool)
 
 
-def due(look_again: float, now: int, last: int) -> bool:
-    """Whether the run became `look_again` times as old, once more, after round `last` and by round `now`.
+def due(staleness_factor: float, now: int, last: int) -> bool:
+    """Whether the run became `staleness_factor` times as old, once more, after round `last` and by `now`.
 
     Of a refresh `last` is the refresh before, which may be several rounds ago; below 1 = there was none.
     """
-    if look_again == 1 or last < 1:
+    if staleness_factor == 1 or last < 1:
         return True
-    return math.floor(math.log(now, look_again)) > math.floor(math.log(last, look_again))
+    return math.floor(math.log(now, staleness_factor)) > math.floor(math.log(last, staleness_factor))
 
 
 def with_found(config: CoresetConfig, state: State, pool: Pool, rows: Rows, chosen: Coreset) -> Coreset:
@@ -216,7 +222,7 @@ def with_found(config: CoresetConfig, state: State, pool: Pool, rows: Rows, chos
     flagged, known = chosen.filtered_by(noise.name), before.filtered_by(noise.name)
     assert flagged is not None
     share = before.figures.get(FOUND, 1.0)
-    first = state.round == 0 and not config.taught and noise.told(pool)
+    first = state.round == 0 and not config.taught and noise.separates(pool)
     at_once = {AT_ONCE: 1} if first or AT_ONCE in before.figures else {}
     if known is not None:
         rows = rows[~known[rows]]

@@ -52,16 +52,16 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     candidates, priority = refresh.anchors == "candidates", refresh.anchors == "priority"
     yield "anchors repair", again
     yield "propagate", again and refresh.anchors != "all"
-    yield "look_again", again and candidates
+    yield "staleness_factor", again and candidates
     yield "anchor_share", again and (priority or (candidates and config.noise is not None))
     yield "beta", again and priority
     yield "delta", again and refresh.repair == "local"
     yield "k embedding", along or refresh.embedding in config.needs
     yield "scores", along
     yield "priority_score", measures and (config.audit_every is not None or (again and priority))
-    yield "harvest audit_every", again
+    yield "online_signals audit_every", again
     yield "warmup", measures and (config.teaching or not config.taught)
-    yield "wait", again and noise_sought(config) is not None
+    yield "defer_first_measurement", again and noise_sought(config) is not None
 
 
 def _of_signals(config: CoresetConfig) -> Iterator[tuple[str, bool]]:

@@ -84,7 +84,7 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
     if settings.noise is not None:
         section["filters"] = spelled_out(settings, config.coreset)["filters"]
         put(section, f"filters.{settings.noise.name}.pairs", max(2, min(settings.noise.pairs, few // 4)))
-    put(section, "refresh.wait", False)  # so that there is a measurement to time
+    put(section, "refresh.defer_first_measurement", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
     items = max(1, batch // trainer.clock.density)  # packs, where rows are packed
     if items < trainer.clock.batch:

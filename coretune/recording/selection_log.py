@@ -14,7 +14,7 @@ from coretune.types import Array
 
 PREFIX = "coreset/"
 #: Figures of a round that compare nothing with a full measurement.
-OWN = ("graph_recall", "near_copies", "rows_harvested")
+OWN = ("graph_recall", "near_copies", "rows_online")
 NAMED = 10  # rows named in a warning
 FILTERED = "filtered_"  # begins the figures that say how many rows a filter took out
 
@@ -23,7 +23,7 @@ def figures(entry: Round, state: State) -> dict[str, float]:
     """`coreset/…` -> number, for the loggers a trainer reports to. What is not known is left out.
 
     round, rows, tokens (of the coreset), pool (rows), rows_measured, seconds (of the refresh), overlap (share
-    of the rows that were in the last coreset), graph_recall, near_copies (share of the pool), rows_harvested,
+    of the rows that were in the last coreset), graph_recall, near_copies (share of the pool), rows_online,
     approximation/… (see `approximation.compare`), and the numbers that the method says of its selection
     """
     found: dict[str, float | None] = {
@@ -69,8 +69,8 @@ def line(logs: Mapping[str, float], step: int) -> str:
     found = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
     kept = f", {found['overlap']:.0%} of them kept" if "overlap" in found else ""
     measured = f"; measured {found['rows_measured']:,.0f} rows" if found["rows_measured"] else ""
-    if found.get("rows_harvested"):
-        measured += f", {found['rows_harvested']:,.0f} more by online signals"
+    if found.get("rows_online"):
+        measured += f", {found['rows_online']:,.0f} more by online signals"
     parts = [
         f"step {step}: coreset of {found['rows']:,.0f} of {found['pool']:,.0f} rows, "
         f"{found['tokens']:,.0f} tokens{kept}{measured}; {found['seconds']:.1f} s"
@@ -111,9 +111,9 @@ def _filters(found: Mapping[str, float]) -> list[str]:
 
 def _why_off(found: Mapping[str, float]) -> str:
     """Of the filter `noise`; "" for one that decides by the median losses."""
-    if "noise_told" not in found:
+    if "noise_auc" not in found:
         return ""
-    why = f"right and wrong responses are separated with an AUC of {found['noise_told']:.2f}; "
+    why = f"right and wrong responses are separated with an AUC of {found['noise_auc']:.2f}; "
     if found["noise_share"] > MOST_WRONG:
         why += f"{found['noise_share']:.0%} of the rows seem wrong, more than {MOST_WRONG:.0%}; "
     return why

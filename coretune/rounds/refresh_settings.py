@@ -12,7 +12,7 @@ from coretune.types import EMPTY_PROMPT_LOSS
 Anchors = Literal["candidates", "priority", "all"]
 Propagate = Literal["average", "none"]
 Repair = Literal["local", "none"]
-Harvest = Literal["auto", True, False]
+OnlineSignals = Literal["auto", True, False]
 
 #: Signals that the forward pass of a training step shows, for nothing. EMPTY_PROMPT_LOSS beside them stays as
 #: it was measured: no step trains on a response without its prompt.
@@ -34,9 +34,9 @@ class AnchorRefresh:
     Attributes:
         anchors: "candidates" [choice]: the rows about to be chosen (`policies/reuse.py`); "priority" [paper]:
             `paper.priority`; "all": every usable row, the same as measuring anew.
-        look_again: At least 1, with "candidates": a measurement is valid until the run is so many times as
-            old as it was then [choice: a model changes fast at first and slowly later]. 1 = each refresh
-            measures all that it may choose.
+        staleness_factor: At least 1, with "candidates": a measurement is valid until the run is so many
+            times as old as it was then [choice: a model changes fast at first and slowly later].
+            1 = each refresh measures all that it may choose.
         anchor_share: Share of the usable rows measured at a refresh ("priority"). With "candidates" the most
             of the rows flagged as noisy that are measured again, and the share that is drawn at random while
             noise detection is off.
@@ -52,14 +52,14 @@ class AnchorRefresh:
         scores: Further signals to measure.
         priority_score: With "priority" the signal whose discrepancy counts; also the one that audit_every
             compares.
-        harvest: Online signals: rows of training steps count as measured at the next refresh, at the weights
+        online_signals: Rows of training steps count as measured at the next refresh, at the weights
             of their step and under its dropout. With "candidates" others are measured only as long as some
             are found noisy. "auto" [choice]: with "candidates", where all signals are `PASSED` and the
             trainer's steps show them.
     """
 
     anchors: Anchors = "candidates"
-    look_again: float = 2.0
+    staleness_factor: float = 2.0
     anchor_share: float = 0.05
     propagate: Propagate = "none"
     repair: Repair = "none"
@@ -69,14 +69,21 @@ class AnchorRefresh:
     embedding: str = "prompt_embedding"
     scores: tuple[str, ...] = ("loss",)
     priority_score: str = "loss"
-    harvest: Harvest = "auto"
+    online_signals: OnlineSignals = "auto"
 
     def __post_init__(self) -> None:
-        words = {"anchors": Anchors, "propagate": Propagate, "repair": Repair, "harvest": Harvest}
+        words = {
+            "anchors": Anchors,
+            "propagate": Propagate,
+            "repair": Repair,
+            "online_signals": OnlineSignals,
+        }
         for name, known in words.items():
             refuse_other(name, vars(self)[name], get_args(known))
-        if not self.look_again >= 1:
-            raise ValueError(f"look_again is {self.look_again}: give 1 or more; 1 = at every refresh")
+        if not self.staleness_factor >= 1:
+            raise ValueError(
+                f"staleness_factor is {self.staleness_factor}: give 1 or more; 1 = at every refresh"
+            )
         if not 0 < self.anchor_share <= 1:
             raise ValueError(f"anchor_share is {self.anchor_share}: give a share above 0, at most 1")
         if not 0 <= self.beta <= 1:
@@ -109,6 +116,6 @@ class AnchorRefresh:
         priority = (self.priority_score,) if self.anchors == "priority" else ()
         return tuple(dict.fromkeys((self.embedding, *self.scores, *priority)))
 
-    def may_harvest(self, signals: Iterable[str]) -> bool:
+    def may_use_online(self, signals: Iterable[str]) -> bool:
         """Whether "auto" takes these signals from training steps that show them."""
         return self.anchors == "candidates" and PASSED.issuperset({*signals} - {EMPTY_PROMPT_LOSS})

@@ -54,10 +54,11 @@ class CoresetConfig:
             nothing have none. "auto" [choice, after LESS]: 0.05 where gradients are measured, 0 where forward
             passes with the prompt, or with an empty one, tell all. For a method with a warm-up run of its
             own: share of the pool that this run is trained on; the training itself has no warm-up then.
-        wait: [choice] GRACE with the filter noise defers the first measurement until noise detection is on:
-            until then coresets are random draws (`policies/deferral.py`). These and the warm-up have one of
-            exact duplicates, and no row twice before all came once. A first measurement that was deferred
-            also needs a response that seems wrong.
+        defer_first_measurement: [choice] GRACE, and random choice, with the filter noise defer the first
+            measurement until noise detection is on: until then coresets are random draws
+            (`policies/deferral.py`). These and the warm-up have one of exact duplicates, and no row twice
+            before all came once. A first measurement that was deferred also needs a response that seems
+            wrong.
         audit_every: After every so many selections, at the next one, measure the whole pool and report how
             far the estimates are off. None = never. Costs a full measurement each time.
         record_others: Of a pool of more than 20,000 rows so many that were not chosen, drawn once from the
@@ -82,7 +83,7 @@ class CoresetConfig:
     filters: tuple[Filter, ...] = ()
     refresh_every: int | str = "pass"
     warmup: float | Literal["auto"] = "auto"
-    wait: bool = True
+    defer_first_measurement: bool = True
     audit_every: int | None = None
     record_others: int = 10_000
     train_on_target: bool = False

@@ -199,8 +199,8 @@ class CoresetMixin(BookingTrainer, ABC):
         """ValueError for stock arguments that a coreset contradicts."""
         refuse_arguments(args, coreset.weighted, stock)
         why = self.harvest_obstacle(args, stock.get("compute_loss_func"))
-        if coreset.refresh.harvest is True and why is not None:
-            raise ValueError(f"{why}; change that, or set refresh.harvest to auto or false")
+        if coreset.refresh.online_signals is True and why is not None:
+            raise ValueError(f"{why}; change that, or set refresh.online_signals to auto or false")
 
     @staticmethod
     def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
@@ -249,7 +249,7 @@ class CoresetMixin(BookingTrainer, ABC):
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
         self._refuse_second_run()
-        self.coreset_config = replace(self.coreset_config, wait=False)
+        self.coreset_config = replace(self.coreset_config, defer_first_measurement=False)
         self.stop_at = self.clock.warmup_rounds * self.clock.steps
         with self.processes.alone(self.args.output_dir):
             if self.stop_at:

@@ -170,15 +170,15 @@ class RunSignals:
     def _harvest(self, obstacle: str | None) -> RunHarvest | None:
         """Of training steps, where asked for; where "auto" would and cannot, the log says why."""
         refresh, needs = self.config.refresh, self.config.needs
-        if refresh.harvest == "auto":
+        if refresh.online_signals == "auto":
             again = self.config.refresh_every != "never"
-            if not (again and refresh.may_harvest(needs)):
+            if not (again and refresh.may_use_online(needs)):
                 return None
             if obstacle and self.processes.first:
                 log.warning("online signals are off, rows just trained on are measured again: %s", obstacle)
             if obstacle:
                 return None
-        elif not refresh.harvest:
+        elif not refresh.online_signals:
             return None
         shown = [name for name in needs if name != EMPTY_PROMPT_LOSS]
         return RunHarvest(self.setup.model, shown, self.settings, self.processes)
