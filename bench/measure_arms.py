@@ -16,7 +16,6 @@ from trl.trainer.utils import add_fused_lm_head
 
 from coretune.measure import passes
 from coretune.measure.harvest import HARVESTED, Harvest
-from coretune.measure.meter import References, SignalMeter
 from coretune.measure.moments import Moments
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
@@ -211,21 +210,6 @@ class Bench:
         measure = measurer(model, self.rows, names, settings, pad_token_id=0, bos_token_id=1, moments=moments)
         return partial(measure, np.arange(self.batch))
 
-    def alignment(self, model: Any) -> Callable[[], object]:
-        """With the reference at hand: it is measured once a call, whatever the number of rows."""
-        settings, names, rows = self.settings(2, PROJECTION_DIM), frozenset({"alignment"}), self.rows
-        meter = SignalMeter(model, settings, names, 0)
-        everyone = np.arange(self.batch)
-        tokens, labels = rows.tokens(everyone), rows.labels(everyone)
-        with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
-            references = References(gradient=meter.mean_gradient(tokens, labels))
-
-        def run() -> None:
-            with passes.untouched(model), passes.autocasting(meter.device, self.autocast):
-                meter.signals(tokens, labels, names, references, None)
-
-        return run
-
     def less(self, model: Any) -> Callable[[], object]:
         """One example at a time: the gradients of the adapter, joined, 16 rows of them together.
 
@@ -278,7 +262,6 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     "head_gradient": lambda b: b.signals(b.full, ["head_gradient"]),
     "unconditional_loss, loss": lambda b: b.signals(b.full, ["loss", "unconditional_loss"]),
     "gradient_norm": lambda b: b.signals(b.full, ["gradient_norm"]),
-    "alignment": lambda b: b.alignment(b.full),
     "gradient": lambda b: b.signals(b.full, ["gradient"]),
     "gradient_norm, all blocks": lambda b: b.signals(b.full, ["gradient_norm"], None),
     "gradient_norm, LoRA": lambda b: b.signals(b.adapted, ["gradient_norm"]),

@@ -25,6 +25,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "cutoff_by": "write filters: [noise] (docs/filters.md)",
     },
     "method": {"importance_term": "importance counts by its mean; leave it out"},
+    "signals": {"reference_rows": "no signal compares with the pool's mean gradient; leave it out"},
     "refresh": {
         **dict.fromkeys(
             ("count_alike", "spread_anchors"),

@@ -249,9 +249,7 @@ TRUNK_SIGNALS = frozenset({"response_embedding", "prompt_embedding", "weighted_e
 LOSS_SIGNALS = frozenset({"loss", "head_gradient"})
 UNCONDITIONAL_SIGNALS = frozenset({"unconditional_loss", "kn_gradient"})
 EMPTY_PROMPT_SIGNALS = frozenset({EMPTY_PROMPT_LOSS})
-GRADIENT_SIGNALS = frozenset(
-    {"gradient_norm", "gradient", "alignment", "target_cosine", "kn_gradient", "if_gradient"}
-)
+GRADIENT_SIGNALS = frozenset({"gradient_norm", "gradient", "target_cosine", "kn_gradient", "if_gradient"})
 _KNOWN_SIGNALS = (
     TRUNK_SIGNALS | LOSS_SIGNALS | UNCONDITIONAL_SIGNALS | EMPTY_PROMPT_SIGNALS | GRADIENT_SIGNALS
 )

@@ -264,7 +264,7 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
     loss = rng.gamma(2.0, 1.0, size=n).astype(np.float32)
     other = rng.spawn(1)[0]  # a stream of its own: more signals do not change the pools of older tests
     trajectory, target = rng.spawn(2)
-    return {
+    first = {
         "loss": loss,
         "unconditional_loss": loss + rng.normal(0.5, 0.4, size=n).astype(np.float32),
         "previous_loss": np.where(rng.random(n) < 0.2, np.nan, loss + rng.normal(size=n)).astype(np.float32),
@@ -274,7 +274,10 @@ def _signals(rng: np.random.Generator, n: int, d: int) -> dict[str, Array]:
         "gradient": rng.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(rng, n, d),
         "head_gradient": rng.normal(size=(n, d)).astype(np.float32),
         "trajectory": _clustered(trajectory, n, 4 * d),
-        "alignment": rng.normal(size=n).astype(np.float32),
+    }
+    rng.normal(size=n)  # of a signal that is gone: what is drawn after it stays as it was
+    return {
+        **first,
         "target_cosine": np.repeat(rng.uniform(-1.0, 1.0, size=(n, 1)).astype(np.float32), EXAMPLES, axis=1),
         "trained_at": rng.integers(-1, 3, size=n).astype(np.float32),
         "kn_gradient": other.gamma(2.0, 1.0, size=(n, 1)).astype(np.float32) * _clustered(other, n, d),

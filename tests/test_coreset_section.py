@@ -155,8 +155,7 @@ def test_wrong_filters_are_one_line(filters: Any, expected: str) -> None:
 OLD = {
     "refresh": "anchors staleness_factor anchor_share propagate repair beta delta k scores priority_score "
     "online_signals warmup defer_first_measurement audit_every",
-    "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens "
-    "reference_rows",
+    "signals": "last_blocks parameters projection_dim factor_dim basis preconditioner batch_tokens",
     "solver": "memory_limit deadline engine ray_address",
     "method.grace": "lambda lambda_ demand importance similarity embedding",
     "method.grace-paper": "lambda demand importance similarity embedding",
@@ -271,6 +270,7 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
             {"method": {"grace": {"importance_term": "sum"}}},
             "coreset.method.grace.importance_term is gone: importance",
         ),
+        ({"signals": {"reference_rows": 64}}, "coreset.signals.reference_rows is gone: no signal compares"),
         ({"importance_term": "mean"}, "coreset.importance_term is gone: importance counts by its mean"),
         (
             {"method": {"grace": {"importance": "ifd"}}},
@@ -398,10 +398,6 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (
             section_of("gradient_norm", signals={"projection_dim": 64, "last_blocks": 3}),
             ["signals.projection_dim"],
-        ),
-        (
-            section_of("craig", signals={"projection_dim": 64, "factor_dim": 9, "reference_rows": 3}),
-            ["signals.reference_rows"],
         ),
         (section_of("craig", signals={"factor_dim": 9, "basis": "sjlt"}), ["signals.factor_dim"]),
         (section_of("craig", signals={"basis": "gradient_pca"}), ["signals.basis"]),

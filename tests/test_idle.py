@@ -76,17 +76,6 @@ def test_what_this_run_leaves_without_effect_is_named(given: dict[str, Any], lin
     assert told(**given) == ([] if line is None else [line])
 
 
-def test_reference_rows_are_read_only_without_a_target() -> None:
-    class Aligned(Loss):
-        needs = ("alignment",)
-
-    aligned = Aligned()
-    (line,) = told(aligned, target=True, signals=MeasureSettings(reference_rows=9))
-    assert line == "signals.reference_rows has no effect: gradients are compared with the target's"
-    assert not told(aligned, signals=MeasureSettings(reference_rows=9))
-    assert not told(aligned, target=True)
-
-
 def test_a_key_of_training_that_is_read_with_another_is_named_without_it() -> None:
     given = {key: 1 for keys in READ_WITH for key in keys} | dict.fromkeys(OF_EVALUATION, 1)
     assert given.keys() <= SFTConfig.__dataclass_fields__.keys()
@@ -126,14 +115,13 @@ OTHER = {
     "projection_dim": 32,
     "factor_dim": 8,
     "basis": "sjlt",
-    "reference_rows": 4,
 }
 
 
 @pytest.mark.parametrize("under", [{}, {"basis": "sjlt"}])
 def test_settings_of_signals_are_said_to_be_unread_where_they_change_no_signal(under: dict[str, Any]) -> None:
     model, rows = AutoModelForCausalLM.from_pretrained(model_folder()), corpus()
-    base = MeasureSettings(projection_dim=64, factor_dim=4, reference_rows=8, seed=0, **under)
+    base = MeasureSettings(projection_dim=64, factor_dim=4, seed=0, **under)
 
     def measured(name: str, settings: MeasureSettings) -> Any:
         return measurer(model, rows, [name], settings, pad_token_id=0, bos_token_id=1)(np.arange(3))[name]
@@ -142,7 +130,6 @@ def test_settings_of_signals_are_said_to_be_unread_where_they_change_no_signal(u
         "loss",
         "weighted_embedding",
         "gradient_norm",
-        "alignment",
         "gradient",
         "if_gradient",
         "head_gradient",

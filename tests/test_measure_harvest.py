@@ -227,8 +227,8 @@ def test_what_a_step_hides_is_said(trainer):
 
 
 def test_what_has_no_online_signals_is_refused_by_name(trainer):
-    with pytest.raises(ValueError, match="alignment cannot be read off a training step"):
-        Harvest(trainer.model, ["loss", "alignment"], MeasureSettings())
+    with pytest.raises(ValueError, match="target_cosine cannot be read off a training step"):
+        Harvest(trainer.model, ["loss", "target_cosine"], MeasureSettings())
     with pytest.raises(ValueError, match="basis is gradient_pca"):
         Harvest(trainer.model, ["gradient"], MeasureSettings(basis="gradient_pca"))
     with pytest.raises(ValueError, match="preconditioner is adam"):

@@ -84,11 +84,9 @@ def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads,
     with listening([item], rows, [found]):
         (GRADIENT_SCALE * loss_of_rows(layer(x), weight).sum()).backward()
     for name, expected in zip(names, zip(*each, strict=True), strict=True):
-        gradients, form, reference = torch.stack(expected), found[name], torch.randn(expected[0].shape)
+        gradients, form = torch.stack(expected), found[name]
         close = {"rtol": 1e-4, "atol": 1e-4}
         torch.testing.assert_close(form.square_norm(), gradients.flatten(1).square().sum(1), **close)
-        torch.testing.assert_close(form.inner(reference), (gradients * reference).flatten(1).sum(1), **close)
-        torch.testing.assert_close(form.total(), gradients.sum(0), **close)
         torch.testing.assert_close(whole(form, gradients.shape, entries), gradients, **close)
 
 

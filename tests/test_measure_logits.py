@@ -42,7 +42,7 @@ KINDS = {
     "granite": (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 4.0}, LogitRule(0.25)),
     "nanochat": (NanoChatConfig, NanoChatForCausalLM, {"final_logit_softcapping": 2.0}, LogitRule(1.0, 2.0)),
 }
-SIGNALS = ("loss", "unconditional_loss", "response_embedding", "gradient_norm", "alignment", "head_gradient")
+SIGNALS = ("loss", "unconditional_loss", "response_embedding", "gradient_norm", "head_gradient")
 
 
 def tiny(kind: str, size: float = 1.0) -> Any:
@@ -74,10 +74,7 @@ def test_signals_equal_the_batch_1_loop(kind: str, parameters: str, last_blocks:
     expected = oracle(model, rows, *choice)
     for name in ("loss", "unconditional_loss", "response_embedding"):
         assert_close(found[name], stacked(expected, name))
-    gradients = flat_gradients(expected)
-    assert_close(found["gradient_norm"], np.linalg.norm(gradients, axis=1))
-    scale = np.linalg.norm(gradients, axis=1) * np.linalg.norm(gradients.mean(0))
-    np.testing.assert_allclose(found["alignment"] / scale, gradients @ gradients.mean(0) / scale, atol=1e-4)
+    assert_close(found["gradient_norm"], np.linalg.norm(flat_gradients(expected), axis=1))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -27,7 +27,6 @@ NAMES = (
     "head_gradient",
     "gradient_norm",
     "gradient",
-    "alignment",
 )
 PARTS = {
     "LoRA": ("llama-lora", {"last_blocks": None}),

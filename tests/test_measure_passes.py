@@ -248,19 +248,21 @@ def test_what_rows_are_compared_with_is_measured_once_while_the_weights_stay(mon
 
     monkeypatch.setattr(passes, "forward_backward", counted)
     kept = Kept(lambda: moment[0])
-    look = measurer(model, rows, ["alignment"], SETTINGS, pad_token_id=PAD, bos_token_id=BOS, once=kept)
+    target, to = random_rows(6, seed=5), {"pad_token_id": PAD, "bos_token_id": BOS}
+    look = measurer(model, rows, ["target_cosine"], SETTINGS, target=target, once=kept, **to)
     assert not kept.at_hand
-    first = look(np.array([1, 4]))["alignment"]
+    first = look(np.array([1, 4]))["target_cosine"]
     assert (sum(count), kept.at_hand) == (6 + 2, True)
-    np.testing.assert_allclose(look(np.array([4, 1]))["alignment"], first[::-1], rtol=1e-5)
+    np.testing.assert_allclose(look(np.array([4, 1]))["target_cosine"], first[::-1], atol=1e-5)
     assert sum(count) == 6 + 2 + 2
     moment[0] = 1
     assert not kept.at_hand
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    moved = look(np.array([1, 4]))["alignment"]
+    moved = look(np.array([1, 4]))["target_cosine"]
     assert sum(count) == 6 + 2 + 2 + 6 + 2
-    np.testing.assert_allclose(moved, measure(model, rows, ["alignment"])["alignment"][[1, 4]], rtol=1e-4)
+    anew = measurer(model, rows, ["target_cosine"], SETTINGS, target=target, **to)(np.array([1, 4]))
+    np.testing.assert_allclose(moved, anew["target_cosine"], atol=1e-4)
 
 
 def test_a_decoder_that_the_logits_do_not_come_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

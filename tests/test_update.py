@@ -194,8 +194,8 @@ def test_wrong_shapes_and_late_signals_are_errors_with_both_numbers() -> None:
     rows = np.array([1, 2, 3])
     with pytest.raises(ValueError, match="3 rows were measured, loss has 80"):
         update(refresh, pool, rows, {**at(signals(2), rows), "loss": signals(2)["loss"]}, 1)
-    late = {**at(signals(2), rows), "alignment": np.zeros(3, np.float32)}
-    with pytest.raises(ValueError, match="alignment is new, and 77 of 80 usable rows have none"):
+    late = {**at(signals(2), rows), "head_gradient": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match="head_gradient is new, and 77 of 80 usable rows have none"):
         update(refresh, pool, rows, late, 1)
     with pytest.raises(ValueError, match="k = 10 neighbours, but the pool has 8 rows"):
         update(paper(), unmeasured(8), np.arange(8), signals(1, 8), 0)

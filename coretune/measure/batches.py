@@ -74,12 +74,6 @@ class Batch:
         none = ~before[:, 1:2].any(1, keepdim=True)
         return (before | none) & (position < self.length[:, None])
 
-    def keep(self, rows: torch.Tensor) -> Batch:
-        """The batch with only the rows where `rows` (B,) bool is True."""
-        return Batch(
-            self.where[rows.cpu().numpy()], self.input_ids[rows], self.labels[rows], self.length[rows]
-        )
-
 
 def pack(lengths: Array, batch_tokens: int) -> list[Array]:
     """Positions of `lengths` (m,) in batches whose padded size stays within `batch_tokens`.

@@ -27,14 +27,6 @@ class Form(Protocol):
         """(B,) float32, ‖G_i‖²."""
         ...
 
-    def inner(self, reference: Tensor) -> Tensor:
-        """(B,) float32, ⟨G_i, reference⟩; `reference` has the parameter's shape."""
-        ...
-
-    def total(self) -> Tensor:
-        """Σ_i G_i, float32, the parameter's shape."""
-        ...
-
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         """Adds the projection of each G_i to `total` (B, dim), in place."""
         ...
@@ -68,14 +60,6 @@ class Outer:
             norm[part] += gradients.square().sum((1, 2))
         return norm
 
-    def inner(self, reference: Tensor) -> Tensor:
-        if self.left.shape[2] < self.right.shape[2]:
-            return ((self.left @ reference) * self.right).sum((1, 2))
-        return ((self.right @ reference.mT) * self.left).sum((1, 2))
-
-    def total(self) -> Tensor:
-        return self.left.flatten(0, 1).mT @ self.right.flatten(0, 1)
-
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
         projection.add_to(total, projection.cut_left(self.left), self.right)
@@ -99,13 +83,6 @@ class Lookup:
     def square_norm(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
         return ((self.right @ self.right.mT) * same).sum((1, 2))
-
-    def inner(self, reference: Tensor) -> Tensor:
-        return (reference[self.ids] * self.right).sum((1, 2))
-
-    def total(self) -> Tensor:
-        zero = self.right.new_zeros(self.entries, self.right.shape[2])
-        return zero.index_add_(0, self.ids.flatten(), self.right.flatten(0, 1))
 
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
@@ -140,12 +117,6 @@ class Vector:
 
     def square_norm(self) -> Tensor:
         return self.values.square().sum(1)
-
-    def inner(self, reference: Tensor) -> Tensor:
-        return self.values @ reference
-
-    def total(self) -> Tensor:
-        return self.values.sum(0)
 
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, Sketch)

@@ -72,17 +72,6 @@ class HeadWeight:
             norm[rows] += gradient.square().sum((1, 2))
         return norm
 
-    def inner(self, reference: Tensor) -> Tensor:
-        row = self.where.nonzero()[:, 0]
-        inner = torch.zeros(len(self.where), device=row.device)
-        for block in self.blocks():
-            inner.index_add_(0, row, ((self.error(block) @ reference[block]) * self.state).sum(1))
-        return inner if self.lookup is None else inner + self.lookup.inner(reference)
-
-    def total(self) -> Tensor:
-        total = torch.cat([self.error(block).mT @ self.state for block in self.blocks()])
-        return total if self.lookup is None else total + self.lookup.total()
-
     def project(self, projection: MatrixProjection | Sketch, total: Tensor) -> None:
         assert isinstance(projection, MatrixProjection)
         if projection.left is None:

@@ -21,7 +21,7 @@ class Kept:
     moment  a number that changes whenever the weights do, as the number of steps. All measurements of one
             refresh are of one moment.
 
-    Holds a gradient of the chosen parameters, or a projected one, until another is measured.
+    Holds projected gradients, or embeddings, of the target's examples until others are measured.
     """
 
     def __init__(self, moment: Callable[[], int]) -> None:

@@ -26,16 +26,16 @@ from coretune.measure.moments import Moments
 from coretune.measure.parameters import Choice, choose, full_shape
 from coretune.measure.precondition import Precondition, preconditioner
 from coretune.measure.project import Along, MatrixProjection, Sketch, generator
-from coretune.measure.readers import Built, Inner, Projected, SquareNorm, Total
+from coretune.measure.readers import Built, Projected, SquareNorm
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.split import is_split, most
 from coretune.types import TARGET_SIMILARITY, Array
 
 NEED_HEAD = frozenset({"loss", "head_gradient"})
-NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "alignment", "target_cosine"})
+NEED_BACKWARD = frozenset({"gradient_norm", "gradient", "target_cosine"})
 PROJECTED = frozenset({"gradient", "target_cosine"})
 WEIGHTED = frozenset({"weighted_embedding", TARGET_SIMILARITY})
-GradientReader = SquareNorm | Inner | Projected | Built
+GradientReader = SquareNorm | Projected | Built
 #: Models whose logits were found to be their head's: that depends on no weight, and costs two passes.
 _checked: WeakSet[Any] = WeakSet()
 
@@ -44,13 +44,11 @@ _checked: WeakSet[Any] = WeakSet()
 class References:
     """What rows are compared with.
 
-    gradient    parameter -> float32, mean gradient over the reference rows; for `alignment`
     directions  (m, projection_dim) float32, unit projected gradients of the target's examples; for
                 `target_cosine`
     embeddings  (m, d) float32, their unit `weighted_embedding`; for `target_similarity`
     """
 
-    gradient: dict[str, Tensor] | None = None
     directions: Tensor | None = None
     embeddings: Tensor | None = None
 
@@ -117,34 +115,6 @@ class SignalMeter:
             return None
         return preconditioner(self.settings.preconditioner, moments, self.choice.shapes, self.device)
 
-    def mean_gradient(self, tokens: Sequence[Array], labels: Sequence[Array]) -> dict[str, Tensor]:
-        """Mean over rows of the gradient of their token-mean loss, by parameter, float32.
-
-        Rows without a finite gradient are left out; ValueError when none is left.
-        """
-        mean: dict[str, Tensor] = {}
-        counted = 0
-        for batch in self._batches(tokens, labels, self.settings.batch_tokens):
-            total, norm = Total(), SquareNorm(batch.size, self.device)
-            _, response = passes.forward_backward(self.model, batch, self.choice, [total, norm])
-            if not len(batch.where):
-                continue
-            good = (norm.value + response.loss).isfinite()
-            if not bool(good.all()):
-                # One row that is not finite made the batch's total so: once more without it.
-                if not bool(good.any()):
-                    continue
-                total = Total()
-                passes.forward_backward(self.model, batch.keep(good), self.choice, [total])
-            counted += int(good.sum())
-            for name, value in total.value.items():
-                mean[name] = mean[name] + value if name in mean else value
-        if not counted:
-            raise ValueError(
-                f"none of the {len(tokens)} reference rows has a finite gradient; check the data and weights"
-            )
-        return {name: value / counted for name, value in mean.items()}
-
     def check_head(self) -> None:
         """Refuses a model whose logits are not its head's; once a model."""
         if self.model not in _checked:
@@ -176,7 +146,7 @@ class SignalMeter:
         value: dict[str, Tensor] = {}
         response: HeadResult | None
         if names & NEED_BACKWARD:
-            readers = self._readers(batch.size, names, references, precondition)
+            readers = self._readers(batch.size, names, precondition)
             hidden, response = passes.forward_backward(
                 self.model, batch, self.choice, list(readers.values()), projection=projection
             )
@@ -205,14 +175,11 @@ class SignalMeter:
         }
 
     def _readers(
-        self, rows: int, names: frozenset[str], references: References, precondition: Precondition | None
+        self, rows: int, names: frozenset[str], precondition: Precondition | None
     ) -> dict[str, GradientReader]:
         readers: dict[str, GradientReader] = {}
         if "gradient_norm" in names:
             readers["gradient_norm"] = SquareNorm(rows, self.device)
-        if "alignment" in names:
-            assert references.gradient is not None
-            readers["alignment"] = Inner(rows, references.gradient, self.device)
         if names & PROJECTED:
             dim, projections = self.settings.projection_dim, self.projections
             readers["gradient"] = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from coretune.measure.forms import Form
 from coretune.measure.precondition import Precondition
@@ -20,17 +19,6 @@ class SquareNorm:
 
     def __call__(self, name: str, form: Form) -> None:
         self.value += form.square_norm()
-
-
-class Inner:
-    """value (B,): Σ over parameters of ⟨G_i, reference⟩."""
-
-    def __init__(self, rows: int, reference: Mapping[str, Tensor], device: torch.device) -> None:
-        self.reference = reference
-        self.value = torch.zeros(rows, device=device)
-
-    def __call__(self, name: str, form: Form) -> None:
-        self.value += form.inner(self.reference[name])
 
 
 class Projected:
@@ -68,13 +56,3 @@ class Built:
             if self.precondition is not None:
                 gradients = self.precondition(name, entries, gradients)
             self.projections[name].add_part(self.value[rows], entries, gradients)
-
-
-class Total:
-    """value: parameter -> Σ_i G_i, float32."""
-
-    def __init__(self) -> None:
-        self.value: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, form: Form) -> None:
-        self.value[name] = form.total()

@@ -27,9 +27,8 @@ class MeasureSettings:
         preconditioner: "none", "adam" or "linear": applied to gradients before they are projected
             (`precondition.py`). The last two need an optimiser's moments.
         batch_tokens: Padded tokens in a batch at most.
-        reference_rows: Pool rows whose mean gradient is the reference of `alignment` without a target.
         autocast: Name of a dtype ("bfloat16") to run the model in. None: its own, or the caller's autocast.
-        seed: Of the projections and of the reference rows; TRAINERS_SEED = that of the coreset.
+        seed: Of the projections; TRAINERS_SEED = that of the coreset.
     """
 
     last_blocks: int | None = 2
@@ -39,12 +38,11 @@ class MeasureSettings:
     basis: str = "rademacher"
     preconditioner: str = "none"
     batch_tokens: int = 4096
-    reference_rows: int = 256
     autocast: str | None = None
     seed: int = TRAINERS_SEED
 
     def __post_init__(self) -> None:
-        for name in ("projection_dim", "factor_dim", "batch_tokens", "reference_rows"):
+        for name in ("projection_dim", "factor_dim", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.last_blocks is not None and self.last_blocks < 1:

@@ -47,7 +47,6 @@ SIGNALS = (
     "gradient",
     "kn_gradient",
     "if_gradient",
-    "alignment",
     "target_cosine",
     "weighted_embedding",
     TARGET_SIMILARITY,
@@ -79,10 +78,10 @@ def measurer(
 
     model         a transformers causal language model, or a PEFT model around one
     bos_token_id  what the response follows in `unconditional_loss`; the eos token where there is no bos
-    target        m trusted examples: the reference of `alignment`, of `target_cosine` and of
-                  `target_similarity`, which are (n, m): the cosine of a row's gradient, or of its
-                  `weighted_embedding`, with each example's. The examples' own gradients are not
-                  preconditioned: LESS compares the step of an example with the target's gradient
+    target        m trusted examples: the reference of `target_cosine` and of `target_similarity`, which are
+                  (n, m): the cosine of a row's gradient, or of its `weighted_embedding`, with each example's.
+                  The examples' own gradients are not preconditioned: LESS compares the step of an example
+                  with the target's gradient
     moments       of the optimiser whose preconditioning is asked for; a function of none is called anew at
                   every measurement, as `lambda: Moments.of(trainer.optimizer, model)`
     directions    the first coordinates of projected gradients are along these (see `SignalMeter`)
@@ -91,7 +90,7 @@ def measurer(
                   with `Kept` once for as long as they stay
 
     Preconditioned are `gradient`, `kn_gradient`, `if_gradient` and the pool's side of `target_cosine`, not
-    `gradient_norm` and `alignment`.
+    `gradient_norm`.
     A row whose signal is not finite, or that has no response, comes back as NaN.
     ValueError: an unknown signal; `target_cosine` without a target; a preconditioner without moments; a model
     or layer that is not supported. At a measurement: moments that are not of the parameters measured.
@@ -110,7 +109,7 @@ def measurer(
             precondition = None
             if wanted != "none" and moments is not None:
                 precondition = meter.preconditioner(moments() if callable(moments) else moments)
-            references = once(lambda: _references(meter, rows, names, target))
+            references = once(lambda: _references(meter, names, target))
             found = meter.signals(tokens, labels, passes.whole, references, progress, precondition)
             alone: dict[str, Array] = {}
             if passes.alone:
@@ -177,26 +176,11 @@ def _named(names: Sequence[str], whole: dict[str, Array], alone: dict[str, Array
     return {name: found[name] if name in found else whole[name] for name in names}
 
 
-def _references(
-    meter: SignalMeter, rows: TokenRows, names: Sequence[str], target: TokenRows | None
-) -> References:
+def _references(meter: SignalMeter, names: Sequence[str], target: TokenRows | None) -> References:
     return References(
-        _reference_gradient(meter, rows, target) if "alignment" in names else None,
         _of_target(meter, target, "gradient") if "target_cosine" in names else None,
         _of_target(meter, target, "weighted_embedding") if TARGET_SIMILARITY in names else None,
     )
-
-
-def _reference_gradient(meter: SignalMeter, rows: TokenRows, target: TokenRows | None) -> dict[str, Tensor]:
-    """Mean gradient of the target's rows, or of a seeded sample of the pool's, by parameter."""
-    if target is not None:
-        return meter.mean_gradient(*_whole(target))
-    n = len(rows.prompt_length)
-    size = min(meter.settings.reference_rows, n)
-    sample = np.sort(np.random.default_rng(meter.settings.seed).choice(n, size, replace=False)).astype(
-        np.int64
-    )
-    return meter.mean_gradient(rows.tokens(sample), rows.labels(sample))
 
 
 def _of_target(meter: SignalMeter, target: TokenRows | None, name: str) -> Tensor:

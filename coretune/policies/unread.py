@@ -18,7 +18,7 @@ from coretune.select.gtp import Gtp
 
 #: Signals that need a gradient of the blocks, and those of them that are its projections.
 GRADIENTS = GRADIENT_SIGNALS | {"trajectory"}
-PROJECTED = GRADIENTS - {"gradient_norm", "alignment"}
+PROJECTED = GRADIENTS - {"gradient_norm"}
 
 #: Methods that give all rows the same weight; what is made from one of them may weigh its own.
 UNWEIGHTED = frozenset(SELECTORS.values()) - {Brief, Craig, GradMatch, Gtp}
@@ -76,7 +76,6 @@ def _of_signals(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     yield "basis", (projected and drawn and bare) or ("trajectory" in needs and not drawn)
     yield "preconditioner", projected
     yield "batch_tokens", bool(needs)
-    yield "reference_rows", "alignment" in needs
 
 
 def _of_solver(config: CoresetConfig) -> Iterator[tuple[str, bool]]:

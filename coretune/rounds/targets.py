@@ -15,7 +15,7 @@ from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array, Rows
 
 #: Signals, and the filter's, for which a target is given.
-TARGET_SIGNALS = frozenset({"alignment", "target_cosine", "target_loss", "target_similarity", "trajectory"})
+TARGET_SIGNALS = frozenset({"target_cosine", "target_loss", "target_similarity", "trajectory"})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from coretune.measure.settings import MeasureSettings
 from coretune.recording.audit import WHOLE_POOL
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.targets import TARGET_SIGNALS
@@ -58,8 +57,6 @@ def idle_settings(
         yield f"method {name} does not choose by a target: the target only keeps its own rows out of training"
     if store and not needs:
         yield f"signals_dir has no effect: method {name} measures nothing"
-    if target and "alignment" in needs and config.signals.reference_rows != MeasureSettings.reference_rows:
-        yield "signals.reference_rows has no effect: gradients are compared with the target's"
     if config.record_others != CoresetConfig.record_others and n <= WHOLE_POOL:
         yield f"record_others has no effect: a pool of {n:,} rows is recorded whole"
     if config.narrow is not None and _leaves_all(config, length):

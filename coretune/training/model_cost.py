@@ -91,7 +91,7 @@ class ModelCost:
             counted=counted,
             tuned=targets if TARGET_LOSS in signals else 0,
         )
-        return cost._with_references(settings, target, pursued if TRAJECTORY in signals else ())
+        return cost._with_references(target, pursued if TRAJECTORY in signals else ())
 
     def training(self, rows: Rows) -> float:
         """One training pass over `rows`."""
@@ -137,15 +137,12 @@ class ModelCost:
             empty_prompt=self.empty_prompt,
         )
 
-    def _with_references(
-        self, settings: MeasureSettings, target: PoolRows | None, pursued: Sequence[PoolRows]
-    ) -> ModelCost:
-        """A reference is one gradient pass over the target, or over average rows of the pool; of similarities
-        two passes without the head: what rows are compared with, and the target's examples with each other.
-        """
-        passes = len(self.signals & {"alignment", "target_cosine"})
-        share = min(1.0, settings.reference_rows / len(self.rows.length)) if target is None else 1.0
-        references = passes * share * self._gradients(self.rows if target is None else target)
+    def _with_references(self, target: PoolRows | None, pursued: Sequence[PoolRows]) -> ModelCost:
+        """A reference is one gradient pass over the target; of similarities two passes without the head: what
+        rows are compared with, and the target's examples with each other."""
+        references = 0.0
+        if "target_cosine" in self.signals and target is not None:
+            references += self._gradients(target)
         if TARGET_SIMILARITY in self.signals and target is not None:
             references += 2 * self._look(target.length, target.response_length, {TARGET_SIMILARITY})
         return replace(

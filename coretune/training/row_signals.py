@@ -51,7 +51,6 @@ from coretune.types import (
 
 log = logging.getLogger("coretune")
 ONE_ROW = np.zeros(1, dtype=np.int64)
-ONE_TARGET = ("alignment",)  # signals that compare with a single target
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,6 @@ class RowSignals:
         tried  whether a row is measured: what a model does behind its head, and how adapters call their
                layers, shows only then
         """
-        compared = sorted(set(self.signals) & set(ONE_TARGET))
-        if compared and len(self.targets) > 1:
-            raise ValueError(
-                f"{compared[0]} compares with one target, and {len(self.targets)} are given: give one, or "
-                "take a method that reads trajectories"
-            )
         if TARGET_LOSS in self.signals and not self.targets:
             raise ValueError(f"{TARGET_LOSS} needs target examples and none are given; set target_data")
         bare = replace(self, settings=replace(self.settings, preconditioner="none"))
