@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -154,6 +155,7 @@ def train(
             "tokens": charged["training"].tokens + charged["warm-up"].tokens,
             "rows_distinct": len(set(ids)),
             "wrong": wrong_share(ids, pool),
+            "sources": source_shares(ids, pool),
         }
         return (trainer.model, trainer.processing_class), found
 
@@ -201,6 +203,14 @@ def wrong_share(ids: list[str], pool: Path) -> float | None:
         return None
     kinds = labels_of(pool)
     return float(np.mean([kinds.get(name) == "wrong" for name in ids]))
+
+
+def source_shares(ids: list[str], pool: Path) -> dict[str, float]:
+    """Source -> its share of the rows trained on, each as often as it was."""
+    rows = (json.loads(line) for line in read_rows(pool / "pool.jsonl"))
+    sources = {str(row["id"]): str(row.get("source")) for row in rows if "id" in row}
+    counts = Counter(sources.get(name, "None") for name in ids)
+    return {source: count / len(ids) for source, count in counts.most_common()}
 
 
 def score(network: Any, tokenizer: Any, pool: Path, guard: Path | None) -> dict[str, float]:

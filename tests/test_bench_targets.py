@@ -182,3 +182,13 @@ def test_words_find_the_rows_that_share_them_with_an_example(
     write_jsonl(folder / "pool.jsonl", some)
     found = nearest_by_words(folder, 1 / 30, tmp_path)
     assert [json.loads(line)["id"] for line in found.read_text().splitlines()] == ["a-17"]
+
+
+def test_the_sources_of_the_rows_trained_on_are_counted_as_often_as_each_row_was(tmp_path: Path) -> None:
+    from real_run import source_shares
+
+    write_jsonl(
+        tmp_path / "pool.jsonl", [*rows("a", 2), *rows("b", 1), {"id": "x", "prompt": "", "completion": ""}]
+    )
+    assert source_shares(["a-0", "b-0", "a-1", "a-0"], tmp_path) == {"a": 0.75, "b": 0.25}
+    assert source_shares(["x", "a-0"], tmp_path) == {"None": 0.5, "a": 0.5}
