@@ -87,12 +87,18 @@ def in_processes(
 
 
 def in_workers(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What the work gives of each job, as it is finished: so many at a time, each in a process of its own."""
+    """What the work gives of each job, as it is finished: so many at a time, each in a process of its own.
+
+    A job that fails ends it: nobody would read what jobs after it give.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they begin
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, quiet, max_tasks_per_child=1) as executor:
-        for future in as_completed([executor.submit(work, job) for job in jobs]):
-            yield future.result()
+        try:
+            for future in as_completed([executor.submit(work, job) for job in jobs]):
+                yield future.result()
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def print_table(title: str, results: Sequence[Result]) -> None:

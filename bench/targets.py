@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,8 @@ def quick(args: argparse.Namespace, folder: Path) -> Plan:
 def plan_of(args: argparse.Namespace) -> Plan:
     if args.data is None:
         raise SystemExit("give --data FOLDER, or --quick")
+    if BM25 in split_arms(args.arms) and find_spec("bm25s") is None:
+        raise SystemExit("the arm bm25 needs bm25s: pip install coretune[bench]")
     names = args.tasks.split(",")
     if unknown := sorted(set(names) - {task.name for task in TASKS}):
         raise SystemExit(f"{unknown[0]}: there are {', '.join(task.name for task in TASKS)}")
@@ -204,7 +207,7 @@ def main() -> int:
         for line in unaffordable(some):
             print(line)
         if not args.quick:
-            name = f"{file.stem}-{key[0]}-{key[1]}-{key[2].rstrip('%')}.md"
+            name = f"{file.stem}-{key[0]}-{key[1]}-{key[2].rstrip('%')}-{args.epochs:g}-epochs.md"
             (args.results / name).write_text(markdown(key, some), encoding="utf-8")
     misses = missed(results) if args.check else []
     return tell_missed(misses)

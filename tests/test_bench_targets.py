@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,21 @@ def test_the_sources_of_the_rows_trained_on_are_counted_as_often_as_each_row_was
     )
     assert source_shares(["a-0", "b-0", "a-1", "a-0"], tmp_path) == {"a": 0.75, "b": 0.25}
     assert source_shares(["x", "a-0"], tmp_path) == {"None": 0.5, "a": 0.5}
+
+
+def test_a_job_that_fails_ends_the_jobs_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import real
+
+    monkeypatch.setattr(real, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
+    done: list[int] = []
+
+    def work(job: int) -> int:
+        if job == 1:
+            raise ValueError("too few rows")
+        time.sleep(0.02)
+        done.append(job)
+        return job
+
+    with pytest.raises(ValueError, match="too few rows"):
+        list(real.in_workers(work, range(50), 1))
+    assert len(done) < 40
