@@ -43,7 +43,10 @@ TARGETED = ("gtp", "less", "rds", "loss_drop", BM25)
 ROOM = ("anchors=all", "propagate=none", "repair=none", "warmup=0")
 ONCE = ";".join(["refresh_every=never", *(f"refresh.{setting}" for setting in ROOM)])
 NARROW = "filters=[{narrow: {times: 4}}]"
-ARMS = f"random,gtp,gtp:{NARROW},less:{ONCE},less:{ONCE};{NARROW},rds,loss_drop,{BM25}"
+NEVER = "refresh_every=never"  # real_arms.py chooses anew after each pass where an arm says nothing
+ARMS = (
+    f"random,gtp:{NEVER},gtp:{NEVER};{NARROW},less:{ONCE},less:{ONCE};{NARROW},rds:{NEVER},loss_drop,{BM25}"
+)
 BUDGETS = "0.5%,1%,2.5%,5%,10%"
 
 
@@ -166,7 +169,7 @@ def quick(args: argparse.Namespace, folder: Path) -> Plan:
     make_pool(0, rows=600, copies=0, wrong=0).write(folder / "playground")
     args.model, args.seeds, args.budgets, args.examples = BASE_MODEL, "0", "10%", "4"
     args.epochs, args.lora, args.learning_rate = 1.0, 0, 1e-3
-    args.results, args.arms = folder / "results", f"random,less:{ONCE};{NARROW},rds,loss_drop"
+    args.results, args.arms = folder / "results", f"random,less:{ONCE};{NARROW},rds:{NEVER},loss_drop"
     skills = [skill.name for skill in SKILLS[:2]]
     return Plan({folder / "playground": 10**6}, tuple(Task(name, (name,)) for name in skills), (4,), 20, 500)
 

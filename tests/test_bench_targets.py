@@ -212,3 +212,14 @@ def test_a_job_that_fails_ends_the_jobs_after_it(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="too few rows"):
         list(real.in_workers(work, range(50), 1))
     assert len(done) < 40
+
+
+def test_every_arm_with_a_target_chooses_once() -> None:
+    from real_arms import section_of
+    from targets import ARMS, TARGETED
+
+    from coretune.comparing.arms import split_arms
+
+    arms = [arm for arm in split_arms(ARMS) if arm.partition(":")[0] in TARGETED[:3]]
+    assert len(arms) == 5
+    assert {section_of(arm, "5%")["refresh_every"] for arm in arms} == {"never"}
