@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +62,13 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
             raise
         print_error(error, unforeseen=True)
         raise typer.Exit(1) from None
+
+
+def refuse_empty(given: Mapping[str, str | None]) -> None:
+    """ValueError for a flag with an empty value, as of a shell variable that is not set; None is left out."""
+    for flag, value in given.items():
+        if value is not None and not value.strip():
+            raise ValueError(f"{flag} is empty: give its value, or leave it out")
 
 
 def print_error(error: Exception, unforeseen: bool = False) -> None:

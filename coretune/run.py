@@ -39,6 +39,7 @@ from coretune.recording.run_files import (
     LEDGER,
     METRICS,
     REPORT,
+    SELECTING,
     SIGNALS,
     TEACHER,
     checkpoints_of,
@@ -85,6 +86,7 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     _refuse_old_run(config)
     trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
     if trainer.is_world_process_zero():
+        (folder / SELECTING).unlink(missing_ok=True)  # of a selection that was cut: this is a training run
         _write_config(config, trainer)
         _write_account(config, trainer)
     idle = config.evaluate.idle if config.evaluate is not None else ()
@@ -137,12 +139,14 @@ def select(config: RunConfig, quiet: bool = False) -> Path:
         trainer = _silent_trainer(alone, lambda: None) if quiet else build_trainer(alone)
         first = trainer.is_world_process_zero()
         if first:
+            write_text(Path(config.output_dir) / SELECTING, "")
             _write_config(config, trainer)
             _write_account(config, trainer)
         state = trainer.select()
         path = Path(config.output_dir) / CORESET
         if first:
             _write_coreset(path, _corpus(trainer), state, trainer.signals.targets)
+            (Path(config.output_dir) / SELECTING).unlink(missing_ok=True)
             with side_product(Path(config.output_dir) / LEDGER):
                 trainer.ledger.write(Path(config.output_dir) / LEDGER)
             _write_report(config, trainer)

@@ -24,6 +24,7 @@ from coretune.recording.run_files import (
     CONFIG,
     CORESET,
     HISTORY,
+    LEDGER,
     OWN,
     POOL,
     SELECTION,
@@ -221,6 +222,36 @@ def test_a_selection_that_was_cut_begins_anew_and_a_finished_one_stays(
         run.select(asked)
     assert "resume_from_checkpoint" not in str(refused.value)
     assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_selection_cut_after_its_ledger_begins_anew_and_a_training_run_after_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The ledger comes before coreset.jsonl, and is no sign that a selection was finished."""
+    asked = config(tmp_path / "data", tmp_path / "cut")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_write_coreset", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.select(asked, quiet=True)
+    cut, trained = tmp_path / "cut", tmp_path / "trained"
+    assert (cut / LEDGER).exists()
+    assert not (cut / CORESET).exists()
+    shutil.copytree(cut, trained)
+    with caplog.at_level(logging.WARNING, logger="coretune"):
+        made = run.select(asked, quiet=True)
+    assert "was cut: it begins from the start" in caplog.text
+    assert len(made.read_text().splitlines()) == 6
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.select(asked, quiet=True)
+    quick = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+    over = config(tmp_path / "data", trained, resume_from_checkpoint=True)
+    run.train(over.model_copy(update={"training": {**over.training, **quick}}), lambda: None)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.select(config(tmp_path / "data", trained), quiet=True)
 
 
 def test_a_checkpoint_that_was_moved_and_left_a_link_is_the_folders_own(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json
+from coretune.console import Json, Traceback, guarded, print_json, refuse_empty
 
 
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint of one.")],
-    output: Annotated[Path | None, typer.Option(help="Left out: RUN/merged.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Left out: RUN/merged.")] = None,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -21,7 +21,8 @@ def merge(
     def work() -> None:
         from coretune.commands.merge import merge
 
-        path = merge(run.expanduser(), (output or run / "merged").expanduser())
+        refuse_empty({"--output": output})
+        path = merge(run.expanduser(), Path(output or run / "merged").expanduser())
         if as_json:
             print_json({"merged": str(path)})
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coretune.console import Json, Overrides, Quiet, Traceback, guarded, print_json, print_table
+from coretune.console import Json, Overrides, Quiet, Traceback, guarded, print_json, print_table, refuse_empty
 
 if TYPE_CHECKING:
     from coretune.comparing.compare import Job, Result
@@ -25,7 +25,7 @@ def compare(
         str, typer.Option(help="Methods with settings, as grace:refresh.anchors=all, and full.")
     ] = ("full,random,grace"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from the config's on.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Left out: output_dir.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Left out: output_dir.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each if several.")] = 1,
     equal_compute: Annotated[bool, typer.Option(help="Also train cheaper arms for longer.")] = True,
     quiet: Quiet = False,
@@ -38,8 +38,9 @@ def compare(
         from coretune.comparing.arms import split_arms
         from coretune.config import load_present
 
+        refuse_empty({"--out": out})
         settings = load_present(config, overrides)
-        folder = (out or Path(settings.output_dir)).expanduser()
+        folder = Path(out or settings.output_dir).expanduser()
         chosen = split_arms(arms)
         found = run_comparison(
             settings, chosen, seeds, folder, workers, equal_compute, bars=not (quiet or as_json)

@@ -32,6 +32,7 @@ POOL, SELECTION, LEDGER, CONFIG = (
 )
 REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
 CORESET, TARGETS = f"{OWN}/coreset.jsonl", f"{OWN}/targets.json"
+SELECTING = f"{OWN}/selecting"  # there while `coretune select` runs: a selection that was cut left it
 LOSSES, SPIKES, ROWS = f"{OWN}/losses.json", f"{OWN}/spikes.json", f"{OWN}/rows.json"
 HISTORY, METRICS, COMPARISON = "trainer_state.json", "eval_results.json", "compare.json"
 #: What is read of pool.parquet, and of compare.json.

@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SELECTION, checkpoints_of
+from coretune.recording.run_files import CONFIG, CORESET, LEDGER, SELECTING, SELECTION, checkpoints_of
 from coretune.training.checkpoints import STOCK_LAST
 
 
 def holds_run(output_dir: str | os.PathLike[str], finished: bool = False) -> bool:
     """Whether a run has selected or saved here; finished: something that would be lost with it."""
     folder = Path(output_dir)
-    files = (LEDGER, CORESET) if finished else (SELECTION, LEDGER, CORESET)
+    # The ledger is written with every selection, before `select` has written its coreset.
+    done = (CORESET,) if (folder / SELECTING).exists() else (LEDGER, CORESET)
+    files = done if finished else (SELECTION, LEDGER, CORESET)
     return any((folder / name).exists() for name in files) or bool(checkpoints_of(folder))
 
 
