@@ -44,7 +44,7 @@ def texts() -> datasets.Dataset:
     return datasets.Dataset.from_list([{"text": words(6, row)} for row in range(ROWS)])
 
 
-def made(folder: Path, rows: datasets.Dataset, method: Any, **training: Any) -> CoresetSFTTrainer:
+def made(folder: Path, rows: datasets.Dataset, method: str, **training: Any) -> CoresetSFTTrainer:
     return CoresetSFTTrainer(
         str(model_folder()),
         arguments(folder, dataset_kwargs=None, **training),
@@ -109,7 +109,7 @@ def test_rows_without_a_prompt_turn_noise_detection_off_with_a_line(
 
 def test_rows_without_a_prompt_differ_by_all_of_their_tokens(tmp_path: Path) -> None:
     """By their first token they would all be the same."""
-    state = made(tmp_path, messages(), {"kcenter": {"embedding": "prompt_embedding"}}).select()
+    state = made(tmp_path, messages(), "facility_location").select()
     embeddings = state.pool.feature("prompt_embedding")
     assert len(np.unique(embeddings.round(3), axis=0)) == ROWS
 
