@@ -1,6 +1,6 @@
 """Files that appear whole or not at all, wherever their writer is killed or the disk is full.
 
-    with whole(path) as file:        # a file beside it, path.part, is swapped in at the end
+    with atomic_write(path) as file:        # a file beside it, path.part, is swapped in at the end
         file.write(data)
     write_text(path, text)
     write_json(path, value)
@@ -30,7 +30,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` once the block is left without an error.
 
     Its bytes reach the disk before its name does. Folders above it are made. What a killed process left at
@@ -68,7 +68,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file that appears whole."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

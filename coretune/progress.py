@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from coretune.listening import listening
+from coretune.progress_reports import reporting_to
 
 SECONDS = 10.0  # between two plain lines
 SOON = 1.0  # seconds before a loop outside the model gets a bar: most are over by then
@@ -55,12 +55,12 @@ def progress(
 
 @contextmanager
 def loops_shown(shown: bool = True) -> Iterator[None]:
-    """Within the block the long loops outside the model (`listening.py`) have bars too, one at a time."""
+    """Within the block the long loops outside the model (`progress_reports.py`) have bars too, one at a time."""
     if not shown:
         yield
         return
     loops = _Loops()
-    with listening(loops):
+    with reporting_to(loops):
         try:
             yield
         finally:

@@ -27,7 +27,7 @@ from coretune.policies.deferral import draw, warmup_rows
 from coretune.policies.narrowing import narrowed
 from coretune.policies.reuse import policy_of, with_found
 from coretune.policies.update import update
-from coretune.rounds.measurement import NOBODY, Known, Measurement
+from coretune.rounds.measurement import NO_ROWS, Known, Measurement
 from coretune.rounds.order import round_order
 from coretune.rounds.schedule import Clock, CoresetConfig
 from coretune.rounds.state import State
@@ -42,7 +42,7 @@ def start(
     config.budget.resolve(pool)  # a budget that cannot be filled is an error now, not after the warm-up
     if clock.warmup_rounds:
         return warming_up(pool, warmup_rows(config, pool, measurement, clock.rows * clock.warmup_rounds))
-    return refresh(config, warming_up(pool, NOBODY), measurement, ledger)
+    return refresh(config, warming_up(pool, NO_ROWS), measurement, ledger)
 
 
 def advance(

@@ -24,7 +24,7 @@ from coretune.coreset_section import build_coreset, spelled_out, tell_idle
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.data.sources import described
-from coretune.files import whole, write_text, writing
+from coretune.files import atomic_write, write_text, writing
 from coretune.ledger import TABLE_HEADER
 from coretune.planning.plan import prediction
 from coretune.planning.workload import about_run, counted
@@ -358,7 +358,7 @@ def _write_coreset(path: Path, pool: Corpus, state: State, targets: Sequence[Tar
     coreset = state.coreset
     reasons = {name: values for name, values in coreset.reasons.items() if name not in CODES}
     nulls = 0
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for rank, row in enumerate(coreset.indices):
             facts = {
                 "id": pool.ids[row],

@@ -56,7 +56,7 @@ def setting_rows() -> dict[str, list[tuple[str, str, str]]]:
     from coretune.select import SELECTORS
 
     def of(part: type, keep: Callable[[str], bool] = lambda key: True) -> list[tuple[str, str, str]]:
-        told = meanings(part.__doc__ or "")
+        told = field_descriptions(part.__doc__ or "")
         values = {field.name: field.default for field in fields(part)}
         return [
             (key, _shown(values[name]), told.get(name, told.get(key, "")))
@@ -78,7 +78,7 @@ def setting_rows() -> dict[str, list[tuple[str, str, str]]]:
     return sections | {f"coreset.method.{name}": of(kind) for name, kind in SELECTORS.items()}
 
 
-def meanings(docstring: str) -> dict[str, str]:
+def field_descriptions(docstring: str) -> dict[str, str]:
     """Name -> what a docstring says of it: in lines `name  text` or `name: text`, further lines indented."""
     found: dict[str, str] = {}
     names: list[str] = []

@@ -12,7 +12,7 @@ from coretune.types import Array, Pool, Rows
 
 N, K = 80, 5
 
-NOBODY = np.zeros(0, np.int64)
+NO_ROWS = np.zeros(0, np.int64)
 
 
 def unit(x: Array) -> Array:

@@ -223,13 +223,13 @@ def test_the_page_of_settings_says_what_each_setting_means(site: ModuleType) -> 
 def test_meanings_are_read_from_aligned_lines_and_from_google_style(site: ModuleType) -> None:
     aligned = "Head.\n\n    k        neighbours\n             of a row\n    a, b     two\n\n    Tail: text"
     google = "Head.\n\n    Attributes:\n        k: Neighbours\n            of a row.\n        b: Two."
-    assert site.meanings(aligned) | {"Tail": ""} == {
+    assert site.field_descriptions(aligned) | {"Tail": ""} == {
         "k": "neighbours of a row",
         "a": "two",
         "b": "two",
         "Tail": "",
     }
-    assert site.meanings(google) == {"k": "Neighbours of a row.", "b": "Two."}
+    assert site.field_descriptions(google) == {"k": "Neighbours of a row.", "b": "Two."}
 
 
 def test_the_results_page_has_the_tables_of_the_results_folder(site: ModuleType) -> None:

@@ -69,7 +69,7 @@ def test_signals_of_some_rows_are_given_to_their_exact_duplicates(
     rows = np.array(data.draw(st.permutations(range(len(kinds)))), np.int64)
     rows = rows[: data.draw(st.integers(0, len(kinds)))]
     asked = [kinds[row] for row in rows]
-    everyone, found = ExactDuplicates(first).told(rows, {"place": np.arange(len(rows))})
+    everyone, found = ExactDuplicates(first).for_all(rows, {"place": np.arange(len(rows))})
     assert everyone.tolist() == [row for row, kind in enumerate(kinds) if kind in asked]
     assert found["place"].tolist() == [asked.index(kinds[row]) for row in everyone]
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from coretune import locks
-from coretune.files import PART, disk_full, whole, write_json, write_text, writing
+from coretune.files import PART, atomic_write, disk_full, write_json, write_text, writing
 from coretune.storing.manifest import MANIFEST, StoreError
 from coretune.storing.store import Store
 
@@ -37,13 +37,13 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_file_is_the_old_one_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "made" / "on the way.json"
     write_json(path, [1])
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"[2")
         file.flush()
         assert path.read_text() == "[1]"
         file.write(b"]")
     assert path.read_text() == "[2]"
-    with pytest.raises(ZeroDivisionError), whole(path) as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
         file.write(b"[3]" * (1 // 0))
     assert path.read_text() == "[2]"
     assert os.listdir(path.parent) == [path.name]
@@ -61,7 +61,7 @@ def test_a_full_disk_keeps_the_old_file_leaves_no_part_and_names_path_and_need(
 
 
 def test_a_failed_write_names_its_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/a'"), whole(tmp_path / "a"):
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/a'"), atomic_write(tmp_path / "a"):
         raise OSError(errno.EIO, "Input/output error")
 
 
@@ -138,7 +138,7 @@ def test_a_part_file_planted_beside_the_manifest_is_not_written_through(tmp_path
 
 
 def test_of_two_writers_of_one_file_the_later_wins_and_the_other_gets_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="is being written by another process"), whole(tmp_path / "a"):
+    with pytest.raises(OSError, match="is being written by another process"), atomic_write(tmp_path / "a"):
         write_text(tmp_path / "a", "second")
     assert (tmp_path / "a").read_text() == "second"
     assert os.listdir(tmp_path) == ["a"]

@@ -14,7 +14,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-from coretune.measure.hooks import GRADIENT_SCALE, RULES, Chosen, listening, rule_for
+from coretune.measure.hooks import GRADIENT_SCALE, RULES, Chosen, capturing, rule_for
 
 LAYERS = {
     "linear": lambda a, b: torch.nn.Linear(a, b),
@@ -81,7 +81,7 @@ def test_every_rule_equals_autograd_row_by_row(kind, rows, tokens, width, heads,
     layer.requires_grad_(False)
     found = Collected()
     item = Chosen("layer", layer, rule_for("layer", layer), {name: name for name in names})
-    with listening([item], rows, [found]):
+    with capturing([item], rows, [found]):
         (GRADIENT_SCALE * loss_of_rows(layer(x), weight).sum()).backward()
     for name, expected in zip(names, zip(*each, strict=True), strict=True):
         gradients, form = torch.stack(expected), found[name]
@@ -98,7 +98,7 @@ def test_every_rule_is_in_the_test_above_or_is_one_that_is():
 def test_a_layer_used_twice_in_one_pass_is_refused_by_name():
     layer = torch.nn.Linear(3, 3).requires_grad_(False)
     item = Chosen("shared", layer, rule_for("shared", layer), {"weight": "w"})
-    with listening([item], 2, []), pytest.raises(ValueError, match="'shared' is used twice"):
+    with capturing([item], 2, []), pytest.raises(ValueError, match="'shared' is used twice"):
         layer(layer(torch.randn(2, 4, 3)))
 
 
@@ -106,7 +106,7 @@ def test_a_layer_used_twice_in_one_pass_is_refused_by_name():
 def test_a_layer_that_mixes_rows_is_refused_by_name(shape):
     layer = torch.nn.Linear(3, 3).requires_grad_(False)
     item = Chosen("expert", layer, rule_for("expert", layer), {"weight": "w"})
-    with listening([item], 2, []), pytest.raises(ValueError, match="'expert' sees an input of shape"):
+    with capturing([item], 2, []), pytest.raises(ValueError, match="'expert' sees an input of shape"):
         layer(torch.randn(shape))
 
 
@@ -114,7 +114,7 @@ def test_an_input_that_is_changed_in_place_is_refused_by_name():
     layer = torch.nn.Linear(3, 3).requires_grad_(False)
     item = Chosen("layer", layer, rule_for("layer", layer), {"weight": "w"})
     x = torch.randn(2, 4, 3)
-    with torch.no_grad(), listening([item], 2, []):
+    with torch.no_grad(), capturing([item], 2, []):
         output = layer(x)
         x += 1.0
         with pytest.raises(ValueError, match="'layer' was changed in place"):
@@ -124,6 +124,6 @@ def test_an_input_that_is_changed_in_place_is_refused_by_name():
 def test_hooks_are_gone_afterwards():
     layer = torch.nn.Linear(3, 3).requires_grad_(False)
     item = Chosen("layer", layer, rule_for("layer", layer), {"weight": "w"})
-    with pytest.raises(RuntimeError), listening([item], 2, []):
+    with pytest.raises(RuntimeError), capturing([item], 2, []):
         raise RuntimeError
     assert not layer._forward_hooks

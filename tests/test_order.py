@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coretune.rounds.order import by_length, fill, round_order
 from coretune.rounds.schedule import Clock
 from coretune.rounds.state import State
-from coretune.rounds.transitions import empty_pool, relaid
+from coretune.rounds.transitions import after_steps, empty_pool
 from coretune.types import TRAINED_AT, Coreset
 
 N = 40
@@ -101,7 +101,7 @@ def test_another_batch_inside_a_round_goes_on_where_the_passes_stopped(
         assert len(order.rows) == clock.items
         met += order.of(before * clock.batch, until * clock.batch).tolist()
         last, before = state, until
-        state = relaid(state, clock, until, 0)
+        state = after_steps(state, clock, until, 0)
     assert met == stream(rows, 5 + len(met))[5:]
     assert state.cursor == 5 + len(met)
     assert set(np.flatnonzero(state.pool.feature(TRAINED_AT) == 1)) == set(met)

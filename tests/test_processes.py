@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny_run import corpus
 
 from coretune.recording.run_files import CONFIG, LEDGER, REPORT
-from coretune.training.processes import Processes, deal, merge
+from coretune.training.processes import Processes, merge, shard
 
 pytestmark = pytest.mark.xdist_group("processes")  # all read what one interpreter has run
 Ran = dict[str, list[dict[str, Any]]]
@@ -54,7 +54,7 @@ def test_the_coresets_and_the_rows_of_every_step_are_those_of_one_process(
         assert process["tokens"] == alone["tokens"]
         assert [len(batch) for batch in process["trained"]] == [8 // count] * 8
     assert [sorted(rows) for rows in steps(together)] == [sorted(rows) for rows in alone["trained"]]
-    assert steps(together) == alone["trained"]  # dealt out in turn
+    assert steps(together) == alone["trained"]  # sharded in turn
     assert len({process["weights"] for process in together}) == 1
     assert together[0]["norm"] == pytest.approx(alone["norm"], rel=1e-6)
 
@@ -166,14 +166,14 @@ def test_when_a_process_fails_all_stop_and_name_it(ran: Ran) -> None:
 @given(cost=st.lists(st.integers(1, 1000), max_size=40), hands=st.integers(1, 6))
 def test_rows_are_dealt_out_evenly_and_come_back_to_their_places(cost: list[int], hands: int) -> None:
     costs = np.array(cost, np.int64)
-    dealt = deal(costs, hands)
-    assert sorted(np.concatenate(dealt)) == list(range(len(cost)))
-    assert np.ptp([len(hand) for hand in dealt]) <= 1
-    loads = [costs[hand].sum() for hand in dealt]
+    shards = shard(costs, hands)
+    assert sorted(np.concatenate(shards)) == list(range(len(cost)))
+    assert np.ptp([len(hand) for hand in shards]) <= 1
+    loads = [costs[hand].sum() for hand in shards]
     assert np.ptp(loads) <= max(cost, default=0)
     values = np.stack([costs, costs * 2], axis=1).astype(np.float32)
-    parts = [{"wide": values[hand], "flat": costs[hand]} if len(hand) else {} for hand in dealt]
-    merged = merge(parts, dealt)
+    parts = [{"wide": values[hand], "flat": costs[hand]} if len(hand) else {} for hand in shards]
+    merged = merge(parts, shards)
     if cost:
         assert np.array_equal(merged["wide"], values)
         assert np.array_equal(merged["flat"], costs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from clustered_rows import NOBODY
+from clustered_rows import NO_ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -119,4 +119,4 @@ def test_rows_beside_are_the_usable_neighbours_that_are_no_anchors() -> None:
     usable = np.array([True, True, False, True])
     assert rows_beside(edges, np.array([0]), usable).tolist() == [1]
     assert rows_beside(edges, np.array([0, 1]), usable).tolist() == []
-    assert rows_beside(edges, NOBODY, usable).tolist() == []
+    assert rows_beside(edges, NO_ROWS, usable).tolist() == []

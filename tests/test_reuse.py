@@ -14,7 +14,7 @@ from taught import Pupil
 from coretune.filters import TellsNoise
 from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
-from coretune.policies.reuse import Reuse, due, may_stand
+from coretune.policies.reuse import Reuse, due, may_measure_once
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
@@ -253,7 +253,7 @@ def test_methods_that_read_embeddings_or_nothing_measure_once_where_noise_detect
 def test_a_ranking_by_loss_does_not_stand_on_losses_of_before_training() -> None:
     made = config(Loss(), filters=(Noise(pairs=8),), anchors="candidates", warmup="auto")
     assert made.warmup_share == 0
-    assert not may_stand(made, True)
+    assert not may_measure_once(made, True)
 
 
 @pytest.mark.parametrize("noise", [Noise(pairs=8, min_auc=0), Neighbours(pairs=8, on_above=0)])
@@ -282,7 +282,7 @@ def test_a_measurement_at_checkpoints_does_not_stay_valid() -> None:
     run = Run(config(Pupil(signal="prompt_embedding"), **settings_), Shown(N, drift=0.0)).go(2)
     assert run.state.coreset.figures["noise_on"] == 1
     assert "measured_at_once" not in run.state.coreset.figures
-    assert not may_stand(run.config, True)
+    assert not may_measure_once(run.config, True)
 
 
 def test_candidates_are_measured_again_once_online_signals_show_noisy_rows() -> None:
@@ -297,6 +297,6 @@ def test_candidates_are_measured_again_once_online_signals_show_noisy_rows() -> 
     assert run.state.coreset.figures["found_noisy"] == round((many + 1) / (N - 4 + 2), 4)
     before, after = run.states[-2:]
     rng, choose = np.random.default_rng(0), FacilityLocation().select
-    assert Reuse(run.config, before, True, choose, rng).finds_few
-    assert not Reuse(run.config, after, True, choose, rng).finds_few
-    assert not Reuse(run.config, before, False, choose, rng).finds_few
+    assert Reuse(run.config, before, True, choose, rng).few_found_noisy
+    assert not Reuse(run.config, after, True, choose, rng).few_found_noisy
+    assert not Reuse(run.config, before, False, choose, rng).few_found_noisy

@@ -39,16 +39,16 @@ from coretune.training.teacher import _read
 def full(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Files whose names are put into it meet a full disk."""
     names: set[str] = set()
-    whole = files.whole
+    written = files.atomic_write
 
     def refusing(path: str | os.PathLike[str]) -> Any:
         if Path(path).name in names:
             raise files.disk_full(Path(path), "more than 0 bytes")
-        return whole(path)
+        return written(path)
 
-    monkeypatch.setattr(files, "whole", refusing)
+    monkeypatch.setattr(files, "atomic_write", refusing)
     for module in ("recording.run_record", "recording.audit", "rounds.state"):
-        monkeypatch.setattr(f"coretune.{module}.whole", refusing)
+        monkeypatch.setattr(f"coretune.{module}.atomic_write", refusing)
     return names
 
 

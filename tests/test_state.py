@@ -16,7 +16,7 @@ from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
 from coretune.refresh import advance
 from coretune.rounds.state import load, save
-from coretune.rounds.transitions import lasting
+from coretune.rounds.transitions import without_unread_features
 from coretune.select.grace import Grace
 from coretune.types import NOISE_SCORE, TRAINED_AT
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: di
     """And the run that goes on from it is the run."""
     alone = {**ALONE, **settings}
     whole = Run(pupil(**alone)).go(1)
-    slim = lasting(whole.config, whole.state)
+    slim = without_unread_features(whole.config, whole.state)
     assert {name for name, value in slim.pool.features.items() if value.ndim > 1} == set()
     assert TRAINED_AT in slim.pool.features
     other = Run(pupil(**alone)).go(1)
@@ -92,9 +92,9 @@ def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: di
 
 def test_a_checkpoint_holds_what_rows_that_are_not_measured_again_keep() -> None:
     run = Run(config(refresh_every=1)).go(1)
-    assert lasting(run.config, run.state) is run.state
+    assert without_unread_features(run.config, run.state) is run.state
 
 
 def test_a_checkpoint_holds_what_propagation_reads_again() -> None:
     run = Run(config(refresh_every=1, propagate="average")).go(1)
-    assert lasting(run.config, run.state) is run.state
+    assert without_unread_features(run.config, run.state) is run.state

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clustered_rows import NOBODY, K, N, at, measured, paper, signals, unmeasured
+from clustered_rows import NO_ROWS, K, N, at, measured, paper, signals, unmeasured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
@@ -68,7 +68,7 @@ def test_anchors_keep_fresh_values_and_only_neighbours_move(propagate: str, repa
     after = update(refresh, pool, anchors, at(fresh, anchors), 4)
 
     edges = symmetric_csr(pool.graph)
-    beside = rows_beside(edges, anchors, pool.usable) if propagate != "none" else NOBODY
+    beside = rows_beside(edges, anchors, pool.usable) if propagate != "none" else NO_ROWS
     still = np.setdiff1d(np.arange(N), np.concatenate([anchors, beside]))
     assert len(still) > 20
     assert set(after.features) == {*fresh, "previous_loss"}
@@ -296,7 +296,7 @@ def test_a_pool_of_before_scores_were_kept_goes_on_with_what_is_believed(propaga
 def test_nothing_measured_changes_nothing() -> None:
     refresh = paper(k=K)
     pool = measured(refresh)
-    after = update(refresh, pool, NOBODY, at(signals(2), NOBODY), 1)
+    after = update(refresh, pool, NO_ROWS, at(signals(2), NO_ROWS), 1)
     assert after is pool
 
 

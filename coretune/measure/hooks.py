@@ -136,7 +136,7 @@ Reader = Callable[[str, Form], None]
 
 
 @dataclass(frozen=True)
-class Heard:
+class Captured:
     """Names of the layers that ran, and of those whose gradients the readers got."""
 
     forward: set[str] = field(default_factory=set)
@@ -144,24 +144,24 @@ class Heard:
 
 
 @contextmanager
-def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[Heard]:
+def capturing(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reader]) -> Iterator[Captured]:
     """While inside, a backward pass gives every reader the gradients of the chosen parameters.
 
     To be entered with gradients off and the parameters frozen: the graph begins at the output of the first
     chosen layer, which turns them on, and backward stops there, even where the inputs were made to require
     gradients, as PEFT does for gradient checkpointing.
     """
-    heard = Heard()
+    captured = Captured()
 
     def listen(item: Chosen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def forward_hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             if item.dora and inputs[0].dim() == 2:
                 return output
-            if item.name in heard.forward:
+            if item.name in captured.forward:
                 raise ValueError(
                     f"layer {item.name!r} is used twice in one forward pass; this is not supported"
                 )
-            heard.forward.add(item.name)
+            captured.forward.add(item.name)
             x, feature_dims = inputs[0].detach(), 0 if isinstance(layer, nn.Embedding) else 1
             if x.dim() < 2 + feature_dims or x.shape[0] not in (1, batch_size):
                 raise ValueError(
@@ -183,7 +183,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
                 raise ValueError(
                     f"the input of layer {item.name!r} was changed in place; this is not supported"
                 )
-            heard.backward.add(item.name)
+            captured.backward.add(item.name)
             with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
                 # A norm of each attention head sees (B, T, heads, width): more places that share a parameter.
                 places = x.flatten(1) if isinstance(layer, nn.Embedding) else x.flatten(1, -2)
@@ -196,7 +196,7 @@ def listening(chosen: Sequence[Chosen], batch_size: int, readers: Sequence[Reade
 
     handles = [item.layer.register_forward_hook(listen(item)) for item in chosen]
     try:
-        yield heard
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

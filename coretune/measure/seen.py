@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coretune.files import whole
+from coretune.files import atomic_write
 from coretune.types import Array, Rows
 
 
@@ -41,7 +41,7 @@ def latest(parts: Sequence[Seen]) -> Seen:
 def save(seen: Seen, path: str | os.PathLike[str]) -> None:
     """Write to an .npz file; `load` gives back an equal one."""
     signals = {f"signal/{name}": values for name, values in seen.signals.items()}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, rows=seen.rows, step=seen.step, **signals)  # type: ignore[arg-type]
 
 

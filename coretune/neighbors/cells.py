@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from coretune.listening import Telling
 from coretune.neighbors.near_lists import empty, grouped, offer, offer_back
+from coretune.progress_reports import Reporter
 from coretune.types import Advance, Array, Rows
 
 #: A pool of up to so many rows is always searched exactly (13 s for 50,000 rows of d = 256 on one core).
@@ -85,7 +85,7 @@ def meet(
     asking, positions = grouped(asked.ravel(), cells)
     positions //= asked.shape[1]
     found, cosine = empty(len(rows), width)
-    tell = Telling(progress, len(positions))
+    tell = Reporter(progress, len(positions))
     for cell in range(cells):
         who = positions[asking[cell] : asking[cell + 1]]
         if len(who) == 0:

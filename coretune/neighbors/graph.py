@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from coretune.neighbors import cells
 from coretune.neighbors.cells import Cells, meet
-from coretune.neighbors.near_lists import NOBODY, offer_pairs, products, union, without
+from coretune.neighbors.near_lists import ABSENT, offer_pairs, products, union, without
 from coretune.types import Advance, Array, NeighborGraph, Reserve, Rows
 
 Csr = tuple[Array, Array, Array]  # indptr (n+1,) int64, indices (e,) int32, similarity (e,) float32 > 0
@@ -111,20 +111,20 @@ class _Lists:
     @classmethod
     def none(cls, n: int, k: int) -> _Lists:
         width = k + SPARE
-        reach = np.full(n, NOBODY, np.float32)
+        reach = np.full(n, ABSENT, np.float32)
         home = np.full(n, -1, np.int32)
-        return cls(np.full((n, width), -1, np.int32), np.full((n, width), NOBODY, np.float32), reach, home)
+        return cls(np.full((n, width), -1, np.int32), np.full((n, width), ABSENT, np.float32), reach, home)
 
     @classmethod
     def of(cls, graph: NeighborGraph, reserve: Reserve) -> _Lists:
         found = np.concatenate([graph.neighbors, reserve.neighbors], axis=1)
         cosine = np.concatenate([graph.similarity, reserve.similarity], axis=1)
-        cosine[found < 0] = NOBODY
+        cosine[found < 0] = ABSENT
         return cls(found, cosine, reserve.reach.copy(), reserve.home.copy())
 
     def forget(self, rows: Rows, at_home: bool = False) -> None:
         """Empty lists; they leave their cells too, unless they stay at home."""
-        self.found[rows], self.cosine[rows], self.reach[rows] = -1, NOBODY, NOBODY
+        self.found[rows], self.cosine[rows], self.reach[rows] = -1, ABSENT, ABSENT
         if not at_home:
             self.home[rows] = -1
 

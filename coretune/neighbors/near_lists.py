@@ -14,12 +14,12 @@ from numba import njit
 
 from coretune.types import Array, Rows
 
-NOBODY = np.float32(-np.inf)
+ABSENT = np.float32(-np.inf)
 
 
 def empty(m: int, width: int) -> tuple[Array, Array]:
     """(m, width) found and cosine of lists that hold nothing."""
-    return np.full((m, width), -1, np.int32), np.full((m, width), NOBODY, np.float32)
+    return np.full((m, width), -1, np.int32), np.full((m, width), ABSENT, np.float32)
 
 
 @njit(cache=True, nogil=True)
@@ -108,7 +108,7 @@ def without(found: Array, cosine: Array, gone: Array) -> tuple[Array, Array]:
                 found[v, kept], cosine[v, kept] = w, cosine[v, e]
                 kept += 1
         for e in range(kept, width):
-            found[v, e], cosine[v, e] = -1, NOBODY
+            found[v, e], cosine[v, e] = -1, ABSENT
     return whose, who
 
 

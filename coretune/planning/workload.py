@@ -12,7 +12,7 @@ from coretune.coreset_section import build_coreset, spelled_out
 from coretune.ledger import Cost
 from coretune.planning.plan import Rates, Work, Workload, audits_of, predict
 from coretune.planning.rehearsal import Choosing, Rehearsal
-from coretune.policies.reuse import may_stand
+from coretune.policies.reuse import may_measure_once
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.rounds.schedule import coreset_rows
 from coretune.rounds.transitions import empty_pool
@@ -76,7 +76,9 @@ def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
 def _measures_once(trainer: Any) -> bool:
     """As a pretrained model lets it: noise detection is on before any training."""
     measurement = trainer.measurement
-    return measurement is not None and may_stand(trainer.coreset_config, measurement.online is not None)
+    return measurement is not None and may_measure_once(
+        trainer.coreset_config, measurement.online is not None
+    )
 
 
 def _full_epochs(config: RunConfig, args: Any, epochs_a_step: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from coretune.neighbors.graph import Csr, symmetric_csr
 from coretune.policies import paper
-from coretune.rounds.measurement import NOBODY
+from coretune.rounds.measurement import NO_ROWS
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import Pool, Rows
 
@@ -33,7 +33,7 @@ class Planned:
         return planned(self.refresh, pool, self.round)
 
     def more(self, pool: Pool, turn: int) -> Rows:
-        return NOBODY
+        return NO_ROWS
 
     def as_selected(self, pool: Pool) -> Pool:
         return pool

@@ -17,9 +17,9 @@ import numpy as np
 from numba import njit
 from scipy import sparse
 
-from coretune.listening import told
 from coretune.neighbors import graph
 from coretune.neighbors.graph import Csr
+from coretune.progress_reports import reporter
 from coretune.select.importance import scaled
 from coretune.types import Array, NeighborGraph, Rows
 
@@ -106,4 +106,4 @@ def repaired(made: NeighborGraph, embedding: Array, delta: float, moved: Rows, s
     """Local repair [paper]: of the rows `moved`, those with 1 − cos(z, z when listed) > delta [choice] are
     searched for again, and offered to whom they meet; all other lists stay."""
     away = graph.drifted(made, embedding, delta, moved)
-    return graph.repair(made, embedding, away, seed=seed, progress=told("graph"))
+    return graph.repair(made, embedding, away, seed=seed, progress=reporter("graph"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from coretune.filters import TellsNoise
 from coretune.policies.anchors import Planned, some
-from coretune.rounds.measurement import NOBODY
+from coretune.rounds.measurement import NO_ROWS
 from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.demand import STANDING_LOSS
@@ -58,31 +58,31 @@ class Reuse:
 
     @property
     def compares_anew(self) -> bool:
-        return not self.rests
+        return not self.measures_nothing
 
     @cached_property
-    def rests(self) -> bool:
+    def measures_nothing(self) -> bool:
         """Whether nothing is asked or measured: what was measured stands, or there was no reason to measure
         at the last refresh and the run has not become `staleness_factor` times as old since."""
-        if self.stands:
+        if self.measured_once:
             return True
         asked = self._may_defer and MATCHED in self.state.pool.references
-        return (asked or self.spares) and not due(
+        return (asked or self.skips_candidates) and not due(
             self.config.refresh.staleness_factor, self.state.round, self.state.selected_in
         )
 
     @property
-    def stands(self) -> bool:
+    def measured_once(self) -> bool:
         """Whether the measurement of before any training stands, and training shows what has changed."""
-        return may_stand(self.config, self.online) and AT_ONCE in self.state.coreset.figures
+        return may_measure_once(self.config, self.online) and AT_ONCE in self.state.coreset.figures
 
     @cached_property
-    def spares(self) -> bool:
+    def skips_candidates(self) -> bool:
         """Whether candidates are not measured, as far as is known before this refresh."""
-        return self.finds_few or noise_is_off(self.config, self.state.pool)
+        return self.few_found_noisy or noise_is_off(self.config, self.state.pool)
 
     @cached_property
-    def finds_few(self) -> bool:
+    def few_found_noisy(self) -> bool:
         """Whether training shows signals, and hardly any row was found noisy by measuring candidates."""
         few = self.state.coreset.figures.get(FOUND, 1.0) < FEW
         return self.online and few
@@ -108,16 +108,16 @@ class Reuse:
     def plan(self, pool: Pool) -> Rows:
         if pool.unmeasured:
             return np.arange(pool.n, dtype=np.int64)
-        if self.rests or not self.spares:
-            return NOBODY
+        if self.measures_nothing or not self.skips_candidates:
+            return NO_ROWS
         return np.union1d(some(self.config.refresh, pool, self.rng), self._flagged(pool, self.state.coreset))
 
     def more(self, pool: Pool, turn: int) -> Rows:
         """Those chosen of this pool whose measurement is old; in the first turn some of those flagged too."""
-        if self.state.pool.unmeasured or self.rests or turn == TURNS:
-            return NOBODY
-        if turn == 0 and (self.finds_few or noise_is_off(self.config, pool)):
-            return NOBODY
+        if self.state.pool.unmeasured or self.measures_nothing or turn == TURNS:
+            return NO_ROWS
+        if turn == 0 and (self.few_found_noisy or noise_is_off(self.config, pool)):
+            return NO_ROWS
         chosen = self.choose(self.as_selected(pool))
         rows = self._old(pool, chosen.indices)
         return rows if turn else np.union1d(rows, self._flagged(pool, chosen))
@@ -150,7 +150,7 @@ class Reuse:
         noise = self.config.noise
         flagged = None if noise is None else chosen.filtered_by(noise.name)
         if flagged is None:
-            return NOBODY
+            return NO_ROWS
         old = self._old(pool, np.flatnonzero(flagged & pool.usable))
         most = int(self.config.refresh.anchor_share * pool.usable.sum())
         return np.sort(self.rng.choice(old, min(len(old), most), replace=False))
@@ -166,8 +166,8 @@ def policy_of(
     return Planned(config.refresh, state.round)
 
 
-def may_stand(config: CoresetConfig, online: bool) -> bool:
-    """Whether all is measured once, if noise detection is on before any training (`Reuse.stands`).
+def may_measure_once(config: CoresetConfig, online: bool) -> bool:
+    """Whether all is measured once, if noise detection is on before any training (`Reuse.measured_once`).
 
     [choice] Of a method that reads embeddings, or nothing, of a row: they change little while a pretrained
     model is trained; and of GRACE, for what a region is worth keeps the losses of before (`as_selected`).

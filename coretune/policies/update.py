@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from coretune.filters import TellsNoise
-from coretune.listening import told
 from coretune.neighbors.graph import build
 from coretune.policies import paper
 from coretune.policies.anchors import edges_of
+from coretune.progress_reports import reporter
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.types import EMPTY_PROMPT_LOSS, UNIT, Array, NeighborGraph, Pool, Rows
 
@@ -89,7 +89,7 @@ def _mended(
 ) -> NeighborGraph:
     """The graph after the rows `moved`, and no others, were given new values."""
     if graph is None or refresh.rebuilds:
-        return build(embedding, refresh.k, seed=round, progress=told("graph"))
+        return build(embedding, refresh.k, seed=round, progress=reporter("graph"))
     if refresh.repair == "none":
         return graph
     return paper.repaired(graph, embedding, refresh.delta, moved, seed=round)

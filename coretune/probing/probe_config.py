@@ -13,7 +13,7 @@ from coretune.config import RunConfig
 from coretune.coreset_section import spelled_out
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
-from coretune.files import whole
+from coretune.files import atomic_write
 from coretune.keys import put
 from coretune.planning.plan import Workload
 from coretune.rounds.schedule import coreset_rows
@@ -112,7 +112,7 @@ def _data(trainer: Any, rows: Rows, folder: Path) -> dict[str, Any]:
 
 def _written(corpus: Corpus, rows: Rows, path: Path) -> str:
     tokens, labels = corpus.tokens(rows), corpus.labels(rows)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         for row, ids, wanted in zip(rows, tokens, labels, strict=True):
             source = {} if corpus.source is None else {"source": corpus.source[row]}
             record = {"id": corpus.ids[row], **source, "input_ids": ids.tolist(), "labels": wanted.tolist()}

@@ -40,7 +40,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coretune.files import whole
+from coretune.files import atomic_write
 from coretune.recording.representative import STANDS_WITH, stand_ins
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
@@ -178,7 +178,7 @@ def append(path: str | os.PathLike[str], table: pa.Table) -> None:
     if target.exists():
         schema = pa.unify_schemas([_schema(target), schema])
         earlier = takewhile(lambda part: part["round"][0].as_py() < present[0], _rounds(target))
-    with whole(target) as file, _writer(file, schema) as writer:
+    with atomic_write(target) as file, _writer(file, schema) as writer:
         for part in chain(earlier, [table]):
             writer.write_table(_widened(part, schema), row_group_size=len(part))
 

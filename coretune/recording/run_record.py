@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse.linalg import svds
 
-from coretune.files import whole
+from coretune.files import atomic_write
 from coretune.recording import audit
 from coretune.recording.run_files import MAP_FACTS, POOL, SELECTION
 from coretune.rounds.sampler import PoolRows
@@ -75,7 +75,7 @@ def record(
         or (_mapped(state.pool, embedding) is not None and not _has_map(path))
     ):
         described = describe_pool(state.pool, rows, decode, embedding, seed)
-        with whole(path) as file:
+        with atomic_write(path) as file:
             pq.write_table(described, file, compression="zstd")
     kept = audit.rows_to_keep(state.pool, state.coreset, others, seed)
     table = audit.describe(state.pool, state.coreset, round=state.round, ids=rows.ids, rows=kept)

@@ -91,7 +91,7 @@ class ExactDuplicates:
 
         return shared
 
-    def told(self, rows: Rows, found: Mapping[str, Array]) -> tuple[Rows, dict[str, Array]]:
+    def for_all(self, rows: Rows, found: Mapping[str, Array]) -> tuple[Rows, dict[str, Array]]:
         """What was found of some rows, for them and their equals; of two that are equal the first counts."""
         everyone, order = self.together(rows), np.argsort(self.first[rows], kind="stable")
         at = order[np.searchsorted(self.first[rows], self.first[everyone], sorter=order)]

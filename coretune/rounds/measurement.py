@@ -16,7 +16,7 @@ from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.types import Array, Measure, Pool, Rows
 
 ENOUGH = 8  # rows measured that are not all broken by themselves [choice]
-NOBODY: Rows = np.zeros(0, np.int64)
+NO_ROWS: Rows = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Known:
     online   so many of the first rows are known from training steps; the others were measured
     """
 
-    rows: Rows = field(default_factory=lambda: NOBODY)
+    rows: Rows = field(default_factory=lambda: NO_ROWS)
     signals: Mapping[str, Array] = field(default_factory=dict)
     online: int = 0
 
@@ -104,7 +104,7 @@ class Measurement:
         if pool.unmeasured or not len(rows):
             return Known()
         if self.duplicates is not None:
-            rows, signals = self.duplicates.told(rows, signals)
+            rows, signals = self.duplicates.for_all(rows, signals)
         good = pool.usable[rows]
         shown = {name: value[good] for name, value in signals.items()}
         # What a step does not show stays as it was measured.

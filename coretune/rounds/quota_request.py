@@ -25,7 +25,7 @@ COLUMN = "source"
 #: The pool's feature that says which group a row is of.
 FEATURE = f"group:{COLUMN}"
 #: Of a quota that names no value: one for each that there is.
-NOBODY = (("each", 0.0, 1.0),)
+NO_QUOTA = (("each", 0.0, 1.0),)
 #: A share of 0.3 of 10 rows is 3, whatever floats make of it.
 EXACT = 1e-9
 
@@ -45,7 +45,9 @@ class QuotaRequest:
         """The quota for this pool's groups; ValueError where no row has a value that it names, or any
         value."""
         codes, group = np.unique(pool.feature(FEATURE), return_inverse=True)
-        if codes.tolist() == [_code(None)] and any(value is not None for value, _, _ in self.named or NOBODY):
+        if codes.tolist() == [_code(None)] and any(
+            value is not None for value, _, _ in self.named or NO_QUOTA
+        ):
             raise ValueError(
                 f"quota is by {COLUMN}, and no row has one: give the rows a column {COLUMN}, or say which "
                 "it is "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coretune.files import whole, write_json
+from coretune.files import atomic_write, write_json
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Reserve
 
 ARRAYS, NUMBERS = "coreset_state.npz", "coreset_state.json"
@@ -58,7 +58,7 @@ def save(state: State, folder: str | os.PathLike[str]) -> None:
             arrays |= {
                 f"reserve/{field.name}": getattr(graph.reserve, field.name) for field in fields(Reserve)
             }
-    with whole(Path(folder) / ARRAYS) as file:
+    with atomic_write(Path(folder) / ARRAYS) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     numbers = {name: getattr(state, name) for name in COUNTS}
     numbers |= {"figures": dict(coreset.figures), "filters": list(coreset.filters)}
@@ -110,7 +110,7 @@ def load(folder: str | os.PathLike[str]) -> State:
     return State(pool=pool, coreset=coreset, **numbers)
 
 
-def news(now: State, before: State | None) -> tuple[dict[str, int], Coreset | None]:
+def broadcast_parts(now: State, before: State | None) -> tuple[dict[str, int], Coreset | None]:
     """What another process needs of the state: its counts, and its coreset when it is a new one."""
     chosen = now.coreset
     known = before is not None and before.coreset is chosen
@@ -118,9 +118,9 @@ def news(now: State, before: State | None) -> tuple[dict[str, int], Coreset | No
     return {name: getattr(now, name) for name in COUNTS}, slim
 
 
-def told(news: tuple[dict[str, int], Coreset | None], before: State | None, pool: Pool) -> State:
-    """The state on a process that received `news` and knows of the pool only the costs."""
-    counts, coreset = news
+def from_broadcast(parts: tuple[dict[str, int], Coreset | None], before: State | None, pool: Pool) -> State:
+    """The state on a process that received `broadcast_parts` and knows of the pool only the costs."""
+    counts, coreset = parts
     if coreset is None:
         assert before is not None
         coreset = before.coreset

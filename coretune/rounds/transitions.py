@@ -48,7 +48,7 @@ def empty_pool(cost: Array, equal_to: Rows | None = None, response: Array | None
     )
 
 
-def whole(cost: Array) -> State:
+def whole_pool(cost: Array) -> State:
     """Before there is a coreset: the pool itself, every row once a pass."""
     rows = np.arange(len(cost), dtype=np.int64)
     return warming_up(empty_pool(cost), rows)
@@ -59,7 +59,7 @@ def warming_up(pool: Pool, rows: Rows) -> State:
     return State(0, NO_SELECTION, 0, pool, Coreset(rows, np.ones(len(rows)), np.zeros(len(rows))))
 
 
-def relaid(state: State, clock: Clock, steps: int, seed: int) -> State:
+def after_steps(state: State, clock: Clock, steps: int, seed: int) -> State:
     """The state after `steps` of its round's steps, for the rest of the round to go on in another batch.
 
     The coreset's passes go on where they stopped: no row is skipped and none comes again.
@@ -70,13 +70,13 @@ def relaid(state: State, clock: Clock, steps: int, seed: int) -> State:
     return replace(trained(state, rows), skipped=steps)
 
 
-def unseen(state: State) -> State:
+def without_measurements(state: State) -> State:
     """The state without what is known of the pool and why rows were chosen: as much as training needs."""
     slim = replace(state.coreset, reasons={}, filters=(), filtered=None)
     return replace(state, pool=empty_pool(state.pool.cost), coreset=slim)
 
 
-def lasting(config: CoresetConfig, state: State) -> State:
+def without_unread_features(config: CoresetConfig, state: State) -> State:
     """The state without what no later round reads of the pool: features of more than a number a row, where
     nothing is selected again or every row is measured again first. They may be larger than the memory.
     """

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coretune.listening import Telling
+from coretune.progress_reports import Reporter
 from coretune.select.objective import Objective, Picks
 from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
@@ -27,7 +27,7 @@ class Chosen:
         self.gains: list[float] = []
         self.best = np.zeros(objective.similarity.n, dtype=np.float32)
         self.rest: Similarity | None = None
-        self._tell = Telling(progress, budget.amount)
+        self._tell = Reporter(progress, budget.amount)
 
     @property
     def left(self) -> int:

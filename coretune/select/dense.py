@@ -14,7 +14,7 @@ from typing import TypeVar
 import numba
 import numpy as np
 
-from coretune.listening import Telling, told
+from coretune.progress_reports import Reporter, reporter
 from coretune.types import Array, Rows
 
 #: Pool rows and candidates of one block: 16 MiB of float32, large enough for BLAS to run at speed.
@@ -189,7 +189,7 @@ def _summed(of: Callable[[Given, Rows], Array], parts: Sequence[Given], rows: Ro
     """(m,) float64 Σ over the parts of what `of` finds of each candidate. Reports its progress."""
     total = np.zeros(len(rows))
     steps = len(parts) * -(-len(rows) // TOGETHER)
-    tell = Telling(told("all pairs") if len(rows) >= TOGETHER else None, steps)
+    tell = Reporter(reporter("all pairs") if len(rows) >= TOGETHER else None, steps)
     for first in range(0, len(rows), TOGETHER):
         columns = rows[first : first + TOGETHER]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from coretune.listening import Telling, told
+from coretune.progress_reports import Reporter, reporter
 from coretune.select.objective import Picks
 from coretune.select.quota import Purse
 from coretune.select.similarity import Similarity
@@ -36,7 +36,7 @@ def farthest_first(
     indices: list[int] = []
     gains: list[float] = []
     purse, open_rows, row = Purse(budget), np.flatnonzero(candidates), first
-    tell = Telling(told("choosing"), budget.amount)
+    tell = Reporter(reporter("choosing"), budget.amount)
     while True:
         before = float(best[row])
         similarity.cover(best, no_demand, row)

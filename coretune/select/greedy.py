@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from coretune.listening import told
+from coretune.progress_reports import reporter
 from coretune.select.chosen import Chosen, winner
 from coretune.select.lazy import lazy
 from coretune.select.objective import Objective, Picks
@@ -100,7 +100,7 @@ def _within_budget(run: _Run, objective: Objective, budget: Budget, cost: Array,
 def _one_run(
     run: _Run, objective: Objective, budget: Budget, cost: Array, candidates: Array, by_cost: bool
 ) -> Picks:
-    chosen = Chosen(objective, budget, cost, told("choosing"))
+    chosen = Chosen(objective, budget, cost, reporter("choosing"))
     rows = chosen.fitting(np.flatnonzero(candidates))
     if len(rows):
         run(chosen, rows, by_cost)

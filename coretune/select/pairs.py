@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from coretune.listening import Telling, told
+from coretune.progress_reports import Reporter, reporter
 from coretune.select.dense import DenseSimilarity, slices, spread
 from coretune.types import Array, Rows
 
@@ -82,7 +82,7 @@ def pairs_left(
     rows, similarity = np.empty(room, np.int32), np.empty(room, np.float32)
     counts = np.zeros(source.n + 1, dtype=np.int64)
     filled = 0
-    tell = Telling(told("pairs that are left"), len(columns))
+    tell = Reporter(reporter("pairs that are left"), len(columns))
 
     def of(panel: Rows) -> tuple[Array, Array, Array]:
         return _panel(source, best, demand, panel)

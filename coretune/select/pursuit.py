@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coretune.listening import Telling, told
+from coretune.progress_reports import Reporter, reporter
 from coretune.select.columns import Candidates, Top, combination
 from coretune.select.nnls import Dense, MakeAlgebra, newton_nnls
 from coretune.types import Array, Rows
@@ -109,7 +109,7 @@ def pursue(
     target, scale = checked_target(target, size)
     state = _Iterate.empty(target)
     best, objectives, seen = state, [], set()
-    tell = Telling(told("choosing"), iterations)
+    tell = Reporter(reporter("choosing"), iterations)
     for iteration in range(1, iterations + 1):
         found = top(state.residual, 2 * size, open_rows)
         state = _step(state, found, iteration, size, ridge, tokens, algebra)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.files import open_in_place, whole
+from coretune.files import atomic_write, open_in_place
 from coretune.storing.fingerprint import checksum, differences
 
 MANIFEST = "coretune-store.jsonl"
@@ -103,7 +103,7 @@ class Manifest:
             "signals": self.signals,
         }
         head["checksum"] = checksum(json.dumps(head).encode())
-        with whole(folder / MANIFEST) as file:
+        with atomic_write(folder / MANIFEST) as file:
             file.write(json.dumps(head).encode() + b"\n")
             file.writelines(self.line(block, sums) for block, sums in sorted(self.commits.items()))
 

@@ -273,10 +273,11 @@ class CoresetMixin(BookingTrainer, ABC):
         """
         before = self.coreset_state
         now = self.processes.decide(
-            lambda: self._decide(global_step // self.clock.steps), lambda decided: state.news(decided, before)
+            lambda: self._decide(global_step // self.clock.steps),
+            lambda decided: state.broadcast_parts(decided, before),
         )
         if not self.processes.first:
-            now = state.told(now, before, transitions.empty_pool(self.pool_rows.length))
+            now = state.from_broadcast(now, before, transitions.empty_pool(self.pool_rows.length))
         self.coreset_state = now
         if self.signals.harvest is not None:
             self.signals.harvest.began = bool(now.selections)
@@ -323,7 +324,9 @@ class CoresetMixin(BookingTrainer, ABC):
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
         if self.coreset_state is None:  # a batch to read, before there is a coreset: of the whole pool
-            return round_order(transitions.whole(self.pool_rows.length), self.clock, self.coreset_config.seed)
+            return round_order(
+                transitions.whole_pool(self.pool_rows.length), self.clock, self.coreset_config.seed
+            )
         before = self.coreset_state.round * self.clock.steps
         return self._order.first((self.args.max_steps - before) * self.clock.batch)
 

@@ -47,8 +47,8 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def decide(self, work: Callable[[], Decided], news: Callable[[Decided], Any]) -> Any:
-        """On process 0 what `work` returns; on the others `news` of it. Called on all of them.
+    def decide(self, work: Callable[[], Decided], share: Callable[[Decided], Any]) -> Any:
+        """On process 0 what `work` returns; on the others `share` of it. Called on all of them.
 
         What `work` raises is raised on process 0, and a RuntimeError that names it on the others.
         """
@@ -58,35 +58,35 @@ class Processes:
             return self._answer()
         try:
             decided = work()
-            told = (DECIDED, news(decided))
+            message = (DECIDED, share(decided))
         except ProcessLost:
             raise
         except BaseException as error:
-            self._tell((FAILED, f"{type(error).__name__}: {error}"))
+            self._send((FAILED, f"{type(error).__name__}: {error}"))
             raise
-        self._tell(told)
+        self._send(message)
         return decided
 
     def divided(self, name: str, measure: Measure, cost: Array) -> Measure:
         """`measure` with its rows dealt out to all processes; for process 0, while it decides.
 
-        Called on every process. cost (n,): tokens of each row, to deal out equal work.
+        Called on every process. cost (n,): tokens of each row, for shards of equal work.
         A row's values may differ in the last bits with the number of processes: it meets other rows in its
         batches.
         """
         if self.world == 1:
             return measure
 
-        def share(rows: Rows) -> Mapping[str, Array]:
-            mine = deal(cost[rows], self.world)[self.rank]
+        def measure_shard(rows: Rows) -> Mapping[str, Array]:
+            mine = shard(cost[rows], self.world)[self.rank]
             return measure(rows[mine])  # of none too: where weights are split, the others wait for it
 
-        self._calls[name] = share
+        self._calls[name] = measure_shard
 
         def measured(rows: Rows) -> Mapping[str, Array]:
             if not len(rows):
                 return measure(rows)
-            return merge(self.call(name, rows), deal(cost[rows], self.world))
+            return merge(self.call(name, rows), shard(cost[rows], self.world))
 
         return measured
 
@@ -103,7 +103,7 @@ class Processes:
         """What the work of that name gives on every process, by rank; for process 0, while it decides."""
         if self.world == 1:
             return [self._calls[name](*arguments)]
-        self._tell((CALL, name, arguments))
+        self._send((CALL, name, arguments))
         given = self._work(name, arguments)
         faults = [(rank, fault) for rank, (fault, _) in enumerate(given) if fault is not None]
         if faults:
@@ -134,7 +134,7 @@ class Processes:
 
     def _answer(self) -> Any:
         while True:
-            kind, *content = self._told()
+            kind, *content = self._receive()
             if kind == DECIDED:
                 return content[0]
             if kind == FAILED:
@@ -153,16 +153,16 @@ class Processes:
             dist.gather_object((fault, value), given if self.first else None, dst=0, group=self._group)
         return given
 
-    def _tell(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: tuple[Any, ...]) -> None:
         with self._together():
             dist.broadcast_object_list([message], src=0, group=self._group)
 
-    def _told(self) -> tuple[Any, ...]:
+    def _receive(self) -> tuple[Any, ...]:
         message: list[Any] = [None]
         with self._together():
             dist.broadcast_object_list(message, src=0, group=self._group)
-        told: tuple[Any, ...] = message[0]
-        return told
+        received: tuple[Any, ...] = message[0]
+        return received
 
     @contextmanager
     def exchanging(self) -> Iterator[None]:
@@ -198,19 +198,19 @@ class ProcessLost(RuntimeError, OSError):
     """Another process does not answer any more."""
 
 
-def deal(cost: Array, hands: int) -> list[Rows]:
+def shard(cost: Array, count: int) -> list[Rows]:
     """Positions of `cost` (m,) in shards, rising in each: the most expensive first, forward and backward.
 
     So the shards differ by one position at most, and in cost by no more than the most expensive one.
     """
     order = np.argsort(-np.asarray(cost), kind="stable")
-    turn = np.arange(len(order)) % (2 * hands)
-    hand = np.where(turn < hands, turn, 2 * hands - 1 - turn)
-    return [np.sort(order[hand == number]).astype(np.int64) for number in range(hands)]
+    turn = np.arange(len(order)) % (2 * count)
+    owner = np.where(turn < count, turn, 2 * count - 1 - turn)
+    return [np.sort(order[owner == number]).astype(np.int64) for number in range(count)]
 
 
 def merge(parts: list[Mapping[str, Array]], positions: list[Rows]) -> dict[str, Array]:
-    """Each hand's arrays put back where its positions say."""
+    """Each process's arrays put back where its positions say."""
     count = sum(len(where) for where in positions)
     merged: dict[str, Array] = {}
     for part, where in zip(parts, positions, strict=True):

@@ -26,7 +26,7 @@ def can_weigh(trl: str) -> bool:
 
 def refuse_arguments(args: Any, weighted: bool, stock: Mapping[str, Any]) -> None:
     """ValueError for TrainingArguments, or arguments of a trainer, that a coreset contradicts."""
-    refuse_strangers(args.world_size)
+    refuse_unconnected_processes(args.world_size)
     if args.train_sampling_strategy not in ("random", "group_by_length"):
         raise ValueError(
             f"train_sampling_strategy is {args.train_sampling_strategy!r}, and the coreset has an order "
@@ -61,7 +61,7 @@ def refuse_measuring(stock: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_strangers(world: int) -> None:
+def refuse_unconnected_processes(world: int) -> None:
     """ValueError where torchrun or accelerate has started several processes and each takes itself for the
     only one: all would train on all rows, and write into the same folder."""
     started = int(os.environ.get("WORLD_SIZE", "1"))

@@ -141,7 +141,7 @@ class Resumption:
         if trainer.processes.first:
             remove_checkpoint(folder)
             folder.mkdir(parents=True)
-            state.save(transitions.lasting(trainer.coreset_config, now), folder)
+            state.save(transitions.without_unread_features(trainer.coreset_config, now), folder)
             trainer.ledger.write(folder / LEDGER)
         trainer.processes.wait()
         if trainer.signals.harvest is not None:
@@ -239,7 +239,7 @@ def _with_other_batches(found: State, then: Note, now: Note, step: int, seed: in
             f"{_change(then, now)}, and the round that was begun is packed for {then.clock.batch} packs a "
             "step: keep the product, or go on from a checkpoint at the end of a round"
         )
-    return transitions.relaid(found, then.clock, over, seed)
+    return transitions.after_steps(found, then.clock, over, seed)
 
 
 def _refuse_an_end_before(folder: str, then: int, now: int) -> None:
@@ -263,4 +263,8 @@ def _change(then: Note, now: Note) -> str:
 
 def _without_pool(found: Resumed | None) -> Resumed | None:
     """What the other processes get of it."""
-    return None if found is None else replace(found, state=transitions.unseen(found.state), ledger=Ledger())
+    return (
+        None
+        if found is None
+        else replace(found, state=transitions.without_measurements(found.state), ledger=Ledger())
+    )

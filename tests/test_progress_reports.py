@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from coretune import progress as room
-from coretune.listening import Telling, listening, told
 from coretune.policies.update import update
 from coretune.progress import Lines, loops_shown, progress
+from coretune.progress_reports import Reporter, reporter, reporting_to
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select import dense
 from coretune.select.facility_location import FacilityLocation
@@ -40,27 +40,27 @@ def clock(monkeypatch: pytest.MonkeyPatch, seconds: list[float]) -> Iterator[Non
 
 
 def test_nobody_listens_unless_asked() -> None:
-    assert told("graph") is None
+    assert reporter("graph") is None
     heard: list[tuple[str, int, int]] = []
-    with listening(lambda *said: heard.append(said)):
-        tell = told("graph")
+    with reporting_to(lambda *said: heard.append(said)):
+        tell = reporter("graph")
         assert tell is not None
         tell(3, 10)
     assert heard == [("graph", 3, 10)]
-    assert told("graph") is None
+    assert reporter("graph") is None
 
 
 def test_the_listener_goes_also_when_the_block_fails() -> None:
     with pytest.raises(ValueError, match="broken"), loops_shown():
         raise ValueError("broken")
-    assert told("graph") is None
+    assert reporter("graph") is None
 
 
 def test_plain_lines_have_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with clock(monkeypatch, [0.0, 4.0, 10.0, 11.0, 20.0]), loops_shown():
-        tell = told("graph")
+        tell = reporter("graph")
         assert tell is not None
         for done in (100, 1000, 1100, 4000):  # too early, said, too soon after it, said
             tell(done, 6000)
@@ -83,7 +83,7 @@ def test_another_loop_and_the_same_one_again_begin_anew(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(room, "progress", lambda total, desc, unit, **_: Spy(total, desc, unit))
     with loops_shown():
-        graph, choosing = told("graph"), told("choosing")
+        graph, choosing = reporter("graph"), reporter("choosing")
         assert graph is not None
         assert choosing is not None
         graph(4, 10)
@@ -99,7 +99,7 @@ def test_a_loop_that_was_interrupted_goes_on_at_its_own_speed(
 ) -> None:
     """50 in ten seconds, then 30 in ten: not the 80 in ten that one bar after the other might tell."""
     with clock(monkeypatch, [0.0, 10.0, 20.0, 60.0, 100.0, 110.0]), loops_shown():
-        choosing, passes = told("choosing"), told("all pairs")
+        choosing, passes = reporter("choosing"), reporter("all pairs")
         assert choosing is not None
         assert passes is not None
         choosing(50, 200)
@@ -118,7 +118,7 @@ def test_silence_is_whole(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> No
     monkeypatch.setattr(sys, "stderr", heard)
     with loops_shown(False), progress(10, "measuring", shown=False) as bar:
         bar.update(5)
-        assert told("graph") is None
+        assert reporter("graph") is None
     assert heard.getvalue() == ""
 
 
@@ -126,14 +126,14 @@ def test_on_a_terminal_a_loop_that_is_soon_over_shows_nothing(monkeypatch: pytes
     heard = Terminal()
     monkeypatch.setattr(sys, "stderr", heard)
     with loops_shown():
-        tell = told("graph")
+        tell = reporter("graph")
         assert tell is not None
         tell(1, 2)
         tell(2, 2)
     assert "graph" not in heard.getvalue()
     monkeypatch.setattr(room, "SOON", 0.0)
     with loops_shown():
-        tell = told("graph")
+        tell = reporter("graph")
         assert tell is not None
         tell(1, 2)
     assert "graph:   0%" in heard.getvalue()
@@ -142,7 +142,7 @@ def test_on_a_terminal_a_loop_that_is_soon_over_shows_nothing(monkeypatch: pytes
 def test_a_loop_reports_now_and_then_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     with clock(monkeypatch, [0.0, 0.1, 0.3, 0.4, 0.5]):
-        tell = Telling(lambda done, total: heard.append(done), 10)
+        tell = Reporter(lambda done, total: heard.append(done), 10)
         for more in (2, 3, 1, 4):
             tell(more)
     assert heard == [5, 10]
@@ -152,9 +152,9 @@ def test_graph_and_choosing_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((60, 4)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    monkeypatch.setattr(Reporter, "EVERY", -1.0)
     heard: list[tuple[str, int, int]] = []
-    with listening(lambda *said: heard.append(said)):
+    with reporting_to(lambda *said: heard.append(said)):
         graph = update(
             AnchorRefresh(k=4),
             Pool({}, np.ones(60, np.int64), np.full(60, -1), np.ones(60, bool)),
@@ -174,10 +174,10 @@ def test_passes_over_all_pairs_tell_before_there_is_a_pick(monkeypatch: pytest.M
     rows = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     pool = Pool({"prompt_embedding": rows}, np.ones(60, np.int64), np.zeros(60), np.ones(60, bool))
-    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    monkeypatch.setattr(Reporter, "EVERY", -1.0)
     monkeypatch.setattr(dense, "TOGETHER", 16)
     heard: list[tuple[str, int, int]] = []
-    with listening(lambda *said: heard.append(said)):
+    with reporting_to(lambda *said: heard.append(said)):
         method = FacilityLocation(similarity="dense", embedding="prompt_embedding")
         method.choose(pool, Budget(7, "rows"), greedy=partial(lazy_greedy, memory=600 * PAIR_BYTES))
     assert heard[:4] == [("all pairs", done, 4) for done in (1, 2, 3, 4)]
@@ -192,10 +192,10 @@ def test_farthest_first_and_pursuit_tell_how_far_they_are(monkeypatch: pytest.Mo
     pool = Pool(
         {"prompt_embedding": rows, "trajectory": rows}, np.ones(60, np.int64), np.zeros(60), np.ones(60, bool)
     )
-    monkeypatch.setattr(Telling, "EVERY", -1.0)
+    monkeypatch.setattr(Reporter, "EVERY", -1.0)
     for method, total in ((KCenter(embedding="prompt_embedding"), 7), (Gtp(), 20)):
         heard: list[tuple[str, int, int]] = []
-        with listening(lambda *said, heard=heard: heard.append(said)):
+        with reporting_to(lambda *said, heard=heard: heard.append(said)):
             method.select(pool, Budget(7, "rows"), rng)
         done = [done for what, done, of in heard if (what, of) == ("choosing", total)]
         assert done == list(range(1, len(done) + 1))

@@ -1,11 +1,11 @@
 """Progress reporting of long loops outside the model: graph and greedy at a million rows take minutes.
 
-    with listening(bars):                  # by whom a run's console is
+    with reporting_to(bars):               # by whom a run's console is
         ...
-            graph.build(embedding, k, seed=0, progress=told("graph"))      # deep inside a selection
+            graph.build(embedding, k, seed=0, progress=reporter("graph"))      # deep inside a selection
 
 A loop takes `progress: Advance | None = None` and calls it with (done, total). Whoever calls the loop gets it
-here, as a logger is got: the listener is no part of what is computed, so selectors and refreshes do not pass
+here, as a logger is got: it is no part of what is computed, so selectors and refreshes do not pass
 it on.
 """
 
@@ -25,8 +25,8 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Within the block long loops tell it."""
+def reporting_to(listener: Listener) -> Iterator[None]:
+    """Within the block long loops report to it."""
     token = _listener.set(listener)
     try:
         yield
@@ -34,13 +34,13 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def told(what: str) -> Advance | None:
-    """The `progress` argument of a long loop; None where nobody listens."""
+def reporter(what: str) -> Advance | None:
+    """The `progress` argument of a long loop; None where nobody asked."""
     listener = _listener.get()
     return None if listener is None else partial(listener, what)
 
 
-class Telling:
+class Reporter:
     """What a loop calls after each of its steps, or some of them; `progress` is called now and then."""
 
     EVERY = 0.25  # seconds
