@@ -55,7 +55,7 @@ def progress(
 
 @contextmanager
 def loops_shown(shown: bool = True) -> Iterator[None]:
-    """Within the block the long loops outside the model (`progress_reports.py`) have bars too, one at a time."""
+    """Within the block long loops outside the model (`progress_reports.py`) have bars, one at a time."""
     if not shown:
         yield
         return

@@ -136,30 +136,26 @@ def forward_backward(
     head, rule = model.get_output_embeddings(), LogitRule.of(model)
     with (
         torch.no_grad(),  # until the first layer that counts
-        capturing(choice.layers, batch.size, readers) as captured,
-        capturing(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as captured_tied,
+        capturing(choice.layers, batch.size, readers) as got,
+        capturing(hooked[len(choice.layers) :], batch.size, [tied.__setitem__]) as got_tied,
     ):
 
         def use(hidden: Tensor, output: Any) -> HeadResult:
-            refuse_silent(
-                hooked, captured.forward | captured_tied.forward, "took no part in the forward pass"
-            )
+            refuse_silent(hooked, got.forward | got_tied.forward, "took no part in the forward pass")
             return response_loss(head, hidden.detach(), batch, rule, gradient=True, projection=projection)
 
         hidden, result = forward(model, batch, use)
         if hidden.requires_grad:  # it does not where nothing but the head counts
             torch.autograd.backward(hidden, result.hidden_gradient)
-        refuse_silent(
-            hooked, captured.backward | captured_tied.backward, "got no gradient in the backward pass"
-        )
+        refuse_silent(hooked, got.backward | got_tied.backward, "got no gradient in the backward pass")
     if choice.head is not None:
         tell_head(choice.head, hidden.detach(), batch, tied, readers, rule)
     return hidden.detach(), result
 
 
-def refuse_silent(chosen: Sequence[Chosen], captured: set[str], what: str) -> None:
+def refuse_silent(chosen: Sequence[Chosen], got: set[str], what: str) -> None:
     """ValueError names a layer that counts but was not reached: its gradient would be taken for zero."""
-    silent = [item.name for item in chosen if item.name not in captured]
+    silent = [item.name for item in chosen if item.name not in got]
     if silent:
         raise ValueError(
             f"layer {silent[0]!r} {what}: an inactive or merged adapter has to be activated or removed, and "
