@@ -48,7 +48,7 @@ from coretune import CoresetSFTTrainer, coreset
 from coretune.measure.parameters import choose
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
-from coretune.recording.run_files import TEACHER
+from coretune.recording.run_files import WARMUP_RUN
 from coretune.rounds.sampler import PreparedRows
 from coretune.training.model_cost import has_formulas
 from coretune.types import IGNORED
@@ -164,7 +164,7 @@ def run(name: str, method: str, peft: LoraConfig | None) -> tuple[str, str]:
             begun = made is not None and made.state.global_step > 0
             if "\n" in reason:
                 return FAULT, f"more than a line: {reason[:200]!r}"
-            if begun or list((Path(home) / TEACHER).glob("checkpoint-*")):
+            if begun or list((Path(home) / WARMUP_RUN).glob("checkpoint-*")):
                 return FAULT, f"refused after something was trained: {reason}"
             return REFUSED, reason
         except Exception as error:

@@ -109,12 +109,12 @@ def bench_of(asked: Asked, tuning: str) -> Bench:
     size = 4 if asked.quick else SAMPLE
     middles = [len(order) * sixths // 6 for sixths in (1, 3, 5)]
     rows = np.concatenate([order[middle - size // 2 : middle + size // 2] for middle in middles])
-    taught = np.random.default_rng(0).permutation(np.resize(rows[:: max(1, len(rows) // STEP)], 2 * STEP))
+    shown = np.random.default_rng(0).permutation(np.resize(rows[:: max(1, len(rows) // STEP)], 2 * STEP))
     timer = StepTime()
     trainer = SFTTrainer(
         config.model_name_or_path,
         args,
-        train_dataset=corpus.dataset.select(taught),
+        train_dataset=corpus.dataset.select(shown),
         processing_class=tokenizer,
         peft_config=adapter_config(config),
         callbacks=[timer],

@@ -98,7 +98,7 @@ def _ours(config: Any, kept: Path, timer: Timer) -> None:
     trainer.begin_round = begun
     trainer.train()
     dataset = trainer.pool_rows.dataset
-    dataset.select(rows[: len(timer.seconds) * trainer.clock.batch]).save_to_disk(kept)
+    dataset.select(rows[: len(timer.seconds) * trainer.schedule.batch]).save_to_disk(kept)
 
 
 def _stock(config: Any, kept: Path, timer: Timer) -> None:

@@ -25,8 +25,6 @@ import torch
 from command import parser_of, tell_missed
 from measure_arms import (
     ARMS,
-    HARVEST,
-    HARVEST_LORA,
     LENGTH,
     LESS,
     LESS_BLOCK,
@@ -36,6 +34,8 @@ from measure_arms import (
     LORA_ALL,
     LORA_PAPER,
     LORA_WIDE,
+    ONLINE,
+    ONLINE_LORA,
     SIZES,
     SLOW_ARMS,
     STEP,
@@ -58,7 +58,7 @@ TIME_TARGETS = {
 # Times faster than batch 1 with the same parameters and dimension. A forward pass alone is a third of a step,
 # and on a CPU batch 1 fills the processor: there the dense projection alone can make such a difference.
 LESS_TARGET = 10.0
-HARVEST_TARGET = 1.10  # times the stock step
+ONLINE_TARGET = 1.10  # times the stock step
 MEMORY_TARGET = 1.3  # times a training step's peak
 MEMORY_ARMS = ("loss", "gradient_norm", LORA_ALL)
 
@@ -137,11 +137,11 @@ def report(bench: Bench, seconds: dict[str, float], memory: dict[str, int], cons
             f"{memory[name] / 2**20:.0f}" if name in memory else "",
         )
     console.print(table)
-    for stock, harvested in ((TRL_STEP, HARVEST), (TRL_LORA, HARVEST_LORA)):
-        line = f"{harvested} takes {seconds[harvested] / seconds[stock]:.3f} × the stock step"
-        console.print(f"{line} (target ≤ {HARVEST_TARGET:.2f} ×)")
-        if seconds[harvested] / seconds[stock] > HARVEST_TARGET:
-            missed.append(f"{bench.size}: {line}, target {HARVEST_TARGET:.2f} ×")
+    for stock, online in ((TRL_STEP, ONLINE), (TRL_LORA, ONLINE_LORA)):
+        line = f"{online} takes {seconds[online] / seconds[stock]:.3f} × the stock step"
+        console.print(f"{line} (target ≤ {ONLINE_TARGET:.2f} ×)")
+        if seconds[online] / seconds[stock] > ONLINE_TARGET:
+            missed.append(f"{bench.size}: {line}, target {ONLINE_TARGET:.2f} ×")
     for slow, fast in ((LESS, LORA_ALL), (LESS_WIDE, LORA_WIDE), (LESS_PAPER, LORA_PAPER)):
         line = f"{seconds[slow] / seconds[fast]:.1f} × faster than “{slow}”"
         console.print(f"{fast}: {line} (target ≥ {LESS_TARGET:.0f} ×)")

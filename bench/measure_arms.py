@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from coretune.measure import passes
-from coretune.measure.harvest import HARVESTED, Harvest
 from coretune.measure.moments import Moments
+from coretune.measure.online import ONLINE_SIGNALS, OnlineReader
 from coretune.measure.project import generator, rademacher
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
@@ -54,8 +54,8 @@ LORA_WIDE = "gradient, LoRA, all, to 8,192"
 LORA_PAPER = "gradient, LoRA 128, all, to 8,192"
 LESS, LESS_WIDE = "batch 1, dense projection", "batch 1, dense, to 8,192"
 LESS_PAPER = "batch 1, dense, LoRA 128, to 8,192: LESS"
-TRL_STEP, HARVEST = "TRL step", "TRL step, harvested"
-TRL_LORA, HARVEST_LORA = "TRL step, LoRA", "TRL step, LoRA, harvested"
+TRL_STEP, ONLINE = "TRL step", "TRL step, online"
+TRL_LORA, ONLINE_LORA = "TRL step, LoRA", "TRL step, LoRA, online"
 
 
 class RandomRows:
@@ -164,16 +164,16 @@ class Bench:
 
         return step
 
-    def trl_step(self, model: Any, harvested: bool) -> Callable[[], object]:
-        """SFTTrainer's loss and AdamW, without its bookkeeping; harvested: all that a step shows."""
+    def trl_step(self, model: Any, online: bool) -> Callable[[], object]:
+        """SFTTrainer's loss and AdamW, without its bookkeeping; online: all that a step shows."""
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer, inputs = torch.optim.AdamW(trained, lr=1e-6), self.inputs()
         rows, attention = torch.arange(self.batch), torch.ones_like(inputs["input_ids"])
-        harvest = Harvest(model, HARVESTED, self.settings(2, PROJECTION_DIM)) if harvested else None
+        online = OnlineReader(model, ONLINE_SIGNALS, self.settings(2, PROJECTION_DIM)) if online else None
 
         def step() -> None:
             model.train()
-            watching = harvest.watching(rows, inputs["labels"], attention, 0) if harvest else nullcontext()
+            watching = online.watching(rows, inputs["labels"], attention, 0) if online else nullcontext()
             with watching:
                 with passes.autocasting(torch.device(self.device), self.autocast):
                     log_probs = model(**inputs, fused_lm_head=True).log_probs
@@ -272,9 +272,9 @@ ARMS: dict[str, Callable[[Bench], Callable[[], object]]] = {
     "gradient by Adam, LoRA, all, to 8,192": lambda b: b.by_adam(b.adapted, ["gradient"]),
     "kn and if by Adam, LoRA, all, to 8,192": lambda b: b.by_adam(b.adapted, ["kn_gradient", "if_gradient"]),
     TRL_STEP: lambda b: b.trl_step(b.fused, False),
-    HARVEST: lambda b: b.trl_step(b.fused, True),
+    ONLINE: lambda b: b.trl_step(b.fused, True),
     TRL_LORA: lambda b: b.trl_step(b.fused_adapted, False),
-    HARVEST_LORA: lambda b: b.trl_step(b.fused_adapted, True),
+    ONLINE_LORA: lambda b: b.trl_step(b.fused_adapted, True),
 }
 
 #: Name -> (model, dimension) of the path that takes rows one by one; timed in its two parts.

@@ -32,7 +32,7 @@ from rich.table import Table
 from scratch import ROOT, environment
 from ways import DDP, FSDP, WAYS, ZERO
 
-from coretune.training.checkpoints import NOTE
+from coretune.training.checkpoints import RECORD
 
 LIMIT = 600  # seconds a run may take, DeepSpeed's first with the building of its communication
 TARGET = {"losses": 1e-4, "norms": 1e-3, "weights": 1e-4}
@@ -129,7 +129,7 @@ def launched(home: Path, ways: Sequence[str], console: Console) -> list[str]:
         command += ["--max-steps", "3", "--output-dir", run]
         known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         told = subprocess.run(list(map(str, command)), env=known, capture_output=True, text=True)
-        whole = told.returncode == 0 and (run / "checkpoint-3" / NOTE).is_file()
+        whole = told.returncode == 0 and (run / "checkpoint-3" / RECORD).is_file()
         console.print(f"{name}.yaml with examples/train.py: {'a whole run' if whole else 'failed'}")
         if not whole:
             misses.append(f"{name}.yaml: {told.stderr.strip()[-300:]}")

@@ -130,8 +130,8 @@ def train(
             """The rows of each step."""
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                at = (state.global_step - 1) % trainer.clock.steps * trainer.clock.batch
-                seen.append(trainer._order.of(at, at + trainer.clock.batch))
+                at = (state.global_step - 1) % trainer.schedule.steps * trainer.schedule.batch
+                seen.append(trainer._order.of(at, at + trainer.schedule.batch))
 
         trainer = coretune_run.build_trainer(config, callbacks=[Seen()])
         if run.epochs is not None:
@@ -142,7 +142,7 @@ def train(
         trainer.train()
         costs = trainer.ledger.by_phase()
         charged = {name: cost for name, cost in costs.items() if name not in UNCHARGED}
-        aside = trainer.signals.lesson is not None or trainer.signals.target_lessons is not None
+        aside = trainer.signals.warmup is not None or trainer.signals.target_warmups is not None
         choosing = ("measurement", "graph", "selection", *(["warm-up"] if aside else []))
         ids = [trainer.pool_rows.ids[row] for row in np.concatenate(seen)]
         found = {

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from coretune.data.corpus import Corpus
     from coretune.ledger import Ledger
     from coretune.measure.settings import MeasureSettings
+    from coretune.rounds.coreset_config import CoresetConfig
     from coretune.rounds.refresh_settings import AnchorRefresh
-    from coretune.rounds.schedule import CoresetConfig
     from coretune.select.grace import Grace
     from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
     from coretune.types import Budget, Coreset, Measure, NeighborGraph, Pool, RefreshPolicy, Rows, Selector
@@ -25,7 +25,7 @@ _MODULE_OF = {
     "AnchorRefresh": "coretune.rounds.refresh_settings",
     "Budget": "coretune.types",
     "Coreset": "coretune.types",
-    "CoresetConfig": "coretune.rounds.schedule",
+    "CoresetConfig": "coretune.rounds.coreset_config",
     "CoresetSFTTrainer": "coretune.training.train",
     "CoresetTrainer": "coretune.training.train",
     "Corpus": "coretune.data.corpus",

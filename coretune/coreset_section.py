@@ -1,7 +1,7 @@
 """The `coreset` section: the one place where its settings become objects, in YAML and in Python alike.
 
 method    a name or a preset (`presets.py`), {name: {its settings}}, or a selector of your own
-budget, filters, refresh_every, quota, weighted, record_others
+budget, filters, refresh_every, quota, weighted, record_unchosen
 refresh   whom to measure again, and when
 signals   how signals are measured
 solver    what a selection may take, and where it is made
@@ -25,13 +25,13 @@ from coretune.filters import FILTERS
 from coretune.gone import refuse_gone
 from coretune.keys import as_settings, named, nearest, put, refuse_unknown
 from coretune.measure.settings import MeasureSettings
-from coretune.policies.unread import idle_filters, unread
+from coretune.policies.unused_settings import unused_filters, unused_settings
 from coretune.presets import PRESETS, known_methods
 from coretune.rounds.budget import BudgetRequest, parse_budget
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.quota_request import QuotaRequest, parse_quota
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import CoresetConfig
-from coretune.types import TRAINERS_SEED, AlongGraph, Filter, Selector, Taught
+from coretune.types import TRAINERS_SEED, AlongGraph, Filter, Selector, UsesCheckpoints
 from coretune.yaml_text import ConfigError
 
 log = logging.getLogger("coretune")
@@ -59,7 +59,8 @@ def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> Cores
         method: A name, {name: settings}, or a selector of your own, which brings its settings:
             coreset(Margin(at=2.0), budget=600).
         seed: Of all that the coreset draws; left out: the trainer's, data_seed of its arguments, else seed.
-        settings: budget, filters, refresh_every, refresh, signals, solver, quota, weighted, record_others.
+        settings: budget, filters, refresh_every, refresh, signals, solver, quota, weighted, and
+            record_unchosen.
 
     Raises:
         ConfigError: As the section does.
@@ -80,7 +81,7 @@ def build_coreset(section: Mapping[str, Any], seed: int) -> CoresetConfig:
     selector = section["method"]
     if not isinstance(selector, Selector):
         selector = _build(kind, _values(given, places, name, kind), f"coreset.method.{name}")
-    if isinstance(selector, Taught):
+    if isinstance(selector, UsesCheckpoints):
         given = _overlaid(_by_room(selector.defaults), given)
         _refuse_unknown(given, places, name)
     values = {
@@ -119,16 +120,18 @@ def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, 
 
 def tell_idle(section: Mapping[str, Any], config: CoresetConfig) -> None:
     """One line for all settings that do nothing."""
-    if idle := without_effect(section, config):
-        log.warning("no effect with method %s as it is refreshed: %s", method_of(section)[0], ", ".join(idle))
+    if unused := without_effect(section, config):
+        log.warning(
+            "no effect with method %s as it is refreshed: %s", method_of(section)[0], ", ".join(unused)
+        )
 
 
 def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[str]:
     """Paths of settings with a value of their own that this method and schedule never read."""
     name, kind = method_of(section)
-    idle, places, given = unread(config), places_of(section, kind), _by_room(section)
+    unused, places, given = unused_settings(config), places_of(section, kind), _by_room(section)
     usual, paths = _usual(config.selector, name), []
-    for room, keys in idle.items():
+    for room, keys in unused.items():
         for key in keys & given[room].keys():
             part, field = places[room][key]
             otherwise = usual[room].get(key, _default(part, field))
@@ -137,7 +140,7 @@ def without_effect(section: Mapping[str, Any], config: CoresetConfig) -> list[st
             ):
                 paths.append(f"coreset.{_path(room, name)}{key}")
     if config.filters != filters_of(usual[""].get("filters", [])):
-        paths += [f"coreset.filters.{each}" for each in idle_filters(config)]
+        paths += [f"coreset.filters.{each}" for each in unused_filters(config)]
     return sorted(paths)
 
 
@@ -153,7 +156,7 @@ def _measures_alike(config: CoresetConfig, part: type, field: str, value: Any) -
 def _usual(selector: Any, name: str) -> Given:
     """What is asked for where nothing is given; a selector of one's own asks for nothing."""
     preset = {} if name not in known_methods() else PRESETS.get(name, {})
-    asked = selector.defaults if isinstance(selector, Taught) else {}
+    asked = selector.defaults if isinstance(selector, UsesCheckpoints) else {}
     return _overlaid(_by_room(asked), _by_room(preset))
 
 

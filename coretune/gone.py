@@ -16,15 +16,19 @@ _IMPORTANCES = dict.fromkeys(
 KEYS: Mapping[str, Mapping[str, str]] = {
     "": {
         "mismatched": "write filters: [{noise: {pairs: …}}], or [{neighbours: {pairs: …}}] (docs/filters.md)",
-        "tells_above": "write filters: [{neighbours: {on_above: …}}] (docs/filters.md)",
+        "tells_above": "write filters: [{neighbours: {min_loss_ratio: …}}] (docs/filters.md)",
         "loss_above": "write filters: [neighbours], whose rule is fixed (docs/filters.md)",
         "mismatch_above": "write filters: [neighbours], whose rule is fixed (docs/filters.md)",
         "copies": "write filters: [{duplicates: {alike: folded}}] (docs/filters.md)",
         "rest": "write filters: [{cooldown: {coresets: …}}] (docs/filters.md)",
         "cutoff": "write filters: [noise] (docs/filters.md)",
         "cutoff_by": "write filters: [noise] (docs/filters.md)",
+        "record_others": "write record_unchosen",
     },
-    "method": {"importance_term": "importance counts by its mean; leave it out"},
+    "method": {
+        "importance_term": "importance counts by its mean; leave it out",
+        "teacher": "write checkpoints_from",
+    },
     "signals": {"reference_rows": "no signal compares with the pool's mean gradient; leave it out"},
     "refresh": {
         **dict.fromkeys(
@@ -36,7 +40,10 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "look_again": "write refresh: {staleness_factor: …}",
         "harvest": "write refresh: {online_signals: …}",
     },
-    "filters": {"least_told": "write {noise: {min_auc: …}}"},
+    "filters": {
+        "least_told": "write {noise: {min_auc: …}}",
+        "on_above": "write {neighbours: {min_loss_ratio: …}}",
+    },
 }
 #: Key -> value -> what to write.
 VALUES: Mapping[str, Mapping[str, str]] = {

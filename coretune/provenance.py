@@ -48,7 +48,7 @@ def provenance(config: RunConfig, trainer: CoresetMixin) -> dict[str, Any]:
         "inputs": inputs_of(config, trainer),
         "rows": len(pool.ids),
         "max_steps": trainer.args.max_steps,
-        "round_steps": trainer.clock.steps,
+        "round_steps": trainer.schedule.steps,
     }
 
 

@@ -27,33 +27,36 @@ from coretune.policies.deferral import draw, warmup_rows
 from coretune.policies.narrowing import narrowed
 from coretune.policies.reuse import policy_of, with_found
 from coretune.policies.update import update
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import NO_ROWS, Known, Measurement
 from coretune.rounds.order import round_order
-from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.rounds.transitions import NO_SELECTION, trained, warming_up
 from coretune.types import Coreset, Pool, RefreshPolicy
 
 
 def start(
-    config: CoresetConfig, pool: Pool, clock: Clock, measurement: Measurement | None, ledger: Ledger
+    config: CoresetConfig, pool: Pool, schedule: Schedule, measurement: Measurement | None, ledger: Ledger
 ) -> State:
     """Round 0: the warm-up's random rows, or the first selection where there is none."""
     config.budget.resolve(pool)  # a budget that cannot be filled is an error now, not after the warm-up
-    if clock.warmup_rounds:
-        return warming_up(pool, warmup_rows(config, pool, measurement, clock.rows * clock.warmup_rounds))
+    if schedule.warmup_rounds:
+        return warming_up(
+            pool, warmup_rows(config, pool, measurement, schedule.rows * schedule.warmup_rounds)
+        )
     return refresh(config, warming_up(pool, NO_ROWS), measurement, ledger)
 
 
 def advance(
-    config: CoresetConfig, state: State, clock: Clock, measurement: Measurement | None, ledger: Ledger
+    config: CoresetConfig, state: State, schedule: Schedule, measurement: Measurement | None, ledger: Ledger
 ) -> State:
     """The state of the next round: the same coreset, or a new one when a refresh is due."""
-    rows = round_order(state, clock, config.seed).trained
+    rows = round_order(state, schedule, config.seed).trained
     state = replace(trained(state, rows), round=state.round + 1, skipped=0)
-    if state.round < clock.warmup_rounds:
+    if state.round < schedule.warmup_rounds:
         return state
-    again = clock.every and (state.round - clock.warmup_rounds) % clock.every == 0
+    again = schedule.every and (state.round - schedule.warmup_rounds) % schedule.every == 0
     if again or state.selected_in == NO_SELECTION:
         return refresh(config, state, measurement, ledger)
     return state

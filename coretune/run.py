@@ -41,7 +41,7 @@ from coretune.recording.run_files import (
     REPORT,
     SELECTING,
     SIGNALS,
-    TEACHER,
+    WARMUP_RUN,
     checkpoints_of,
 )
 from coretune.recording.run_lock import run_lock
@@ -55,7 +55,6 @@ from coretune.scoring.quality import metrics_of, task_metrics
 from coretune.secrets import without_secrets
 from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.corpora import corpus_of, pool_of
-from coretune.training.idle import idle_arguments
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.row_checks import refuse_strange_rows
 from coretune.training.run_folder import holds_run, refuse_foreign, refuse_nothing_to_go_on_with
@@ -64,6 +63,7 @@ from coretune.training.sections import adapter_config, training_arguments
 from coretune.training.tokenizers import load_tokenizer, longest_row, row_tokenizer
 from coretune.training.train import CoresetSFTTrainer
 from coretune.training.watch import ReportWriter
+from coretune.training.without_effect import arguments_without_effect
 from coretune.yaml_text import write
 
 log = logging.getLogger("coretune")
@@ -89,8 +89,8 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
         (folder / SELECTING).unlink(missing_ok=True)  # of a selection that was cut: this is a training run
         _write_config(config, trainer)
         _write_account(config, trainer)
-    idle = config.evaluate.idle if config.evaluate is not None else ()
-    for line in (*idle_arguments(config.training, trainer.args, config.evaluated), *idle):
+    unused = config.evaluate.without_effect if config.evaluate is not None else ()
+    for line in (*arguments_without_effect(config.training, trainer.args, config.evaluated), *unused):
         log.warning("%s", line)
     scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, lambda: about_run(config)) or counted(
@@ -319,7 +319,7 @@ def _refuse_old_run(config: RunConfig) -> None:
     elif holds_run(config.output_dir):
         raise ConfigError(
             f"{config.output_dir} holds a run already; give another output_dir, remove it (what is in "
-            f"{TEACHER} and {SIGNALS} may stay: the same settings go on with it), or go on with "
+            f"{WARMUP_RUN} and {SIGNALS} may stay: the same settings go on with it), or go on with "
             "resume_from_checkpoint=true"
         )
 
@@ -328,8 +328,8 @@ def _refuse_run_before_selection(output_dir: str) -> None:
     """A selection is not gone on with: one that was cut begins anew, what is finished stays."""
     if holds_run(output_dir, finished=True):
         raise ConfigError(
-            f"{output_dir} holds a run already; give another output_dir, or remove it (what is in {TEACHER} "
-            f"and {SIGNALS} may stay: the same settings go on with it)"
+            f"{output_dir} holds a run already; give another output_dir, or remove it (what is in "
+            f"{WARMUP_RUN} and {SIGNALS} may stay: the same settings go on with it)"
         )
     if holds_run(output_dir):
         log.warning("the selection in %s was cut: it begins from the start", output_dir)

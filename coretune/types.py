@@ -315,18 +315,18 @@ class AlongGraph(Protocol):
 
 
 @runtime_checkable
-class Taught(Protocol):
+class UsesCheckpoints(Protocol):
     """A selector that measures at checkpoints of a warm-up run made first, or of the user's own run.
 
     The training that follows starts from the base model, as if there had been no warm-up run.
 
-    teacher      "warmup": a run on `coreset.refresh.warmup` of the pool; else a folder of checkpoints
-    checkpoints  how many of them are measured at, evenly spaced, the last one included
-    defaults     a `coreset` section of what its settings are where nothing is given
+    checkpoints_from  "warmup": a run on `coreset.refresh.warmup` of the pool; else a folder of checkpoints
+    checkpoints       how many of them are measured at, evenly spaced, the last one included
+    defaults          a `coreset` section of what its settings are where nothing is given
     """
 
     @property
-    def teacher(self) -> str:
+    def checkpoints_from(self) -> str:
         """The warm-up run ("warmup"), or a folder of checkpoints."""
         ...
 

@@ -6,15 +6,16 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from checkpoint_method import ByCheckpoints
 from fake_model import FakeModel
-from taught import Pupil
 
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.order import round_order
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import Clock, CoresetConfig, coreset_rows, make_clock
+from coretune.rounds.schedule import Schedule, coreset_rows, make_schedule
 from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool
 from coretune.select.facility_location import FacilityLocation
@@ -31,8 +32,8 @@ def config(selector: Any = None, **settings: Any) -> CoresetConfig:
     return CoresetConfig(selector or FacilityLocation(), AnchorRefresh(**{"k": 4, **refresh}), **settings)
 
 
-def clock_of(config: CoresetConfig, batch: int = 4) -> Clock:
-    return make_clock(config, N, coreset_rows(config, empty_pool(COST)), batch)
+def schedule_of(config: CoresetConfig, batch: int = 4) -> Schedule:
+    return make_schedule(config, N, coreset_rows(config, empty_pool(COST)), batch)
 
 
 class Run:
@@ -40,9 +41,9 @@ class Run:
 
     def __init__(self, config: CoresetConfig, model: FakeModel | None = None, batch: int = 4) -> None:
         self.config, self.model, self.ledger = config, model or FakeModel(N), Ledger()
-        self.clock = clock_of(config, batch)
+        self.schedule = schedule_of(config, batch)
         self.measurement = self.model.measurement(*config.needs) if config.needs else None
-        self.states = [start(config, empty_pool(COST), self.clock, self.measurement, self.ledger)]
+        self.states = [start(config, empty_pool(COST), self.schedule, self.measurement, self.ledger)]
 
     @property
     def state(self) -> State:
@@ -51,15 +52,17 @@ class Run:
     def go(self, rounds: int, ageing: int = 1) -> Run:
         for _ in range(rounds):
             self.model.age += ageing
-            self.states.append(advance(self.config, self.state, self.clock, self.measurement, self.ledger))
+            self.states.append(advance(self.config, self.state, self.schedule, self.measurement, self.ledger))
         return self
 
     def rows(self, state: State | None = None) -> list[int]:
-        return round_order(state or self.state, self.clock, self.config.seed).rows.tolist()
+        return round_order(state or self.state, self.schedule, self.config.seed).rows.tolist()
 
 
-def pupil(**settings: Any) -> CoresetConfig:
-    selector = Pupil(**{key: settings.pop(key) for key in ("teacher", "signal") if key in settings})
+def by_checkpoints(**settings: Any) -> CoresetConfig:
+    selector = ByCheckpoints(
+        **{key: settings.pop(key) for key in ("checkpoints_from", "signal") if key in settings}
+    )
     return config(selector, **{**ALONE, **settings})
 
 

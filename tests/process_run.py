@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_method import ByCheckpoints
 from peft import LoraConfig
-from taught import Pupil
 from tiny_run import coreset_config, corpus, model_folder, records, trainer, weights, write_jsonl
 from trl import SFTConfig
 
@@ -101,15 +101,15 @@ def resumed(folder: Path, rank: int, world: int) -> dict[str, Any]:
     return watched(a_trainer(mine, world, resume_from_checkpoint=str(mine / "checkpoint-4")))
 
 
-def taught(folder: Path, rank: int, world: int) -> dict[str, Any]:
+def warmed(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """At checkpoints of a warm-up run that all processes train, then at the live model."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(SELECTORS, "pupil", Pupil)
+        patched.setitem(SELECTORS, "by_checkpoints", ByCheckpoints)
         alone = {"anchors": "all", "propagate": "none", "repair": "none"}
-        config = coreset_config("pupil", refresh_every=3, warmup=0.5, **alone)
+        config = coreset_config("by_checkpoints", refresh_every=3, warmup=0.5, **alone)
     return watched(
         trainer(
-            folder / f"taught-{world}",
+            folder / f"warmed-{world}",
             config,
             per_device_train_batch_size=ROWS // world,
             eval_dataset=corpus(12, 1).dataset,
@@ -158,7 +158,7 @@ def sharing(
     return run
 
 
-def taught_in_parts(folder: Path, rank: int, world: int) -> dict[str, Any]:
+def warmed_in_parts(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """Methods with a warm-up run, under FSDP 2."""
     as_devices(SPLIT["FULL"])
     errors = {}
@@ -229,15 +229,15 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int, int], dict[str, Any]], int]] = {
     "four": (plain, 4),
     "resumed by four": (resumed, 4),
     "resumed by one": (resumed, 1),
-    "taught, one": (taught, 1),
-    "taught, two": (taught, 2),
+    "warm-up, one": (warmed, 1),
+    "warm-up, two": (warmed, 2),
     "DDP": (sharing(DDP), 2),
     "DDP, adapter": (sharing(DDP, adapter=True), 2),
     **{f"{kind}": (sharing(way), 2) for kind, way in SPLIT.items()},
     **{f"{kind} resumed": (sharing(way, resume=True), 2) for kind, way in SPLIT.items()},
     **{f"{kind}, adapter": (sharing(way, adapter=True), 2) for kind, way in SPLIT.items()},
     "SHARDED, adapter resumed": (sharing(SPLIT["SHARDED"], adapter=True, resume=True), 2),
-    "taught, split": (taught_in_parts, 2),
+    "warm-up, split": (warmed_in_parts, 2),
     "command": (command, 2),
     "strangers": (strangers, 2),
     "dies": (failing(dies), 2),

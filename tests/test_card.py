@@ -20,7 +20,7 @@ def card(**settings: Any) -> str:
     "settings",
     [
         {"quota": {"source": {"secret-source": {"min": 0.3}, "other-secret": 0.1}}},
-        {"method": {"brief": {"teacher": "/home/secret/teacher"}}},
+        {"method": {"brief": {"checkpoints_from": "/home/secret/teacher"}}},
         {
             "method": {"grace": {"similarity": "dense"}},
             "solver": {"engine": "ray", "ray_address": "ray://secret.host:10001"},

@@ -142,7 +142,7 @@ def test_a_job_is_another_when_what_its_config_names_has_changed_in_place(tmp_pa
         write_jsonl(tmp_path / f"{name}.jsonl", records(8))
     files = {name: str(tmp_path / f"{name}.jsonl") for name in names}
     model = shutil.copytree(model_folder(), tmp_path / "model")
-    teacher = shutil.copytree(model_folder(), tmp_path / "teacher" / "checkpoint-1")
+    warmup = shutil.copytree(model_folder(), tmp_path / "warmup" / "checkpoint-1")
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     given = config(
@@ -156,7 +156,9 @@ def test_a_job_is_another_when_what_its_config_names_has_changed_in_place(tmp_pa
     )
 
     def key() -> str:
-        return compare.job_of(given, f"brief:method.brief.teacher={tmp_path / 'teacher'}", 0, 8, tmp_path).key
+        return compare.job_of(
+            given, f"brief:method.brief.checkpoints_from={tmp_path / 'warmup'}", 0, 8, tmp_path
+        ).key
 
     keys = [key(), key()]
     for change in (
@@ -164,7 +166,7 @@ def test_a_job_is_another_when_what_its_config_names_has_changed_in_place(tmp_pa
         lambda: rewrite(model / "config.json", "silu", "gelu"),
         lambda: rewrite(model / "tokenizer_config.json", "{", "{ "),
         lambda: rewrite(template, "messages", "messages "),
-        lambda: (teacher / "optimizer.pt").write_bytes(b"moments"),
+        lambda: (warmup / "optimizer.pt").write_bytes(b"moments"),
     ):
         change()
         keys.append(key())

@@ -18,7 +18,7 @@ from coretune.filters.cooldown import Cooldown
 from coretune.filters.duplicates import Duplicates
 from coretune.filters.narrow import Narrow
 from coretune.filters.noise import Noise
-from coretune.policies.unread import UNWEIGHTED
+from coretune.policies.unused_settings import UNWEIGHTED
 from coretune.select import SELECTORS
 from coretune.select.importance import IMPORTANCES
 from coretune.testing import check_filter, check_selector, synthetic_pool

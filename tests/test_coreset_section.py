@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from checkpoint_method import ByCheckpoints
 from fake_model import FakeModel
 from fake_run import N, Run, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taught import Pupil
 
 from coretune.coreset_section import build_coreset, coreset, nested, spelled_out, without_effect
 from coretune.filters.cooldown import Cooldown
@@ -25,7 +25,7 @@ from coretune.measure.meter import NEED_BACKWARD
 from coretune.measure.meter import PROJECTED as METER_PROJECTED
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import SIGNALS, _Passes
-from coretune.policies.unread import GRADIENTS, PROJECTED, unread
+from coretune.policies.unused_settings import GRADIENTS, PROJECTED, unused_settings
 from coretune.presets import PRESETS
 from coretune.rounds.refresh_settings import AnchorRefresh
 from coretune.select import SELECTORS
@@ -159,12 +159,12 @@ OLD = {
     "solver": "memory_limit deadline engine ray_address",
     "method.grace": "lambda lambda_ demand importance similarity embedding",
     "method.grace-paper": "lambda demand importance similarity embedding",
-    "method.brief": "alpha objective search grid tolerance evaluations lower greedy neighbors teacher "
-    "checkpoints",
+    "method.brief": "alpha objective search grid tolerance evaluations lower greedy neighbors "
+    "checkpoints_from checkpoints",
     "method.d2": "gamma_forward gamma_reverse difficulty embedding",
     "method.facility_location": "similarity embedding",
     "method.gradmatch": "signal lambda",
-    "method.gtp": "teacher checkpoints ridge iterations copies",
+    "method.gtp": "checkpoints_from checkpoints ridge iterations copies",
     "method.kcenter": "embedding",
     "method.loss": "highest",
 }
@@ -244,6 +244,15 @@ def test_a_section_of_before_settings_were_nested_is_read_as_it_was_meant() -> N
         (
             {"filters": [{"noise": {"least_told": 0}}]},
             "coreset.filters.noise.least_told is gone: write {noise",
+        ),
+        ({"record_others": 3}, "coreset.record_others is gone: write record_unchosen"),
+        (
+            {"method": {"gtp": {"teacher": "runs/a"}}},
+            "coreset.method.gtp.teacher is gone: write checkpoints_from",
+        ),
+        (
+            {"filters": [{"neighbours": {"on_above": 2}}]},
+            "coreset.filters.neighbours.on_above is gone: write {neighbours: {min_loss_ratio",
         ),
         ({"copies": 3}, "coreset.copies is gone: write filters: [{duplicates: {alike"),
         ({"propagate": "fit"}, "coreset.propagate is now coreset.refresh.propagate"),
@@ -329,32 +338,40 @@ def test_what_is_given_beside_a_preset_counts_setting_by_setting() -> None:
 
 
 @pytest.fixture
-def pupil(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+def by_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SELECTORS, "by_checkpoints", ByCheckpoints)
 
 
-@pytest.mark.usefixtures("pupil")
+@pytest.mark.usefixtures("by_checkpoints")
 def test_a_method_with_a_warm_up_run_has_defaults_that_given_settings_replace() -> None:
-    given_ = section_of("pupil", **{"refresh.warmup": 0.5, "refresh.k": 3, "signals.projection_dim": 8})
+    given_ = section_of(
+        "by_checkpoints", **{"refresh.warmup": 0.5, "refresh.k": 3, "signals.projection_dim": 8}
+    )
     made = build_coreset(given_, seed=2)
     assert (made.warmup, made.signals.projection_dim, made.refresh.k) == (0.5, 8, 3)
     assert (made.weighted, made.refresh_every, made.refresh.anchors) == (True, "never", "all")
     spelled = flat(spelled_out(made, given_))
-    assert (spelled["weighted"], spelled["refresh.anchors"], spelled["method.pupil.checkpoints"]) == (
+    assert (
+        spelled["weighted"],
+        spelled["refresh.anchors"],
+        spelled["method.by_checkpoints.checkpoints"],
+    ) == (
         True,
         "all",
         2,
     )
     assert build_coreset(spelled_out(made, given_), seed=2) == made
-    assert coreset("pupil", budget="10%").weighted
-    assert coreset("pupil", budget="10%", seed=4).signals == MeasureSettings(projection_dim=16, seed=4)
+    assert coreset("by_checkpoints", budget="10%").weighted
+    assert coreset("by_checkpoints", budget="10%", seed=4).signals == MeasureSettings(
+        projection_dim=16, seed=4
+    )
 
 
-@pytest.mark.usefixtures("pupil")
+@pytest.mark.usefixtures("by_checkpoints")
 def test_a_default_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pupil, "defaults", {"signals": {"projection_dims": 3}})
+    monkeypatch.setattr(ByCheckpoints, "defaults", {"signals": {"projection_dims": 3}})
     with pytest.raises(ConfigError, match=r"unknown key coreset.signals.projection_dims, did you mean"):
-        build_coreset({"method": "pupil", "budget": 5}, 0)
+        build_coreset({"method": "by_checkpoints", "budget": 5}, 0)
 
 
 @dataclass(frozen=True)
@@ -381,7 +398,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "idle"),
+    ("section", "unused"),
     [
         (
             section_of("random", refresh={"k": 5, "audit_every": 2, "warmup": 0.1}),
@@ -430,7 +447,7 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         ),
         (section_of("rds", refresh={"k": 5, "scores": ["gradient_norm"]}), ["refresh.k", "refresh.scores"]),
         (section_of("gtp", refresh={"warmup": 0.2}), []),
-        (section_of({"gtp": {"teacher": "folder"}}, refresh={"warmup": 0.2}), ["refresh.warmup"]),
+        (section_of({"gtp": {"checkpoints_from": "folder"}}, refresh={"warmup": 0.2}), ["refresh.warmup"]),
         (section_of("grace", solver={"memory_limit": "1GiB"}), ["solver.memory_limit"]),
         (
             section_of({"grace": {"similarity": "dense"}}, solver={"memory_limit": "1GiB", "deadline": "9s"}),
@@ -465,11 +482,11 @@ def test_a_selector_of_ones_own_takes_the_place_of_a_method() -> None:
         (section_of("brief", weighted=False), []),
     ],
 )
-def test_settings_that_a_method_never_reads_are_named(section: dict[str, Any], idle: list[str]) -> None:
+def test_settings_that_a_method_never_reads_are_named(section: dict[str, Any], unused: list[str]) -> None:
     made = build_coreset(section, 0)
-    assert without_effect(section, made) == [f"coreset.{path}" for path in idle]
+    assert without_effect(section, made) == [f"coreset.{path}" for path in unused]
     written = spelled_out(made, section)  # the written config gives every setting
-    assert without_effect(written, build_coreset(written, 0)) == [f"coreset.{path}" for path in idle]
+    assert without_effect(written, build_coreset(written, 0)) == [f"coreset.{path}" for path in unused]
 
 
 def test_signals_that_need_a_gradient_are_those_that_the_meter_asks_one_for() -> None:
@@ -499,9 +516,9 @@ def test_what_is_said_to_be_unread_changes_nothing(given_: dict[str, Any]) -> No
             (state.coreset.indices.tolist(), state.coreset.filters) for state in run.states
         ], run.model.looks
 
-    usual, idle = outcome(), unread(config(**given_))["refresh"]
-    assert idle
-    for key in sorted(idle - set(given_)):
+    usual, unused = outcome(), unused_settings(config(**given_))["refresh"]
+    assert unused
+    for key in sorted(unused - set(given_)):
         part = AnchorRefresh() if key in AnchorRefresh.__dataclass_fields__ else config()
         changed = outcome(**{key: other_value(key, getattr(part, key))})
         assert changed[0] == usual[0], key

@@ -76,7 +76,7 @@ def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
     """The rounds of refreshes are then 1, 3, 5, …, none of them a power of two but the first."""
     model = deaf()
     run = Run(patient(refresh_every=2, warmup=0.1), model)
-    assert (run.clock.every, run.clock.warmup_rounds) == (2, 1)
+    assert (run.schedule.every, run.schedule.warmup_rounds) == (2, 1)
     run.go(1)
     model.mismatched = 4.0
     run.go(2)
@@ -105,8 +105,8 @@ def test_the_warm_up_leaves_out_equal_rows() -> None:
     model.mismatched = 1.0
     run = Run(patient(), model)
     warmed = set(run.rows())
-    assert run.clock.warmup_rounds == 1
-    assert len(warmed) == run.clock.rows
+    assert run.schedule.warmup_rounds == 1
+    assert len(warmed) == run.schedule.rows
     assert max(warmed) < N // 2
     assert not warmed & set(run.go(1).rows())
     assert set(Run(patient(defer_first_measurement=False), Copied(N)).rows()) == warmed
@@ -168,11 +168,11 @@ class Shown(FakeModel):
     shown: list[int]
 
     def measurement(self, *names: str) -> Measurement:
-        def harvested() -> tuple[Rows, dict[str, Array]]:
+        def shown() -> tuple[Rows, dict[str, Array]]:
             rows, self.shown = np.array(self.shown, np.int64), []
             return rows, {name: self.signal(name)[rows] + 7 for name in names}
 
-        return dataclasses.replace(super().measurement(*names), online=harvested)
+        return dataclasses.replace(super().measurement(*names), online=shown)
 
 
 def test_online_signals_are_not_kept_while_the_first_measurement_is_deferred() -> None:

@@ -1,4 +1,4 @@
-"""Rounds: their clock, their rows, when they measure and choose."""
+"""Rounds: their schedule, their rows, when they measure and choose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_model import FakeModel
-from fake_run import COST, N, Run, assert_same, clock_of, config, pupil
+from fake_run import COST, N, Run, assert_same, by_checkpoints, config, schedule_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,14 +20,14 @@ from coretune.policies.update import update
 from coretune.refresh import advance, start
 from coretune.rounds.budget import parse_budget
 from coretune.rounds.order import round_order
-from coretune.rounds.schedule import Clock, coreset_rows, make_clock
+from coretune.rounds.schedule import Schedule, coreset_rows, make_schedule
 from coretune.rounds.state import State
 from coretune.rounds.transitions import empty_pool, row_weights
 from coretune.select.grace import Grace
 from coretune.select.random import Random
 from coretune.types import TRAINED_AT, TRAINED_TIMES, Coreset
 
-# ---------------------------------------------------------------------------------------------- the clock
+# ---------------------------------------------------------------------------------------------- the schedule
 
 
 @given(
@@ -40,28 +40,30 @@ from coretune.types import TRAINED_AT, TRAINED_TIMES, Coreset
 def test_a_round_is_the_interval_or_its_shortest_divisor_that_holds_the_warmup(
     every: int, warmup: float, n: int, batch: int
 ) -> None:
-    clock = make_clock(config(warmup=warmup, refresh_every=every), n, 10, batch)
+    schedule = make_schedule(config(warmup=warmup, refresh_every=every), n, 10, batch)
     needed = math.ceil(warmup * n / batch)
     divisors = [d for d in range(1, every + 1) if every % d == 0]
-    assert clock.steps == (min((d for d in divisors if d >= needed), default=every) if needed else every)
-    assert clock.steps * clock.every == every
-    assert clock.warmup_rounds == math.ceil(needed / clock.steps)
-    assert clock.rows == clock.steps * batch
+    assert schedule.steps == (min((d for d in divisors if d >= needed), default=every) if needed else every)
+    assert schedule.steps * schedule.every == every
+    assert schedule.warmup_rounds == math.ceil(needed / schedule.steps)
+    assert schedule.rows == schedule.steps * batch
 
 
 def test_without_refreshes_a_round_is_the_warmup_or_one_pass_over_the_coreset() -> None:
-    assert make_clock(config(refresh_every="never", warmup=0.05), 400, 77, 4) == Clock(5, 4, 1, 0)
-    assert make_clock(config(refresh_every="never"), 400, 77, 4) == Clock(20, 4, 0, 0)
+    assert make_schedule(config(refresh_every="never", warmup=0.05), 400, 77, 4) == Schedule(5, 4, 1, 0)
+    assert make_schedule(config(refresh_every="never"), 400, 77, 4) == Schedule(20, 4, 0, 0)
 
 
 def test_a_pass_is_as_many_steps_as_the_coreset_has_batches() -> None:
     every_pass = config(refresh_every="pass", warmup=0.05)
-    assert make_clock(every_pass, 400, 77, 4) == make_clock(config(refresh_every=20, warmup=0.05), 400, 77, 4)
-    assert make_clock(every_pass, 400, 77, 4, pack=64, density=5) == Clock(1, 4, 1, 4, 64, 5)
+    assert make_schedule(every_pass, 400, 77, 4) == make_schedule(
+        config(refresh_every=20, warmup=0.05), 400, 77, 4
+    )
+    assert make_schedule(every_pass, 400, 77, 4, pack=64, density=5) == Schedule(1, 4, 1, 4, 64, 5)
 
 
 def test_a_method_that_measures_nothing_has_no_warmup() -> None:
-    assert make_clock(config(Random(), refresh_every=6, warmup=0.5), 400, 40, 4) == Clock(6, 4, 0, 1)
+    assert make_schedule(config(Random(), refresh_every=6, warmup=0.5), 400, 40, 4) == Schedule(6, 4, 0, 1)
 
 
 def test_the_rows_of_a_token_budget_are_estimated_from_the_mean_row() -> None:
@@ -101,13 +103,13 @@ def a_state(rows: int, round: int = 0, selected_in: int = 0) -> State:
 @settings(deadline=None, max_examples=60)
 def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selected_in: int) -> None:
     """Whatever the length of a round, each row comes once in every pass, and rounds waste nothing."""
-    clock, begin = Clock(steps, 3, 0, 1), max(selected_in, 0)
-    rounds = -(-4 * rows // clock.rows)
+    schedule, begin = Schedule(steps, 3, 0, 1), max(selected_in, 0)
+    rounds = -(-4 * rows // schedule.rows)
     stream: list[int] = []
     for number in range(begin, begin + rounds):
         state = dataclasses.replace(a_state(rows, number, selected_in), cursor=len(stream))
-        piece = round_order(state, clock, seed=5).rows
-        assert piece.shape == (clock.rows,)
+        piece = round_order(state, schedule, seed=5).rows
+        assert piece.shape == (schedule.rows,)
         stream += piece.tolist()
     chosen = sorted(a_state(rows).coreset.indices)
     for at in range(0, 4 * rows, rows):
@@ -115,16 +117,16 @@ def test_rounds_run_through_whole_shuffled_passes(rows: int, steps: int, selecte
 
 
 def test_the_order_hangs_on_the_seed_and_the_selection_alone() -> None:
-    clock = Clock(5, 4, 0, 1)
-    order = round_order(a_state(20, 3, 3), clock, 0).rows
-    assert np.array_equal(order, round_order(a_state(20, 3, 3), clock, 0).rows)
-    assert not np.array_equal(order, round_order(a_state(20, 3, 3), clock, 1).rows)
-    assert not np.array_equal(order, round_order(a_state(20, 4, 4), clock, 0).rows)
+    schedule = Schedule(5, 4, 0, 1)
+    order = round_order(a_state(20, 3, 3), schedule, 0).rows
+    assert np.array_equal(order, round_order(a_state(20, 3, 3), schedule, 0).rows)
+    assert not np.array_equal(order, round_order(a_state(20, 3, 3), schedule, 1).rows)
+    assert not np.array_equal(order, round_order(a_state(20, 4, 4), schedule, 0).rows)
 
 
 def test_the_warmup_meets_distinct_random_rows_once_each() -> None:
     run = Run(config(warmup=0.6, refresh_every=2))
-    assert run.clock.warmup_rounds == 3
+    assert run.schedule.warmup_rounds == 3
     met = run.rows() + run.go(1).rows() + run.go(1).rows()
     assert len(set(met)) == 24
     assert met != sorted(met)
@@ -161,7 +163,7 @@ def test_weights_are_zero_outside_the_coreset() -> None:
 
 def test_selections_come_when_they_are_due() -> None:
     run = Run(config(warmup=0.1, refresh_every=2)).go(6)
-    assert (run.clock.steps, run.clock.warmup_rounds, run.clock.every) == (1, 1, 2)
+    assert (run.schedule.steps, run.schedule.warmup_rounds, run.schedule.every) == (1, 1, 2)
     assert [entry.round for entry in run.ledger.rounds] == [1, 3, 5]
     assert [state.selected_in for state in run.states] == [-1, 1, 1, 3, 3, 5, 5]
     assert [state.round for state in run.states] == list(range(7))
@@ -185,14 +187,14 @@ def test_a_method_without_needs_never_measures() -> None:
 def test_a_method_with_needs_and_no_model_is_an_error() -> None:
     wanted = config()
     with pytest.raises(ValueError, match="this method measures the pool, so it needs a model"):
-        start(wanted, empty_pool(COST), clock_of(wanted), None, Ledger())
+        start(wanted, empty_pool(COST), schedule_of(wanted), None, Ledger())
 
 
 @pytest.mark.parametrize("budget", ["41", "2000000 tokens", "4 tokens"])
 def test_a_budget_that_cannot_be_filled_is_an_error_before_anything_else(budget: str) -> None:
     model, wanted = FakeModel(N), config(budget=parse_budget(budget), warmup=0.1)
     with pytest.raises(ValueError, match="budget of"):
-        start(wanted, empty_pool(COST), Clock(1, 4, 1, 1), model.measurement(*wanted.needs), Ledger())
+        start(wanted, empty_pool(COST), Schedule(1, 4, 1, 1), model.measurement(*wanted.needs), Ledger())
     assert not model.looks
 
 
@@ -312,9 +314,9 @@ def test_inexact_lists_are_reported_with_their_recall(monkeypatch: pytest.Monkey
 
 
 def test_a_method_with_a_warm_up_run_has_no_warmup_rounds_and_measures_its_needs_alone() -> None:
-    assert clock_of(pupil(refresh_every="never")).warmup_rounds == 0
-    assert pupil().needs == ("gradient",)
-    run = Run(pupil()).go(2)
+    assert schedule_of(by_checkpoints(refresh_every="never")).warmup_rounds == 0
+    assert by_checkpoints().needs == ("gradient",)
+    run = Run(by_checkpoints()).go(2)
     assert [state.pool.graph for state in run.states] == [None] * 3
     assert [len(rows) for rows in run.model.looks] == [N] * 3
 
@@ -328,14 +330,14 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
         asked.append(old.age)
         return {"trajectory": np.full((1, 2), float(old.age)), "share": np.ones(1)}
 
-    settings = pupil()
+    settings = by_checkpoints()
     first = dataclasses.replace(young.measurement("gradient"), references=dict)
     measurement = dataclasses.replace(old.measurement("gradient"), references=references, first=first)
-    clock, ledger = clock_of(settings), Ledger()
-    state = start(settings, empty_pool(COST), clock, measurement, ledger)
+    schedule, ledger = schedule_of(settings), Ledger()
+    state = start(settings, empty_pool(COST), schedule, measurement, ledger)
     assert (len(young.looks), len(old.looks), asked) == (1, 0, [])
     assert state.pool.references == {}
-    state = advance(settings, state, clock, measurement, ledger)
+    state = advance(settings, state, schedule, measurement, ledger)
     assert (len(young.looks), len(old.looks), asked) == (1, 1, [5])
     assert state.pool.references["trajectory"].tolist() == [[5.0, 5.0]]
     assert np.array_equal(state.pool.feature("gradient"), old.signal("gradient"))
@@ -351,9 +353,9 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
 )
 def test_what_cannot_go_with_a_warm_up_run_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pupil(**settings)
+        by_checkpoints(**settings)
 
 
 def test_checkpoints_of_the_users_need_no_warmup() -> None:
-    assert pupil(teacher="runs/before", warmup=0.0).taught
-    assert not pupil(teacher="runs/before").teaching
+    assert by_checkpoints(checkpoints_from="runs/before", warmup=0.0).uses_checkpoints
+    assert not by_checkpoints(checkpoints_from="runs/before").has_warmup_run

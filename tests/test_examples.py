@@ -14,7 +14,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from coretune.ledger import Ledger
 from coretune.recording.run_files import LEDGER, REPORT
-from coretune.training.checkpoints import NOTE
+from coretune.training.checkpoints import RECORD
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONFIGS = {
@@ -54,7 +54,7 @@ def test_two_processes_of_the_script_on_cpus_make_one_run(tmp_path: Path) -> Non
     known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     told = subprocess.run(list(map(str, command)), env=known, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr[-3000:]
-    note = json.loads((tmp_path / "run" / "checkpoint-3" / NOTE).read_text())
+    note = json.loads((tmp_path / "run" / "checkpoint-3" / RECORD).read_text())
     assert note["batches"] == [8, 1, 2]
     assert {f"rng_state_{rank}.pth" for rank in range(2)} <= set(note["files"])
     ledger = Ledger.from_dict(json.loads((tmp_path / "run" / LEDGER).read_text()))

@@ -21,7 +21,7 @@ from coretune.rounds.transitions import empty_pool
 from coretune.select.copies import copy_groups
 from coretune.select.random import Random
 from coretune.testing import synthetic_pool
-from coretune.training.decision import with_folded
+from coretune.training.first_pool import with_folded
 from coretune.types import (
     EMPTY_PROMPT_LOSS,
     EQUAL_TO,
@@ -406,6 +406,6 @@ def test_neighbours_count_where_another_prompt_raises_the_loss(
     loss = np.ones(POOL.n, np.float32)
     loss[USABLE[-1]] = 3.0
     pool = dataclasses.replace(with_features(loss=loss), references=pairs_of(mismatched, own))
-    told = Neighbours(on_above=1.2)
+    told = Neighbours(min_loss_ratio=1.2)
     assert told.on(pool) == on
     assert (~told.judge(pool, Budget(5)).keep & pool.usable).any() == on

@@ -22,7 +22,7 @@ NUMBERS_ONLY = [
     "coretune.neighbors.graph",
     "coretune.policies.update",
     "coretune.policies.approximation",
-    "coretune.rounds.schedule",
+    "coretune.rounds.coreset_config",
     "coretune.rounds.state",
     "coretune.refresh",
     "coretune.ledger",

@@ -69,8 +69,8 @@ def test_a_round_is_packed_after_it_was_chosen(tmp_path: Path) -> None:
     )
     seen(made)
     made.train()
-    assert made.clock.density > 1
-    orders = [round_order(state, made.clock, 0) for state in states]
+    assert made.schedule.density > 1
+    orders = [round_order(state, made.schedule, 0) for state in states]
     handed_out = [made.pool_rows.ids[row] for order in orders for row in order.rows]
     trained = [name for batch in made.trained for name in batch]
     assert trained == handed_out[: len(trained)]
@@ -145,7 +145,7 @@ def test_a_packed_run_resumes_as_itself(tmp_path: Path) -> None:
     usual = {"packing": True, "max_length": LENGTH, "per_device_train_batch_size": 2, "max_steps": 7}
     whole = joined(tmp_path, config, save_strategy="steps", save_steps=3, **usual)
     whole.train()
-    assert whole.clock.steps in (2, 4)  # so that step 3 is inside a round
+    assert whole.schedule.steps in (2, 4)  # so that step 3 is inside a round
     resumed = joined(tmp_path / "again", config, **usual)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.trained == whole.trained[3:]

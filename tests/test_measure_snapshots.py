@@ -45,7 +45,7 @@ def trained(folder: Path, family: str, **arguments) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module", params=["llama-lora", "qwen2"])
-def teacher(request, tmp_path_factory):
+def snapshots_run(request, tmp_path_factory):
     """A folder of checkpoints of an adapter, and of a whole model with a tied head; the model at its end."""
     folder = tmp_path_factory.mktemp(request.param)
     return folder, trained(folder, request.param), request.param
@@ -55,8 +55,8 @@ def own(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_the_last_snapshot_is_the_model_at_the_end_and_the_first_is_not(teacher):
-    folder, model, family = teacher
+def test_the_last_snapshot_is_the_model_at_the_end_and_the_first_is_not(snapshots_run):
+    folder, model, family = snapshots_run
     first, last = read_snapshots(find_snapshots(folder, 3), model)[:: STEPS // SAVE - 1]
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     assert set(first.weights) == set(last.weights) == set(trainable)
@@ -71,8 +71,8 @@ def test_the_last_snapshot_is_the_model_at_the_end_and_the_first_is_not(teacher)
     assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
-def test_the_models_own_weights_come_back_bit_for_bit_even_after_an_exception(teacher):
-    folder, _, family = teacher
+def test_the_models_own_weights_come_back_bit_for_bit_even_after_an_exception(snapshots_run):
+    folder, _, family = snapshots_run
     model = tiny_model(family, seed=3)
     with torch.no_grad():  # bits that arithmetic would not keep: minus zero, and a NaN
         next(p for p in model.parameters() if p.requires_grad).flatten()[:2] = torch.tensor([-0.0, torch.nan])
@@ -101,16 +101,16 @@ def test_a_live_snapshot_changes_nothing():
 
 
 @pytest.mark.parametrize(("count", "steps"), [(1, [6]), (2, [2, 6]), (3, [2, 4, 6])])
-def test_snapshots_are_evenly_spaced_and_the_last_is_among_them(teacher, count, steps):
-    folder, _, _ = teacher
+def test_snapshots_are_evenly_spaced_and_the_last_is_among_them(snapshots_run, count, steps):
+    folder, _, _ = snapshots_run
     assert [path.name for path in find_snapshots(folder, count)] == [f"checkpoint-{step}" for step in steps]
 
 
-def test_more_snapshots_than_there_are_is_one_line(teacher, tmp_path):
+def test_more_snapshots_than_there_are_is_one_line(snapshots_run, tmp_path):
     with pytest.raises(ValueError, match="nowhere, and there is no such folder"):
         find_snapshots(tmp_path / "nowhere", 1)
     with pytest.raises(ValueError, match="holds 3 checkpoint-N folders, 4 are asked for"):
-        find_snapshots(teacher[0], 4)
+        find_snapshots(snapshots_run[0], 4)
 
 
 def test_checkpoints_sort_by_number_and_unfinished_ones_do_not_count(tmp_path):
@@ -126,8 +126,8 @@ def test_checkpoints_sort_by_number_and_unfinished_ones_do_not_count(tmp_path):
     ]
 
 
-def test_moments_come_along_when_asked_for(teacher):
-    folder, model, _ = teacher
+def test_moments_come_along_when_asked_for(snapshots_run):
+    folder, model, _ = snapshots_run
     path = find_snapshots(folder, 1)[0]
     assert Snapshot.read(path, model).moments is None
     moments = Snapshot.read(path, model, with_moments=True).moments
@@ -138,9 +138,9 @@ def test_moments_come_along_when_asked_for(teacher):
 # ------------------------------------------------------------------------------------------ learning rate
 
 
-def test_the_rate_is_the_mean_of_the_steps_since_the_last_snapshot(teacher):
+def test_the_rate_is_the_mean_of_the_steps_since_the_last_snapshot(snapshots_run):
     """A linear schedule from 1e-2 to 0 over 6 steps: step s takes 1e-2 · (7 − s) / 6."""
-    folder, model, _ = teacher
+    folder, model, _ = snapshots_run
     rates = [1e-2 * (7 - step) / 6 for step in range(1, 7)]
     found = [s.learning_rate for s in read_snapshots(find_snapshots(folder, 2), model)]
     np.testing.assert_allclose(found, [np.mean(rates[:2]), np.mean(rates[2:])])
@@ -187,15 +187,15 @@ def test_a_snapshot_that_counts_for_nothing_is_refused():
 
 
 @pytest.fixture
-def spoilt(teacher, tmp_path):
+def damaged(snapshots_run, tmp_path):
     """A copy of a checkpoint whose weights may be changed."""
-    folder, _, family = teacher
+    folder, _, family = snapshots_run
     copy = shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
     return copy, next(copy.glob("*model.safetensors")), tiny_model(family)
 
 
-def test_a_missing_parameter_is_named(spoilt):
-    folder, file, model = spoilt
+def test_a_missing_parameter_is_named(damaged):
+    folder, file, model = damaged
     weights = load_file(file)
     gone = next(iter(weights))
     save_file({key: value for key, value in weights.items() if key != gone}, file, metadata={"format": "pt"})
@@ -203,8 +203,8 @@ def test_a_missing_parameter_is_named(spoilt):
         Snapshot.read(folder, model)
 
 
-def test_another_shape_is_named_with_both(spoilt):
-    folder, file, model = spoilt
+def test_another_shape_is_named_with_both(damaged):
+    folder, file, model = damaged
     weights = load_file(file)
     key = next(iter(weights))
     shape = tuple(weights[key].shape)
@@ -223,8 +223,8 @@ def test_a_folder_without_weights_or_state_is_named(tmp_path):
         Snapshot.read(folder, tiny_model("llama"))
 
 
-def test_an_adapters_snapshot_does_not_go_into_another_model(teacher):
-    folder, model, _ = teacher
+def test_an_adapters_snapshot_does_not_go_into_another_model(snapshots_run):
+    folder, model, _ = snapshots_run
     snapshot = Snapshot.read(folder / "checkpoint-2", model)
     other = tiny_model("gpt2")
     before = own(other)

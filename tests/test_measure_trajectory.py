@@ -16,7 +16,7 @@ from coretune.measure.project import MatrixProjection
 from coretune.measure.settings import BASES, MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot, swapped
-from coretune.measure.trajectory import passes_of, references, taught_measurer
+from coretune.measure.trajectory import passes_of, references, snapshot_measurer
 
 TOKENS = {"pad_token_id": PAD, "bos_token_id": BOS}
 RATES = (0.5, 0.02, 0.1)
@@ -80,7 +80,7 @@ def test_each_block_is_the_batch_1_loop_at_its_snapshot(family, basis, precondit
     model, rows = tiny_model(family), random_rows(7, seed=1)
     settings = settings_of(basis, preconditioner=preconditioner, parameters="trainable")
     snapshots = snapshots_of(model, 2, moments=True)
-    found = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(7))
+    found = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(7))
     for t, snapshot in enumerate(snapshots):
         own = seeded(settings, behind=1 - t)
         expected = projected(model, gradients_at(model, rows, snapshot, settings), own)
@@ -92,7 +92,7 @@ def test_gradient_pca_is_the_wide_sketch_on_the_directions_that_hold_most_of_it(
     model, rows = tiny_model("llama-lora"), random_rows(20, seed=1)
     settings = settings_of("gradient_pca", dim=6)
     snapshots = snapshots_of(model, 2)
-    found = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(20))
+    found = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(20))
     bases = fit_bases(model, rows, settings, snapshots, **TOKENS)
     for t, (snapshot, basis) in enumerate(zip(snapshots, bases, strict=True)):
         wide = projected(model, gradients_at(model, rows, snapshot, settings), basis.settings)
@@ -111,7 +111,7 @@ def test_parameter_pca_begins_with_the_path_of_the_checkpoints(parameters, last_
         "parameter_pca", parameters=parameters, last_blocks=last_blocks, preconditioner=preconditioner
     )
     snapshots = snapshots_of(model, 3, moments=True)
-    found = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(6))
+    found = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(6))
     for t, snapshot in enumerate(snapshots):
         gradients = gradients_at(model, rows, snapshot, settings)
         names = list(gradients[0])
@@ -140,9 +140,9 @@ def test_a_snapshots_pass_depends_on_no_other_row(basis):
     """Any rows, in any order, one at a time or all: the same numbers, the bases are of the pool."""
     model, rows = tiny_model("llama-lora"), random_rows(12, seed=3)
     settings, snapshots = settings_of(basis, dim=5), snapshots_of(model, 2)
-    measure = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
+    measure = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
     whole = measure(np.arange(12))["trajectory"]
-    again = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
+    again = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
     order = np.random.default_rng(0).permutation(12)
     assert_close(again(order[:5])["trajectory"], whole[order[:5]])
     assert_close(measure(np.array([7]))["trajectory"], whole[[7]])
@@ -154,7 +154,7 @@ def test_the_model_is_as_it_was(family, basis):
     model, rows = tiny_model(family), random_rows(12, seed=3)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
     settings, snapshots = settings_of(basis, dim=5), snapshots_of(model, 2)
-    taught_measurer(model, rows, ["trajectory", "loss"], settings, snapshots, **TOKENS)(np.arange(12))
+    snapshot_measurer(model, rows, ["trajectory", "loss"], settings, snapshots, **TOKENS)(np.arange(12))
     references(model, rows, [random_rows(3, 1)], [1.0], settings, snapshots, **TOKENS)
     for name, p in model.named_parameters():
         assert torch.equal(p.detach().view(torch.int32), before[name][0].view(torch.int32)), name
@@ -173,7 +173,7 @@ def test_inner_products_err_less_with_seeds_of_their_own():
         errors = []
         for seed in range(120):
             settings = settings_of("rademacher", dim=16, seed=seed)
-            measure = taught_measurer(model, rows, ["trajectory"], settings, [snapshot] * count, **TOKENS)
+            measure = snapshot_measurer(model, rows, ["trajectory"], settings, [snapshot] * count, **TOKENS)
             a, b = measure(np.arange(2))["trajectory"]
             errors.append(float(a @ b) / count - exact)
         return float(np.mean(np.square(errors)))
@@ -186,7 +186,7 @@ def test_other_signals_are_those_of_the_last_snapshot_with_its_moments():
     settings = settings_of("rademacher", preconditioner="adam")
     snapshots = snapshots_of(model, 2, moments=True)
     names = ["loss", "gradient", "target_cosine", "trajectory"]
-    found = taught_measurer(model, rows, names, settings, snapshots, target=target, **TOKENS)(np.arange(7))
+    found = snapshot_measurer(model, rows, names, settings, snapshots, target=target, **TOKENS)(np.arange(7))
     assert list(found) == names
     with swapped(model, snapshots[-1]):
         expected = measurer(
@@ -202,7 +202,7 @@ def test_other_signals_are_those_of_the_last_snapshot_with_its_moments():
 def test_a_live_snapshot_is_the_model_as_it_is():
     model, rows = tiny_model("llama"), random_rows(5, seed=1)
     settings = settings_of("rademacher")
-    live = taught_measurer(model, rows, ["trajectory"], settings, [Snapshot("live", {}, 0.25)], **TOKENS)
+    live = snapshot_measurer(model, rows, ["trajectory"], settings, [Snapshot("live", {}, 0.25)], **TOKENS)
     plain = measurer(model, rows, ["gradient"], settings, **TOKENS)(np.arange(5))["gradient"]
     np.testing.assert_array_equal(live(np.arange(5))["trajectory"], np.float32(0.5) * plain)
 
@@ -216,7 +216,7 @@ def test_a_row_that_cannot_be_measured_at_one_snapshot_is_nan_alone(basis):
     snapshots, settings = snapshots_of(model, 2), settings_of(basis, dim=4)
     with torch.no_grad():  # at the first snapshot only
         next(w for n, w in snapshots[0].weights.items() if "embed_tokens" in n)[52] = torch.nan
-    measure = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
+    measure = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)
     found = measure(np.arange(12))["trajectory"]
     assert np.isnan(found[2]).all()
     assert np.isfinite(np.delete(found, 2, axis=0)).all()
@@ -225,7 +225,7 @@ def test_a_row_that_cannot_be_measured_at_one_snapshot_is_nan_alone(basis):
 def test_no_rows_give_an_empty_array_of_the_right_width():
     model, rows = tiny_model("llama-lora"), random_rows(12, seed=8)
     for basis in BASES:
-        measure = taught_measurer(
+        measure = snapshot_measurer(
             model, rows, ["trajectory"], settings_of(basis, dim=4), snapshots_of(model), **TOKENS
         )
         assert measure(np.zeros(0, np.int64))["trajectory"].shape == (0, 8)
@@ -234,7 +234,7 @@ def test_no_rows_give_an_empty_array_of_the_right_width():
 def test_progress_counts_every_row_at_every_pass():
     model, rows, done = tiny_model("llama"), random_rows(11, seed=9), []
     names, snapshots = ["trajectory", "loss"], snapshots_of(model, 3)
-    measure = taught_measurer(
+    measure = snapshot_measurer(
         model, rows, names, settings_of("rademacher"), snapshots, progress=done.append, **TOKENS
     )
     measure(np.arange(11))
@@ -252,7 +252,7 @@ def test_the_references_are_each_targets_mean_in_the_pools_bases(basis):
     picked = [np.array([1, 4, 6]), np.array([0, 9])]
     targets = [RaggedRows([rows.token_rows[i] for i in p], rows.prompt_length[p]) for p in picked]
     found = references(model, rows, targets, [3, 1], settings, snapshots, **TOKENS)
-    pool = taught_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(12))
+    pool = snapshot_measurer(model, rows, ["trajectory"], settings, snapshots, **TOKENS)(np.arange(12))
     expected = np.stack([pool["trajectory"][p].mean(0) for p in picked])
     assert found["trajectory"].dtype == found["share"].dtype == np.float32
     assert_close(found["trajectory"], expected)
@@ -283,7 +283,7 @@ def test_what_checkpoints_cannot_give_is_one_line_before_the_measurement():
     live, snapshots = [Snapshot("live", {}, 0.1)], snapshots_of(model, 2)
 
     def make(names, settings, snapshots):
-        return taught_measurer(model, rows, names, settings, snapshots, **TOKENS)
+        return snapshot_measurer(model, rows, names, settings, snapshots, **TOKENS)
 
     with pytest.raises(ValueError, match="there are no checkpoints to measure at"):
         make(["trajectory"], settings_of("rademacher"), [])

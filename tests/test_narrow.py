@@ -19,8 +19,9 @@ from coretune.filters.noise import Noise, scores
 from coretune.ledger import Ledger
 from coretune.planning.workload import look as planned
 from coretune.presets import ONCE
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Measurement
-from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.rounds.targets import Target
 from coretune.rounds.transitions import empty_pool
@@ -92,7 +93,7 @@ def measured(model: FakeModel, other: FakeModel, config: CoresetConfig) -> tuple
     source, ledger = model.measurement("weighted_embedding"), Ledger()
     source = dataclasses.replace(source, rest=other.measurement("gradient"))
     assert isinstance(source, Measurement)
-    state = refresh.start(config, empty_pool(np.arange(5, 45)), Clock(4, 4, 0, 0), source, ledger)
+    state = refresh.start(config, empty_pool(np.arange(5, 45)), Schedule(4, 4, 0, 0), source, ledger)
     return state, ledger
 
 
@@ -144,17 +145,17 @@ def test_filters_behind_it_are_measured_of_few_rows_too() -> None:
 def test_a_noise_filter_behind_it_scores_what_was_measured_for_it() -> None:
     """At each refresh by the losses of that refresh, though the first stage measures none."""
     filters = (Narrow(times=3, by="spread"), Noise(pairs=8, min_auc=0.0))
-    config, clock, ledger = cascade(filters=filters, refresh_every=4), Clock(4, 4, 0, 1), Ledger()
+    config, schedule, ledger = cascade(filters=filters, refresh_every=4), Schedule(4, 4, 0, 1), Ledger()
     cheap, dear = FakeModel(40), FakeModel(40, seed=1)
     source = dataclasses.replace(
         cheap.measurement("weighted_embedding"),
         rest=dear.measurement("loss", "empty_prompt_loss", "gradient"),
     )
-    state = refresh.start(config, empty_pool(np.arange(5, 45)), clock, source, ledger)
+    state = refresh.start(config, empty_pool(np.arange(5, 45)), schedule, source, ledger)
     for age in (1, 2):
         cheap.age = dear.age = age
         cheap.mismatched += 1
-        state = refresh.advance(config, state, clock, source, ledger)
+        state = refresh.advance(config, state, schedule, source, ledger)
         pool = state.pool
         anew = {name: value for name, value in pool.features.items() if name != NOISE_SCORE}
         anew |= {name: dear.signal(name) for name in ("loss", "empty_prompt_loss")}

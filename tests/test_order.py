@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coretune.rounds.order import by_length, fill, round_order
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.rounds.transitions import after_steps, empty_pool
 from coretune.types import TRAINED_AT, Coreset
@@ -27,7 +27,7 @@ def a_state(rows: int, cursor: int = 0, **counts: int) -> State:
 
 def stream(rows: int, length: int) -> list[int]:
     """What the passes over a coreset of `rows` rows hand out."""
-    return round_order(a_state(rows), Clock(length, 1, 0, 1), 0).rows.tolist()
+    return round_order(a_state(rows), Schedule(length, 1, 0, 1), 0).rows.tolist()
 
 
 @given(rows=st.integers(1, N), packs=st.integers(1, 6), capacity=st.integers(19, 60), data=st.data())
@@ -36,8 +36,8 @@ def test_packs_hold_a_beginning_of_the_passes_and_never_too_much(
     rows: int, packs: int, capacity: int, data: st.DataObject
 ) -> None:
     state = a_state(rows, cursor=data.draw(st.integers(0, 3 * rows)))
-    clock = Clock(packs, 1, 0, 1, pack=capacity)
-    order = round_order(state, clock, 0)
+    schedule = Schedule(packs, 1, 0, 1, pack=capacity)
+    order = round_order(state, schedule, 0)
     assert len(order.ends) == packs
     inside = [order.of(item, item + 1) for item in range(packs)]
     assert all(0 < COST[pack].sum() <= capacity for pack in inside)
@@ -48,7 +48,7 @@ def test_packs_hold_a_beginning_of_the_passes_and_never_too_much(
 
 
 def test_packing_fills_what_it_has() -> None:
-    order = round_order(a_state(N), Clock(10, 4, 0, 1, pack=200), 0)
+    order = round_order(a_state(N), Schedule(10, 4, 0, 1, pack=200), 0)
     assert COST[order.rows].sum() / (40 * 200) > 0.97
 
 
@@ -72,9 +72,9 @@ def test_rows_of_like_length_stand_together_and_none_is_lost(rows: int, batch: i
 
 
 def test_grouping_by_length_spares_padding_and_keeps_the_passes() -> None:
-    clock = Clock(20, 4, 0, 1)
-    plain = round_order(a_state(N), clock, 0).rows.reshape(-1, 4)
-    grouped = round_order(a_state(N), dataclasses.replace(clock, group=4), 0).rows.reshape(-1, 4)
+    schedule = Schedule(20, 4, 0, 1)
+    plain = round_order(a_state(N), schedule, 0).rows.reshape(-1, 4)
+    grouped = round_order(a_state(N), dataclasses.replace(schedule, group=4), 0).rows.reshape(-1, 4)
     assert sorted(grouped.ravel()[:N]) == sorted(plain.ravel()[:N]) == list(range(N))
     assert np.ptp(COST[grouped], axis=1).sum() < 0.6 * np.ptp(COST[plain], axis=1).sum()
 
@@ -94,25 +94,25 @@ def test_another_batch_inside_a_round_goes_on_where_the_passes_stopped(
     over = min(over, steps)
     again = data.draw(st.integers(over, steps))
     state, met = a_state(rows, cursor=5), []
-    clocks = [Clock(steps, batch, 0, 1) for batch in batches]
+    schedules = [Schedule(steps, batch, 0, 1) for batch in batches]
     before = 0
-    for clock, until in zip(clocks, (over, again, steps), strict=True):
-        order = round_order(state, clock, 0)
-        assert len(order.rows) == clock.items
-        met += order.of(before * clock.batch, until * clock.batch).tolist()
+    for schedule, until in zip(schedules, (over, again, steps), strict=True):
+        order = round_order(state, schedule, 0)
+        assert len(order.rows) == schedule.items
+        met += order.of(before * schedule.batch, until * schedule.batch).tolist()
         last, before = state, until
-        state = after_steps(state, clock, until, 0)
+        state = after_steps(state, schedule, until, 0)
     assert met == stream(rows, 5 + len(met))[5:]
     assert state.cursor == 5 + len(met)
     assert set(np.flatnonzero(state.pool.feature(TRAINED_AT) == 1)) == set(met)
-    assert len(round_order(last, clocks[2], 0).trained) == (steps - again) * batches[2]
+    assert len(round_order(last, schedules[2], 0).trained) == (steps - again) * batches[2]
 
 
 @pytest.mark.parametrize("pack", [0, 60])
 def test_the_same_batch_needs_no_laying_anew(pack: int) -> None:
-    clock = Clock(5, 2, 0, 1, pack=pack)
-    order = round_order(a_state(20, cursor=7), clock, 3)
+    schedule = Schedule(5, 2, 0, 1, pack=pack)
+    order = round_order(a_state(20, cursor=7), schedule, 3)
     assert order.skipped == 0
     assert np.array_equal(order.trained, order.rows)
     assert order.of(4, 4).size == 0
-    assert np.array_equal(order.of(0, clock.items), order.rows)
+    assert np.array_equal(order.of(0, schedule.items), order.rows)

@@ -27,7 +27,7 @@ from coretune.planning.rehearsal import Choosing, Rehearsal
 from coretune.planning.workload import about_run, workload
 from coretune.probing import probe
 from coretune.probing.probe_config import Size, size_of, small_config
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.types import Pool
 
 
@@ -78,14 +78,14 @@ def config(data: Path, out: Path, training: dict[str, Any] | None = None, **core
 def test_selections_and_audits_are_those_that_dynamic_makes(
     steps: int, warmup: int, every: int, total: int, audit: int | None
 ) -> None:
-    clock = Clock(steps, 4, warmup, every)
+    schedule = Schedule(steps, 4, warmup, every)
     made = audits = 0
     for round in range(-(-total // steps)):
         after = round - warmup
         if after == 0 or (after > 0 and every and after % every == 0):
             audits += bool(audit and made and made % audit == 0)
             made += 1
-    assert clock.selections(total) == made
+    assert schedule.selections(total) == made
     assert audits_of(made, audit) == audits
 
 
@@ -320,7 +320,7 @@ def test_every_schedule_can_be_planned(data: Path, tmp_path: Path, coreset: dict
 def test_a_probe_of_packs_takes_no_more_rows_a_step_than_it_is_to(data: Path, tmp_path: Path) -> None:
     of = config(data, tmp_path, {"packing": True, "max_length": 128})
     trainer = run.build_trainer(of)
-    density = trainer.clock.density
+    density = trainer.schedule.density
     assert density > 1
     for rows, packs in ((4 * density, 4), (4 * density - 1, 3), (2 * density, 2), (1, 1)):
         small = small_config(trainer, of, tmp_path, Size(48, rows))

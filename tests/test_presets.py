@@ -8,15 +8,22 @@ import pytest
 
 from coretune.coreset_section import build_coreset, coreset, spelled_out
 from coretune.presets import GRACE_PAPER, PRESETS
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.select.grace import Grace
-from coretune.types import Taught
+from coretune.types import UsesCheckpoints
 
 #: Of the run, not of the method; and what another value of the same preset switches off.
 NOT_THE_METHODS = {"selector", "refresh", "budget", "quota", "signals", "seed", "audit_every"}
-NOT_THE_METHODS |= {"record_others", "memory_limit", "deadline", "engine", "ray_address", "train_on_target"}
+NOT_THE_METHODS |= {
+    "record_unchosen",
+    "memory_limit",
+    "deadline",
+    "engine",
+    "ray_address",
+    "train_on_target",
+}
 SWITCHED_OFF = {"staleness_factor": "anchors"}
 
 
@@ -60,5 +67,5 @@ def test_what_is_given_counts_before_a_preset_and_a_run_is_replayed_by_its_own_c
 def test_methods_with_a_warm_up_run_have_a_preset_with_their_defaults() -> None:
     for name, kind in SELECTORS.items():
         made = kind()
-        if isinstance(made, Taught):
+        if isinstance(made, UsesCheckpoints):
             assert PRESETS[name] == {"method": {name: {}}, **made.defaults}

@@ -82,7 +82,7 @@ def test_another_number_of_processes_goes_on_with_the_same_coreset_and_rows(ran:
 
 
 def test_a_warm_up_run_of_two_processes_is_that_of_one(ran: Ran) -> None:
-    (alone,), together = ran["taught, one"], ran["taught, two"]
+    (alone,), together = ran["warm-up, one"], ran["warm-up, two"]
     assert [sorted(process["coresets"]) for process in together] == [["0", "1"]] * 2
     for process in together:
         assert process["coresets"] == alone["coresets"]
@@ -123,7 +123,7 @@ def test_weights_that_fsdp_splits_come_back_from_a_checkpoint(ran: Ran, name: st
 
 
 def test_a_warm_up_run_of_split_weights_is_refused_before_anything_is_trained(ran: Ran) -> None:
-    for process in ran["taught, split"]:
+    for process in ran["warm-up, split"]:
         assert process["written"] == []
         for method in ("brief", "gtp"):
             assert "FSDP and DeepSpeed split it: select without them" in process["errors"][method]

@@ -18,7 +18,7 @@ from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
 from coretune.select.objective import Objective
 from coretune.select.ranking import take_in_order
 from coretune.testing import synthetic_pool
-from coretune.training.decision import first_pool
+from coretune.training.first_pool import first_pool
 from coretune.types import Array, Budget, KeepsQuota, Pool, Quota
 
 SOURCES = np.array(["math", "web", None, "code"], dtype=object)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.state import load
-from coretune.training.checkpoints import NOTE, newest_whole, why_not_whole
+from coretune.training.checkpoints import RECORD, newest_whole, why_not_whole
 from coretune.training.refusals import can_weigh
 
 pytestmark = pytest.mark.xdist_group("resume")  # most go on from one run's checkpoints
@@ -37,7 +37,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Spy]:
     folder = tmp_path_factory.mktemp("whole")
     made = trainer(folder, a_long_config(), save_steps=1, **RESUMABLE)
     made.train()
-    assert made.clock.steps == 3
+    assert made.schedule.steps == 3
     return folder, made
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_is_over_makes_no_step_more(tmp_path: Path, uninterrupted: tu
 
 @pytest.mark.parametrize(
     "name",
-    [NOTE, "trainer_state.json", "coreset_state.npz", "model.safetensors", "optimizer.pt", "rng_state.pth"],
+    [RECORD, "trainer_state.json", "coreset_state.npz", "model.safetensors", "optimizer.pt", "rng_state.pth"],
 )
 def test_a_checkpoint_without_all_of_a_file_is_not_whole(
     tmp_path: Path, uninterrupted: tuple[Path, Spy], name: str

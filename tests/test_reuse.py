@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_method import ByCheckpoints
 from fake_model import FakeModel
 from fake_run import COST, N, Run, config
-from taught import Pupil
 
 from coretune.filters import TellsNoise
 from coretune.filters.neighbours import Neighbours
@@ -191,14 +191,14 @@ class Shown(FakeModel):
     cost = 0.5
 
     def measurement(self, *names: str) -> Measurement:
-        def harvested() -> tuple[Rows, dict[str, Array]]:
+        def shown() -> tuple[Rows, dict[str, Array]]:
             rows = np.arange(N - 4)
             seen = {name: self.signal(name)[rows] for name in names}
             if "loss" in seen:
                 seen["loss"][:5] = self.cost
             return rows, seen
 
-        return dataclasses.replace(super().measurement(*names), online=harvested)
+        return dataclasses.replace(super().measurement(*names), online=shown)
 
 
 def test_what_training_shows_of_a_row_is_known_of_its_equals() -> None:
@@ -256,7 +256,7 @@ def test_a_ranking_by_loss_does_not_stand_on_losses_of_before_training() -> None
     assert not may_measure_once(made, True)
 
 
-@pytest.mark.parametrize("noise", [Noise(pairs=8, min_auc=0), Neighbours(pairs=8, on_above=0)])
+@pytest.mark.parametrize("noise", [Noise(pairs=8, min_auc=0), Neighbours(pairs=8, min_loss_ratio=0)])
 def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_untold(
     noise: TellsNoise,
 ) -> None:
@@ -279,7 +279,7 @@ def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_u
 def test_a_measurement_at_checkpoints_does_not_stay_valid() -> None:
     """Its model has been trained on the pool, and the one that is trained has not."""
     settings_ = {"anchors": "candidates", "filters": (Noise(pairs=8),), "warmup": 0.1}
-    run = Run(config(Pupil(signal="prompt_embedding"), **settings_), Shown(N, drift=0.0)).go(2)
+    run = Run(config(ByCheckpoints(signal="prompt_embedding"), **settings_), Shown(N, drift=0.0)).go(2)
     assert run.state.coreset.figures["noise_on"] == 1
     assert "measured_at_once" not in run.state.coreset.figures
     assert not may_measure_once(run.config, True)

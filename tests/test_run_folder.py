@@ -300,7 +300,7 @@ def test_every_path_of_a_config_may_begin_with_the_home_folder(
             "signals_dir": "~",
             "resume_from_checkpoint": "~/runs/x/checkpoint-4",
             "columns": {"prompt": "~/p"},
-            "coreset": {"method": {"brief": {"teacher": "~/teacher"}}, "budget": 5},
+            "coreset": {"method": {"brief": {"checkpoints_from": "~/teacher"}}, "budget": 5},
             "training": {
                 "deepspeed": "~/zero.json",
                 "accelerator_config": "~/a.json",
@@ -316,7 +316,7 @@ def test_every_path_of_a_config_may_begin_with_the_home_folder(
     assert (read.output_dir, read.corpus_dir, read.signals_dir) == (f"{home}/runs/x", f"{home}/corpora", home)
     assert read.resume_from_checkpoint == f"{home}/runs/x/checkpoint-4"
     assert read.columns == {"prompt": "~/p"}
-    assert read.coreset["method"] == {"brief": {"teacher": f"{home}/teacher"}}
+    assert read.coreset["method"] == {"brief": {"checkpoints_from": f"{home}/teacher"}}
     assert read.training == {
         "deepspeed": f"{home}/zero.json",
         "accelerator_config": f"{home}/a.json",

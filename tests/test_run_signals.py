@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint_method import ByCheckpoints
 from peft import LoraConfig
-from taught import Pupil
 from tiny_run import arguments, coreset_config, corpus, model_folder, trainer
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -19,7 +19,7 @@ from trl import SFTTrainer
 from coretune.select import SELECTORS
 from coretune.training.processes import Processes
 from coretune.training.run_signals import Live, RunSignals
-from coretune.training.teacher import Setup
+from coretune.training.warmup_run import Setup
 
 
 def run_signals(folder: Path, coreset: Any = None, obstacle: str | None = None, split: bool = False) -> Any:
@@ -59,17 +59,17 @@ def test_why_steps_show_nothing_is_said_and_nothing_is_taken_from_them(
 
 
 def test_a_sharded_model_takes_no_warm_up_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+    monkeypatch.setitem(SELECTORS, "by_checkpoints", ByCheckpoints)
     alone = {"anchors": "all", "propagate": "none", "repair": "none", "warmup": 0.5}
     with pytest.raises(ValueError, match="FSDP and DeepSpeed split it"):
-        run_signals(tmp_path, coreset_config("pupil", **alone), split=True)
+        run_signals(tmp_path, coreset_config("by_checkpoints", **alone), split=True)
 
 
 def test_layers_that_only_a_pass_shows_to_be_unreadable_are_refused_before_a_warm_up_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As LoRA on all linear layers puts one on the router of fused experts, which nobody calls."""
-    monkeypatch.setitem(SELECTORS, "pupil", Pupil)
+    monkeypatch.setitem(SELECTORS, "by_checkpoints", ByCheckpoints)
     config = MixtralConfig(
         vocab_size=len(tiny_tokenizer()),
         hidden_size=16,
@@ -83,7 +83,7 @@ def test_layers_that_only_a_pass_shows_to_be_unreadable_are_refused_before_a_war
     with pytest.raises(ValueError, match=r"gate.* took no part .* give LoRA the attention's layers"):
         trainer(
             tmp_path,
-            coreset_config("pupil", refresh_every="never", **alone),
+            coreset_config("by_checkpoints", refresh_every="never", **alone),
             model=MixtralForCausalLM(config),
             peft_config=LoraConfig(r=2, target_modules="all-linear"),
         )

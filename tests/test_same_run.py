@@ -42,9 +42,9 @@ from coretune.data.corpus import Corpus
 from coretune.measure.snapshots import read_weights
 from coretune.rounds.quota_request import parse_quota
 from coretune.training import identity
-from coretune.training.checkpoints import NOTE, _read, _write, newest_whole, why_not_whole
+from coretune.training.checkpoints import RECORD, _read, _write, newest_whole, why_not_whole
+from coretune.training.compared_arguments import COUNTED, MAY_DIFFER, WITHOUT_EFFECT, compared
 from coretune.training.identity import model_parts, tensors_fingerprint
-from coretune.training.learnt import AROUND, COUNTED, UNLEARNT, compared
 from coretune.training.resume import find_checkpoint
 
 pytestmark = pytest.mark.xdist_group("same run")  # most go on from one run's checkpoints
@@ -87,7 +87,7 @@ DAMAGED: dict[str, list[Callable[[Path], None]]] = {
     "coretune_ledger.json": [flip],
     "config.json": [flip],
     "trainer_state.json": [partial(edit, "global_step", 3), partial(edit, "log_history", [])],
-    NOTE: [partial(edit, "step", 3), partial(edit, "files", {})],
+    RECORD: [partial(edit, "step", 3), partial(edit, "files", {})],
 }
 
 
@@ -103,9 +103,9 @@ def test_a_checkpoint_with_a_changed_file_is_passed_over_and_the_file_is_named(
 
 
 def test_every_file_that_a_resume_reads_is_listed_with_its_checksum(run: Path) -> None:
-    listed = json.loads((run / "checkpoint-4" / NOTE).read_text())["files"]
+    listed = json.loads((run / "checkpoint-4" / RECORD).read_text())["files"]
     there = {path.name for path in (run / "checkpoint-4").iterdir()}
-    assert set(listed) == there - {NOTE}
+    assert set(listed) == there - {RECORD}
     assert set(DAMAGED) <= there
 
 
@@ -149,7 +149,7 @@ def of_another_version(change: Callable[[dict[str, Any]], object], path: Path) -
     [
         lambda note: note.pop("around"),
         lambda note: note.pop("weights"),
-        lambda note: note["clock"].update(unheard_of=1),
+        lambda note: note["schedule"].update(unheard_of=1),
         lambda note: note.update(batches=3),
     ],
 )
@@ -157,15 +157,15 @@ def test_a_checkpoint_of_another_version_is_passed_over_with_the_reason(
     tmp_path: Path, run: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
-    of_another_version(change, copy / "checkpoint-4" / NOTE)
+    of_another_version(change, copy / "checkpoint-4" / RECORD)
     found, passed_over = newest_whole(copy)
     assert found == copy / "checkpoint-2"
     assert [reason.partition(": go on")[0] for _, reason in passed_over] == [
-        f"{NOTE} is of another version of coretune"
+        f"{RECORD} is of another version of coretune"
     ]
 
 
-@pytest.mark.parametrize("name", [NOTE, "trainer_state.json", "optimizer.pt"])
+@pytest.mark.parametrize("name", [RECORD, "trainer_state.json", "optimizer.pt"])
 def test_a_checkpoint_that_cannot_be_read_is_passed_over_with_the_file(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -227,10 +227,10 @@ def test_every_argument_is_compared_or_one_of_those_that_do_not_decide(tmp_path:
     strict, around = compared(args, {})
     for name in SFTConfig.__dataclass_fields__:
         places = (f"training.{name}" in strict, f"training.{name}" in around)
-        if name.startswith((*UNLEARNT, *COUNTED)):
+        if name.startswith((*WITHOUT_EFFECT, *COUNTED)):
             assert not places[0], name
         else:
-            assert places == (not name.startswith(AROUND), name.startswith(AROUND)), name
+            assert places == (not name.startswith(MAY_DIFFER), name.startswith(MAY_DIFFER)), name
 
 
 def test_an_optimizer_of_the_users_with_other_settings_is_refused(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_model_with_other_names_in_its_files_goes_on_with_its_own_weights(
     for name, value in weights(whole).items():
         assert torch.equal(weights(resumed)[name], value), name
     assert "weights otherwise than the model" in caplog.text
-    read = read_weights(tmp_path / "whole" / "checkpoint-2", fresh(kind))  # as a teacher's are
+    read = read_weights(tmp_path / "whole" / "checkpoint-2", fresh(kind))  # as those of a warm-up run are
     assert {name: tensors_fingerprint({"": weight}) for name, weight in read.items()} == {
         name: tensors_fingerprint({"": weight.detach()}) for name, weight in at_step_2.items()
     }
@@ -410,7 +410,7 @@ def test_weights_that_do_not_come_back_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_trainer(tmp_path, model=fresh("GPT-NeoX")).train()
-    monkeypatch.setattr("coretune.training.sealing.read_weights", lambda *_: {})
+    monkeypatch.setattr("coretune.training.verified_checkpoints.read_weights", lambda *_: {})
     resumed = a_trainer(tmp_path / "resumed", model=fresh("GPT-NeoX"))
     with pytest.raises(ValueError, match=r"1 of \d+ trained weights are not .* lm_head.weight"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

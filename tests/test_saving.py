@@ -32,7 +32,7 @@ from coretune.recording.run_lock import run_lock
 from coretune.report import write_report
 from coretune.training.processes import Processes, ProcessLost
 from coretune.training.saving import side_product
-from coretune.training.teacher import _read
+from coretune.training.warmup_run import _read
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def _plan(folder: Path) -> object:
 
 READERS = {
     PLAN: _plan,
-    "teacher.json": _read,
+    "warmup.json": _read,
     METRICS: lambda folder: write_report(folder),
     HISTORY: lambda folder: write_report(folder),
     LEDGER: lambda folder: write_report(folder),

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from coretune.coreset_section import build_coreset
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
-from coretune.rounds.schedule import coreset_rows, make_clock
+from coretune.rounds.schedule import coreset_rows, make_schedule
 from coretune.rounds.state import State, load, save
 from coretune.rounds.transitions import empty_pool
 from coretune.select.brief import Brief, bytes_of
 from coretune.select.craig import Craig
 from coretune.testing import check_selector, synthetic_pool
-from coretune.types import Array, Budget, Coreset, Pool, Taught
+from coretune.types import Array, Budget, Coreset, Pool, UsesCheckpoints
 
 FEW = settings(deadline=None, max_examples=40)
 
@@ -284,11 +284,11 @@ def test_a_refresh_measures_anew_and_chooses_again() -> None:
     method = {"brief": {"lower": "graph", "neighbors": 5}}
     config = build_coreset({"method": method, "budget": "20%", "refresh_every": 1}, 0)
     model, pool, ledger = FakeModel(40), empty_pool(np.arange(5, 45)), Ledger()
-    clock = make_clock(config, 40, coreset_rows(config, pool), 4)
+    schedule = make_schedule(config, 40, coreset_rows(config, pool), 4)
     measurement = model.measurement(*config.needs)
-    first = start(config, pool, clock, measurement, ledger)
+    first = start(config, pool, schedule, measurement, ledger)
     model.age += 3
-    second = advance(config, first, clock, measurement, ledger)
+    second = advance(config, first, schedule, measurement, ledger)
     assert len(first.coreset.indices) == len(second.coreset.indices) == 8
     assert set(first.coreset.indices.tolist()) != set(second.coreset.indices.tolist())
     for state, age in ((first, 0), (second, 3)):
@@ -317,8 +317,8 @@ def test_its_settings_stand_below_its_name() -> None:
 
 def test_it_has_a_warm_up_run_and_says_what_goes_with_it() -> None:
     brief = Brief()
-    assert isinstance(brief, Taught)
-    assert (brief.teacher, brief.checkpoints) == ("warmup", 1)
+    assert isinstance(brief, UsesCheckpoints)
+    assert (brief.checkpoints_from, brief.checkpoints) == ("warmup", 1)
     assert brief.defaults["weighted"] is True
     assert brief.defaults["signals"]["preconditioner"] == "adam"
     assert hash(brief) == hash(Brief())

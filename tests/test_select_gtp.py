@@ -13,7 +13,7 @@ from coretune.engines.torch_nnls import torch_algebra
 from coretune.select.columns import Candidates, Columns, merge
 from coretune.select.gtp import Gtp
 from coretune.testing import synthetic_pool
-from coretune.types import Array, Budget, Coreset, Pool, Taught, Valued
+from coretune.types import Array, Budget, Coreset, Pool, UsesCheckpoints, Valued
 
 RNG = np.random.default_rng(0)
 
@@ -221,8 +221,8 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
 
 def test_it_says_its_checkpoints_and_what_follows_for_the_settings_beside_it() -> None:
     method = Gtp()
-    assert isinstance(method, Taught)
-    assert (method.teacher, method.checkpoints) == ("warmup", 4)
+    assert isinstance(method, UsesCheckpoints)
+    assert (method.checkpoints_from, method.checkpoints) == ("warmup", 4)
     build_coreset({"method": "gtp", "budget": 10, **method.defaults}, 0)  # each a known setting, well typed
 
 

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 import pytest
 from fake_model import FakeModel
-from fake_run import ALONE, N, Run, assert_same, config, pupil
+from fake_run import ALONE, N, Run, assert_same, by_checkpoints, config
 
 from coretune.filters.noise import Noise
 from coretune.ledger import Ledger
@@ -31,7 +31,7 @@ def test_a_saved_round_is_the_same_and_goes_on_the_same(tmp_path: Path, rounds: 
     assert_same(resumed, run.state)
     kept = dataclasses.replace(resumed)
     run.go(1)
-    assert_same(advance(run.config, kept, run.clock, run.measurement, Ledger()), run.state)
+    assert_same(advance(run.config, kept, run.schedule, run.measurement, Ledger()), run.state)
 
 
 @pytest.mark.parametrize("anchors", ["all", "priority", "candidates"])
@@ -55,7 +55,7 @@ def test_noise_scores_go_through_a_checkpoint_known_or_not(
         assert_same(resumed, run.state)
         model.mismatched = 4.0
         run.go(1)
-        assert_same(advance(run.config, resumed, run.clock, run.measurement, Ledger()), run.state)
+        assert_same(advance(run.config, resumed, run.schedule, run.measurement, Ledger()), run.state)
         model.mismatched = 0.1
     assert np.isnan(resumed.pool.features[NOISE_SCORE]).any()
 
@@ -79,11 +79,11 @@ def test_an_unreadable_state_is_not_half_read(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_no_wide_feature_that_nobody_reads_again(settings: dict[str, Any]) -> None:
     """And the run that goes on from it is the run."""
     alone = {**ALONE, **settings}
-    whole = Run(pupil(**alone)).go(1)
+    whole = Run(by_checkpoints(**alone)).go(1)
     slim = without_unread_features(whole.config, whole.state)
     assert {name for name, value in slim.pool.features.items() if value.ndim > 1} == set()
     assert TRAINED_AT in slim.pool.features
-    other = Run(pupil(**alone)).go(1)
+    other = Run(by_checkpoints(**alone)).go(1)
     other.states[-1] = slim
     after = [run.go(3).state for run in (whole, other)]
     assert np.array_equal(after[0].coreset.indices, after[1].coreset.indices)

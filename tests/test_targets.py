@@ -16,7 +16,7 @@ from tiny_tokenizer import tiny_tokenizer
 from coretune.data.corpus import Corpus
 from coretune.filters.target_rows import TargetRows
 from coretune.presets import ONCE
-from coretune.recording.run_files import TEACHER
+from coretune.recording.run_files import WARMUP_RUN
 from coretune.rounds.targets import Target, TargetExamples, equal_rows, without_examples
 from coretune.select import SELECTORS
 from coretune.select.by_target import NEAREST_OWN, NEAREST_POOL, nearness, turns, unserved, with_served
@@ -202,7 +202,7 @@ def dropped(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("drop")
     made = trainer(folder, coreset_config("loss_drop", **ONCE), target=BOTH, max_steps=3)
     before = weights(made)
-    made.signals.prepare(made.ledger, folder / TEACHER)
+    made.signals.prepare(made.ledger, folder / WARMUP_RUN)
     after = weights(made)
     made.train()
     return made, before, after
@@ -211,7 +211,7 @@ def dropped(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_warm_up_on_each_target_leaves_the_model_as_it_was(dropped: Any) -> None:
     made, before, after = dropped
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    tuned = made.signals.target_lessons.snapshots(made.model)
+    tuned = made.signals.target_warmups.snapshots(made.model)
     assert len(tuned) == 2
     assert not all(torch.equal(tuned[0].weights[name], tuned[1].weights[name]) for name in tuned[0].weights)
 

@@ -72,7 +72,7 @@ def test_the_rows_trained_on_are_the_rows_of_the_rounds(
 ) -> None:
     config = coreset_config("grace", **settings)
     made, states = watched(tmp_path, config, gradient_accumulation_steps=accumulate, max_steps=7)
-    handed_out = [name for state in states for name in names(made, round_order(state, made.clock, 0).rows)]
+    handed_out = [name for state in states for name in names(made, round_order(state, made.schedule, 0).rows)]
     trained = [name for batch in made.trained for name in batch]
     assert trained == handed_out[: len(trained)]
     assert len(trained) == 7 * 4 * accumulate

@@ -201,7 +201,7 @@ def test_an_epoch_of_evaluation_and_saving_is_a_round(tmp_path: Path) -> None:
         num_train_epochs=2,
     )
     made.train()
-    assert made.clock.steps == 3
+    assert made.schedule.steps == 3
     assert made.state.global_step == 6
     assert [entry["step"] for entry in made.state.log_history if "eval_loss" in entry] == [3, 6]
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}

@@ -23,11 +23,11 @@ from coretune.filters.duplicates import Duplicates
 from coretune.filters.noise import Noise
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.budget import parse_budget
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.refresh_settings import AnchorRefresh
-from coretune.rounds.schedule import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.training.train import CoresetSFTTrainer
-from coretune.types import Taught
+from coretune.types import UsesCheckpoints
 
 WORDS = ("one", "two", "six", "ten", "red", "blue", "green", "ant", "bee", "cat", "dog", "sun", "moon", "sea")
 LENGTH = 96  # positions of the model
@@ -93,7 +93,7 @@ def coreset_config(method: str = "grace", **settings: Any) -> CoresetConfig:
     refresh = {key: settings.pop(key) for key in list(settings) if key in AnchorRefresh.__dataclass_fields__}
     budget = parse_budget(settings.pop("budget", "25%"))
     selector = SELECTORS[method]()
-    asked = selector.defaults.get("signals", {}) if isinstance(selector, Taught) else {}
+    asked = selector.defaults.get("signals", {}) if isinstance(selector, UsesCheckpoints) else {}
     settings = {"refresh_every": 2, "warmup": 0.0, "seed": 0, "signals": MeasureSettings(**asked), **settings}
     if method == "grace":
         ours = (Duplicates(), Noise(pairs=8, min_auc=0.0), Cooldown(by="loss"))

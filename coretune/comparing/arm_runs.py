@@ -135,10 +135,10 @@ def run_job(job: Job) -> Result:
 
 def _prices(trainer: CoresetMixin) -> Prices:
     """What the run's steps and measurements cost."""
-    costs, rounds, clock = trainer.ledger.by_phase(), trainer.ledger.rounds, trainer.clock
+    costs, rounds, schedule = trainer.ledger.by_phase(), trainer.ledger.rounds, trainer.schedule
     seen, measured = [entry.rows_measured for entry in rounds], costs["measurement"].flops or 0.0
     per_row = measured / sum(seen) if sum(seen) else 0.0
-    warm, every = clock.warmup_rounds * clock.steps, clock.every * clock.steps
+    warm, every = schedule.warmup_rounds * schedule.steps, schedule.every * schedule.steps
     known = Prices(
         once=(costs["warm-up"].flops or 0.0) + per_row * (seen[0] if seen else 0),
         step=(costs["training"].flops or 0.0) / max(1, trainer.state.global_step - warm),

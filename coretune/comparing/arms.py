@@ -11,7 +11,7 @@ from typing import Any
 
 from coretune.keys import nearest, put
 from coretune.presets import PRESETS, known_methods
-from coretune.types import Taught
+from coretune.types import UsesCheckpoints
 from coretune.yaml_text import ConfigError, read_text
 
 FULL = "full"
@@ -63,8 +63,8 @@ def _shared_with(method: str, kind: type, shared: Mapping[str, Any]) -> dict[str
     made = kind()
     section.get("refresh", {}).pop("audit_every", None)
     preset = {key: value for key, value in PRESETS.get(method, {}).items() if key != "method"}
-    own = made.defaults if isinstance(made, Taught) else preset
-    once = isinstance(made, Taught) or own.get("refresh_every") == "never"
+    own = made.defaults if isinstance(made, UsesCheckpoints) else preset
+    once = isinstance(made, UsesCheckpoints) or own.get("refresh_every") == "never"
     for key, value in own.items() if once and not same else ():
         if isinstance(value, Mapping):
             section[key] = {name: one for name, one in section.get(key, {}).items() if name not in value}

@@ -31,8 +31,8 @@ class Neighbours:
     Attributes:
         pairs: Prompts with another row's response that are measured before every selection, beside the same
             responses after their own prompts (`Pool.references`): D is their median.
-        on_above: Noise detection is on where D is above so many times the median after their own prompts;
-            else no row is taken out, and the log says so. 0 = always on.
+        min_loss_ratio: Noise detection is on where D is above so many times the median after their own
+            prompts; else no row is taken out, and the log says so. 0 = always on.
 
     Score: the way, in [0, 1].
 
@@ -40,7 +40,7 @@ class Neighbours:
     """
 
     pairs: int = 32
-    on_above: float = TOLD_ABOVE
+    min_loss_ratio: float = TOLD_ABOVE
 
     name: ClassVar[str] = "neighbours"
     says: ClassVar[str] = "flagged as noisy: its loss is far above that of rows that ask alike"
@@ -50,8 +50,10 @@ class Neighbours:
             raise ValueError(
                 f"neighbours.pairs is {self.pairs}: give at least 1 pair, or leave neighbours out"
             )
-        if not self.on_above >= 0:
-            raise ValueError(f"neighbours.on_above is {self.on_above}: give a factor; 0 = always on")
+        if not self.min_loss_ratio >= 0:
+            raise ValueError(
+                f"neighbours.min_loss_ratio is {self.min_loss_ratio}: give a factor; 0 = always on"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -73,12 +75,12 @@ class Neighbours:
     def on(self, pool: Pool) -> bool:
         """Whether the model can tell a response to another prompt from one to its own."""
         medians = _medians(pool)
-        return medians is not None and medians[1] > self.on_above * medians[0]
+        return medians is not None and medians[1] > self.min_loss_ratio * medians[0]
 
     def separates(self, pool: Pool) -> bool:
         """The same, where the filter is always on too."""
         medians = _medians(pool)
-        return medians is not None and medians[1] > (self.on_above or TOLD_ABOVE) * medians[0]
+        return medians is not None and medians[1] > (self.min_loss_ratio or TOLD_ABOVE) * medians[0]
 
     def suspects(self, pool: Pool) -> int:
         """How many of the pairs' responses would be flagged, were the others their neighbours, and

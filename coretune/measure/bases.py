@@ -2,7 +2,7 @@
 
     rademacher, sjlt   seeded, of no data: inner products are kept in expectation
     gradient_pca       principal directions of a sample's gradients, found anew at every snapshot
-    parameter_pca      principal directions of the teacher's path through parameter space, then seeded ones
+    parameter_pca      principal directions of the path of training through parameter space, then seeded ones
 
 [choice] Every snapshot has seeds of its own. LESS (Xia et al. 2024) projects all checkpoints alike; but the
 gradients of neighbouring snapshots are nearly the same, and one projection would err T times in the same way,

@@ -1,4 +1,4 @@
-"""Snapshots of a teacher: trainable weights, learning rate and optimiser moments of a `checkpoint-N` folder.
+"""Snapshots of a training run: trainable weights, learning rate, optimiser moments of `checkpoint-N` folders.
 
     checkpoint-N/   adapter_model.safetensors, or model.safetensors (in shards: its index)   weights
                     trainer_state.json, scheduler.pt                                         learning rate
@@ -90,7 +90,7 @@ def find_snapshots(folder: str | Path, count: int) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise ValueError(
-            f"teacher is {folder}, and there is no such folder; give one of checkpoint-N folders"
+            f"checkpoints_from is {folder}, and there is no such folder; give one of checkpoint-N folders"
         )
     found = _checkpoints(Path(folder))
     if len(found) < count:
@@ -242,7 +242,7 @@ def _files(folder: Path, adapters: Collection[str]) -> tuple[dict[str, Path], Ca
         return {key: folder / file for key, file in placed.items()}, str
     raise ValueError(
         f"{folder} has neither adapter_model.safetensors nor model.safetensors; "
-        "save the teacher's checkpoints as safetensors"
+        "save the checkpoints as safetensors"
     )
 
 

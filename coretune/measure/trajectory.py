@@ -1,4 +1,4 @@
-"""`trajectory`: each row's gradients along a teacher's training, stacked over its snapshots.
+"""`trajectory`: each row's gradients along a training run, stacked over its snapshots.
 
     a_i = [√η_1 P_1ᵀ g_i,1 | … | √η_T P_Tᵀ g_i,T]      g_i,t: gradient of row i's loss at θ_t (preconditioned)
 
@@ -27,7 +27,7 @@ from coretune.types import Array, Measure, Rows
 TRAJECTORY = "trajectory"
 
 
-def taught_measurer(
+def snapshot_measurer(
     model: Any,
     rows: TokenRows,
     names: Sequence[str],
@@ -91,7 +91,7 @@ def taught_measurer(
 
 
 def passes_of(names: Sequence[str], snapshots: Sequence[Snapshot]) -> int:
-    """How often `taught_measurer` passes over the rows."""
+    """How often `snapshot_measurer` passes over the rows."""
     return (len(snapshots) if TRAJECTORY in names else 0) + any(name != TRAJECTORY for name in names)
 
 
@@ -128,7 +128,7 @@ def references(
         bases = fit_bases(model, rows, settings, snapshots, **special)
     means = []
     for number, target in enumerate(targets):
-        measure = taught_measurer(model, target, [TRAJECTORY], settings, snapshots, bases=bases, **special)
+        measure = snapshot_measurer(model, target, [TRAJECTORY], settings, snapshots, bases=bases, **special)
         stacked = measure(np.arange(len(target.prompt_length)))[TRAJECTORY]
         stacked = stacked[np.isfinite(stacked).all(axis=1)]
         if not len(stacked):

@@ -14,8 +14,9 @@ import numpy as np
 
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Measurement
-from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.transitions import empty_pool
 from coretune.types import UNIT, Array, Pool, Rows
 
@@ -81,7 +82,7 @@ def _play(
 ) -> Rehearsal:
     share = config.budget.resolve(empty_pool(cost))
     batch = max(1, share.amount // 4 if share.unit == "rows" else len(cost) // 40)
-    rounds = Clock(steps=1, batch=batch, warmup_rounds=0, every=1)
+    rounds = Schedule(steps=1, batch=batch, warmup_rounds=0, every=1)
     drawn = _drawn(config, sample, len(cost), seed)
     looks: list[int] = []
     rng = np.random.default_rng([seed, 7])

@@ -32,25 +32,25 @@ LOOKED_AT = 1.75
 
 def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
     """Counted, not measured: what this trainer would do."""
-    cost, clock, args, settings = trainer.cost, trainer.clock, trainer.args, trainer.coreset_config
+    cost, schedule, args, settings = trainer.cost, trainer.schedule, trainer.args, trainer.coreset_config
     length, n = trainer.pool_rows.length, len(trainer.pool_rows.length)
     everyone = np.arange(n)
     pool = Work(n, int(length.sum()), cost.training(everyone))
-    rows_a_step = clock.batch * clock.density
-    if trainer.signals.lesson is not None:
-        lesson = trainer.signals.lesson.rows
-        warmup = Work(len(lesson), int(length[lesson].sum()), cost.training(lesson))
+    rows_a_step = schedule.batch * schedule.density
+    if trainer.signals.warmup is not None:
+        rows = trainer.signals.warmup.rows
+        warmup = Work(len(rows), int(length[rows].sum()), cost.training(rows))
         warmup_steps = 0
-    elif trainer.signals.target_lessons is not None:
-        lengths = trainer.signals.target_lessons.lengths
+    elif trainer.signals.target_warmups is not None:
+        lengths = trainer.signals.target_warmups.lengths
         warmup = Work(len(lengths), int(lengths.sum()), cost.training_of(lengths))
         warmup_steps = 0
     else:
-        warmup_steps = clock.warmup_rounds * clock.steps
+        warmup_steps = schedule.warmup_rounds * schedule.steps
         warmup = pool.scaled(warmup_steps * rows_a_step / n)
-    selections = clock.selections(args.max_steps)
+    selections = schedule.selections(args.max_steps)
     held_out = _held_out(trainer)
-    rounds = math.ceil(args.max_steps / clock.steps)
+    rounds = math.ceil(args.max_steps / schedule.steps)
     compared = min(1, selections) if _measures_once(trainer) else selections
     return Workload(
         pool_rows=n,

@@ -11,8 +11,8 @@ from coretune.ledger import Ledger
 from coretune.neighbors import graph
 from coretune.neighbors.graph import edge_recall
 from coretune.policies.update import update
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Measurement
-from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.copies import COPY_COSINE, copies_by, copy_groups
 from coretune.select.importance import scaled

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from coretune.policies.reuse import noise_is_off, noise_sought
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Measurement
-from coretune.rounds.schedule import CoresetConfig
 from coretune.select.ranking import coreset, take_in_order
 from coretune.types import TARGET_ROW, TRAINED_TIMES, Array, Coreset, Pool, Rows
 

@@ -12,8 +12,8 @@ import numpy as np
 from coretune.filters import chain
 from coretune.ledger import Ledger
 from coretune.policies.update import update
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Known, Measurement
-from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array, Pool
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from coretune.filters import TellsNoise
 from coretune.policies.anchors import Planned, some
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import NO_ROWS
-from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.state import State
 from coretune.select.demand import STANDING_LOSS
 from coretune.select.grace import Grace
@@ -172,7 +172,7 @@ def may_measure_once(config: CoresetConfig, online: bool) -> bool:
     [choice] Of a method that reads embeddings, or nothing, of a row: they change little while a pretrained
     model is trained; and of GRACE, for what a region is worth keeps the losses of before (`as_selected`).
     """
-    before = config.warmup_share == 0 and not config.taught
+    before = config.warmup_share == 0 and not config.uses_checkpoints
     steady = isinstance(config.selector, Grace) or all(n.endswith(UNIT) for n in config.selector.needs)
     return (
         config.refresh.anchors == "candidates" and config.noise is not None and online and before and steady
@@ -222,7 +222,7 @@ def with_found(config: CoresetConfig, state: State, pool: Pool, rows: Rows, chos
     flagged, known = chosen.filtered_by(noise.name), before.filtered_by(noise.name)
     assert flagged is not None
     share = before.figures.get(FOUND, 1.0)
-    first = state.round == 0 and not config.taught and noise.separates(pool)
+    first = state.round == 0 and not config.uses_checkpoints and noise.separates(pool)
     at_once = {AT_ONCE: 1} if first or AT_ONCE in before.figures else {}
     if known is not None:
         rows = rows[~known[rows]]

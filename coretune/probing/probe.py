@@ -55,7 +55,7 @@ def make_plan(
         work, coreset, cost = workload(whole, config), whole.coreset_config, whole.pool_rows.length.copy()
         later, sizes = measured_later(whole, work), _sizes(whole)
         about, notes = about_run(config), _notes(whole)
-        batch = whole.clock.batch * whole.clock.density
+        batch = whole.schedule.batch * whole.schedule.density
         a_flop = _seconds_a_flop(whole, clock)
         size = size_of(work, batch, SECONDS / a_flop)
         small = small_config(whole, config, Path(folder), size)
@@ -136,7 +136,7 @@ class _Watch(TrainerCallback):
         costs = self.trainer.ledger.by_phase()
         trained = [costs["warm-up"], costs["training"]]
         seconds, flops = sum(c.seconds for c in trained), sum(c.flops or 0.0 for c in trained)
-        self.steps.append((seconds, flops, (state.global_step - 1) // self.trainer.clock.steps))
+        self.steps.append((seconds, flops, (state.global_step - 1) // self.trainer.schedule.steps))
         self._see("training")
 
     def _select(self) -> None:
@@ -220,7 +220,7 @@ def _looks(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[floa
     """Seconds a FLOP of measuring and seconds a measurement, of a small and a large one."""
     if trainer.measurement is None:
         return 0.0, 0.0
-    if trainer.coreset_config.taught:  # measured at checkpoints: the first measurement is all there is
+    if trainer.coreset_config.uses_checkpoints:  # the first measurement is all there is
         seen = trainer.ledger.costs["measurement"]
         return seen.seconds / (seen.flops or 1.0), 0.0
     # Of like length: a few rows are padded more than a pool's.

@@ -69,8 +69,8 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
     n, settings, batch = len(trainer.pool_rows.ids), trainer.coreset_config, size.batch
     few = min(n, size.rows)
     rows = np.sort(np.random.default_rng([config.seed, 9]).permutation(n)[:few])
-    lesson = trainer.signals.lesson
-    warm = WARMUP if lesson is None else max(WARMUP, len(lesson.marks))
+    plan = trainer.signals.warmup
+    warm = WARMUP if plan is None else max(WARMUP, len(plan.marks))
     section = copy.deepcopy(config.coreset)
     share = coreset_rows(settings, empty_pool(trainer.pool_rows.length)) / n
     section["budget"] = max(1, min(few, max(batch, round(share * few))))
@@ -86,8 +86,8 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
         put(section, f"filters.{settings.noise.name}.pairs", max(2, min(settings.noise.pairs, few // 4)))
     put(section, "refresh.defer_first_measurement", False)  # so that there is a measurement to time
     training = {**config.training, **QUIET, "max_steps": WARMUP + EVERY + AFTER}
-    items = max(1, batch // trainer.clock.density)  # packs, where rows are packed
-    if items < trainer.clock.batch:
+    items = max(1, batch // trainer.schedule.density)  # packs, where rows are packed
+    if items < trainer.schedule.batch:
         training |= {"per_device_train_batch_size": items, "gradient_accumulation_steps": 1}
     training = {key: value for key, value in training.items() if key not in ROWS_ONLY}
     small = {**_data(trainer, rows, folder), "coreset": section, "training": training}

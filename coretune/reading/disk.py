@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coretune.recording.run_files import POOL, SELECTION, SIGNALS, TEACHER
+from coretune.recording.run_files import POOL, SELECTION, SIGNALS, WARMUP_RUN
 
-KINDS = {SIGNALS: "signals", TEACHER: "teacher", POOL: "records", SELECTION: "records"}
+KINDS = {SIGNALS: "signals", WARMUP_RUN: "warmup", POOL: "records", SELECTION: "records"}
 WEIGHTS = (".safetensors", ".bin", ".pt")
 
 
 def disk_bytes(folder: str | os.PathLike[str]) -> dict[str, int]:
-    """{"checkpoints", "weights", "signals", "teacher", "records", "other"}: bytes, without holes."""
-    found = dict.fromkeys(("checkpoints", "weights", "signals", "teacher", "records", "other"), 0)
+    """{"checkpoints", "weights", "signals", "warmup", "records", "other"}: bytes, without holes."""
+    found = dict.fromkeys(("checkpoints", "weights", "signals", "warmup", "records", "other"), 0)
     root = Path(folder)
     for path in root.rglob("*"):
         if path.is_file():

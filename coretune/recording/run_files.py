@@ -30,7 +30,7 @@ OWN = "_coretune"  # in output_dir, which `push_to_hub` uploads but for what beg
 POOL, SELECTION, LEDGER, CONFIG = (
     f"{OWN}/{name}" for name in ("pool.parquet", "selection.parquet", "ledger.json", "config.yaml")
 )
-REPORT, SIGNALS, TEACHER = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/teacher"
+REPORT, SIGNALS, WARMUP_RUN = f"{OWN}/report.html", f"{OWN}/signals", f"{OWN}/warmup"
 CORESET, TARGETS = f"{OWN}/coreset.jsonl", f"{OWN}/targets.json"
 SELECTING = f"{OWN}/selecting"  # there while `coretune select` runs: a selection that was cut left it
 LOSSES, SPIKES, ROWS = f"{OWN}/losses.json", f"{OWN}/spikes.json", f"{OWN}/rows.json"

@@ -1,4 +1,4 @@
-"""What a round is made of: settings, clock, state, what measures rows, and the rows that training gets.
+"""What a round is made of: settings, schedule, state, what measures rows, and the rows that training gets.
 
-schedule.py who selects, how much, when ─► order.py a round's rows ─► sampler.py its batches
+coreset_config.py settings ─► schedule.py steps a round ─► order.py its rows ─► sampler.py its batches
 """

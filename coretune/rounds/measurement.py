@@ -44,7 +44,7 @@ class Measurement:
                 once a refresh, its FLOPs in those of a measurement but for `reference_flops`
     online      rows whose signals training steps have shown since the last refresh; None: they show none
     duplicates  rows of which `measure` passes one of each group through the model; None: it passes each
-    first       the measurement of the first selection where it is another: through a teacher's checkpoints,
+    first       the measurement of the first selection where it is another: at checkpoints of a run,
                 kept on disk
     reference_flops  FLOPs of `references` at every refresh, however many rows are measured
     rest        with the filter `narrow`: of the signals that only rows which it leaves need; `measure` is

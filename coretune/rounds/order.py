@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.types import Array, Rows
 
@@ -49,13 +49,13 @@ class Order:
         return self.of(self.skipped, len(self.ends))
 
 
-def round_order(state: State, clock: Clock, seed: int) -> Order:
+def round_order(state: State, schedule: Schedule, seed: int) -> Order:
     """The state's round. Items of steps that the state says were over are filled with its first row."""
-    skipped = state.skipped * clock.batch
-    stream = _stream(state, clock, seed)
-    items = clock.items - skipped
-    if clock.pack:
-        rows, sizes = fill(stream, state.pool.cost, items, clock.pack)
+    skipped = state.skipped * schedule.batch
+    stream = _stream(state, schedule, seed)
+    items = schedule.items - skipped
+    if schedule.pack:
+        rows, sizes = fill(stream, state.pool.cost, items, schedule.pack)
     else:
         rows = np.fromiter(stream, np.int64, items)
         sizes = np.ones(items, np.int64)
@@ -91,20 +91,20 @@ def fill(stream: Iterator[int], cost: Array, packs: int, capacity: int) -> tuple
     return np.array([row for pack in content for row in pack], np.int64), sizes
 
 
-def _stream(state: State, clock: Clock, seed: int) -> Iterator[int]:
+def _stream(state: State, schedule: Schedule, seed: int) -> Iterator[int]:
     """The coreset's passes from the state's cursor on."""
     size = len(state.coreset.indices)
     number, at = divmod(state.cursor, size)
     while True:
-        yield from _pass(state, clock, seed, number)[at:].tolist()
+        yield from _pass(state, schedule, seed, number)[at:].tolist()
         number, at = number + 1, 0
 
 
-def _pass(state: State, clock: Clock, seed: int, number: int) -> Rows:
+def _pass(state: State, schedule: Schedule, seed: int, number: int) -> Rows:
     """(K,) the whole coreset in the order of its pass of that number."""
     draw = np.random.default_rng([seed, state.selected_in + 1, number, 1])
     rows: Rows = draw.permutation(state.coreset.indices)
-    return by_length(rows, state.pool.cost, clock.group) if clock.group else rows
+    return by_length(rows, state.pool.cost, schedule.group) if schedule.group else rows
 
 
 def by_length(rows: Rows, cost: Array, batch: int) -> Rows:

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from coretune.filters.target_rows import TargetRows
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.exact_duplicates import row_digests
 from coretune.rounds.sampler import PoolRows
-from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array, Rows
 
 #: Signals, and the filter's, for which a target is given.

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.order import round_order
-from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.types import (
     EQUAL_TO,
@@ -59,14 +60,14 @@ def warming_up(pool: Pool, rows: Rows) -> State:
     return State(0, NO_SELECTION, 0, pool, Coreset(rows, np.ones(len(rows)), np.zeros(len(rows))))
 
 
-def after_steps(state: State, clock: Clock, steps: int, seed: int) -> State:
+def after_steps(state: State, schedule: Schedule, steps: int, seed: int) -> State:
     """The state after `steps` of its round's steps, for the rest of the round to go on in another batch.
 
     The coreset's passes go on where they stopped: no row is skipped and none comes again.
-    clock  under which the steps were made
+    schedule  under which the steps were made
     """
-    order = round_order(state, clock, seed)
-    rows = order.of(order.skipped, max(order.skipped, steps * clock.batch))
+    order = round_order(state, schedule, seed)
+    rows = order.of(order.skipped, max(order.skipped, steps * schedule.batch))
     return replace(trained(state, rows), skipped=steps)
 
 

@@ -35,7 +35,7 @@ class EvaluateSection(BaseModel):
         return [self.metric] if isinstance(self.metric, str) else list(self.metric)
 
     @property
-    def idle(self) -> Iterator[str]:
+    def without_effect(self) -> Iterator[str]:
         """A line for each key without effect."""
         fields = type(self).model_fields
         if self.max_new_tokens != fields["max_new_tokens"].default and "rouge" not in self.metrics:

@@ -65,7 +65,7 @@ class Brief:
         lower: "auto", "dense", "graph", "partitions" (`lower_level.py`); auto goes by rows and memory.
         greedy: "lazy", exact, or "stochastic".
         neighbors: k of the graph, in each space.
-        teacher: "warmup", or a folder of checkpoints.
+        checkpoints_from: "warmup", or a folder of checkpoints.
         checkpoints: 1, the last.
 
     Reasons: represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
@@ -84,7 +84,7 @@ class Brief:
     lower: str = "auto"
     greedy: str = "lazy"
     neighbors: int = 128
-    teacher: str = "warmup"
+    checkpoints_from: str = "warmup"
     checkpoints: int = 1
 
     name: ClassVar[str] = "brief"
@@ -115,14 +115,14 @@ class Brief:
         return ("kn_gradient", "if_gradient")
 
     @property
-    def unread(self) -> tuple[str, ...]:
+    def unused_settings(self) -> tuple[str, ...]:
         """Settings that these values leave without effect."""
         searched = ("search", "grid", "tolerance", "evaluations")
         if self.objective == "sft":
-            idle: tuple[str, ...] = ("alpha", *searched)
+            unused: tuple[str, ...] = ("alpha", *searched)
         else:
-            idle = searched if self.alpha is not None else ()
-        return (*idle, "neighbors") if self.lower == "dense" else idle
+            unused = searched if self.alpha is not None else ()
+        return (*unused, "neighbors") if self.lower == "dense" else unused
 
     @property
     def defaults(self) -> Mapping[str, Any]:

@@ -72,7 +72,7 @@ class Grace:
         return tuple(dict.fromkeys((*weighing, *losses, self.embedding)))
 
     @property
-    def unread(self) -> tuple[str, ...]:
+    def unused_settings(self) -> tuple[str, ...]:
         """Settings that these values leave without effect."""
         if self.lambda_ == 0.0:
             return ("importance",)

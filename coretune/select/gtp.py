@@ -51,7 +51,7 @@ class Gtp:
     says so.
 
     Attributes:
-        teacher: "warmup", or a folder of checkpoints.
+        checkpoints_from: "warmup", or a folder of checkpoints.
         checkpoints: T, how many of them are measured at.
         ridge: ρ > 0, relative to unit columns; without it NNLS returns at most rank(A) rows [choice].
         iterations: Of one pursuit.
@@ -63,7 +63,7 @@ class Gtp:
         the target that it was chosen for, where there are several; -1 = not chosen).
     """
 
-    teacher: str = "warmup"
+    checkpoints_from: str = "warmup"
     checkpoints: int = 4
     ridge: float = 0.01
     iterations: int = 20

@@ -76,8 +76,8 @@ class BookingTrainer(SavingTrainer):
         usually = usual((line["loss"] for line in reversed(self.state.log_history) if "loss" in line), loss)
         if usually is None:
             return
-        step, harvest = int(self.state.global_step), self.signals.harvest
-        seen = np.full(len(rows), np.nan) if harvest is None else harvest.harvest.loss_of(rows, step - steps)
+        step, online = int(self.state.global_step), self.signals.online
+        seen = np.full(len(rows), np.nan) if online is None else online.reader.loss_of(rows, step - steps)
         found = spike(step, loss, usually, rows, seen, self.pool_rows.ids)
         log.warning("%s", found.line)
         with side_product(Path(self.args.output_dir) / SPIKES):

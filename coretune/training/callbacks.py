@@ -1,4 +1,4 @@
-"""What the Trainer's own clock sets off, and how selections show on the console."""
+"""What the Trainer's own callbacks sets off, and how selections show on the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Stepped(Protocol):
 
 
 class Rounds(TrainerCallback):
-    """Turns the Trainer's clock into rounds and steps."""
+    """Turns the Trainer's callbacks into rounds and steps."""
 
     def __init__(self, stepped: Stepped) -> None:
         self.stepped = stepped

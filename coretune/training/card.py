@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coretune.files import write_text
 from coretune.ledger import TABLE_HEADER, Ledger
-from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.state import State
 from coretune.training.checkpoints import settings_of
 

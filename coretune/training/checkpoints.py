@@ -20,10 +20,10 @@ import xxhash
 
 from coretune.files import write_json
 from coretune.recording.run_files import checkpoints_of
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.storing.fingerprint import checksum
 
-NOTE = "coretune_checkpoint.json"
+RECORD = "coretune_checkpoint.json"
 STOCK_LAST = "trainer_state.json"
 _FILES, _DIGEST, _STEP, _WEIGHTS = "files", "digest", "step", "weights"
 _CHUNK = 1 << 22  # bytes
@@ -38,13 +38,13 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
-class Note:
+class CheckpointRecord:
     """What a checkpoint says of its run.
 
     parts      fingerprint's part -> hex
     settings   every setting that decides what the run becomes -> its value as text: of the coreset, of the
                measurement, of the model's config, of the trainer
-    clock      the rounds' length
+    schedule   the rounds' length
     batches    rows a process takes a micro-batch, micro-batches a step, processes
     max_steps  of the whole run
     around     what may change within a run, and is named where it does: versions, devices, memory savings
@@ -52,16 +52,16 @@ class Note:
 
     parts: Mapping[str, str]
     settings: Mapping[str, str]
-    clock: Clock
+    schedule: Schedule
     batches: tuple[int, int, int]
     max_steps: int
     around: Mapping[str, str] = field(default_factory=dict)
 
 
-def seal(
+def write_record(
     folder: str | os.PathLike[str], content: Mapping[str, Any], step: int, weights: Mapping[str, str]
 ) -> None:
-    """Write the note: content, step, checksums of the trained weights and of all files that are there now.
+    """Write the record: content, step, checksums of the trained weights and of all files that are there now.
 
     At any kill it is there whole or not.
     """
@@ -69,43 +69,43 @@ def seal(
     files = {
         path.relative_to(root).as_posix(): _sum_of(path)
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in (NOTE, f"{NOTE}.part", STOCK_LAST)
+        if path.is_file() and path.name not in (RECORD, f"{RECORD}.part", STOCK_LAST)
     }
     _write(root, {**content, _STEP: step, _WEIGHTS: dict(weights), _FILES: files})
 
 
-def seal_state(folder: str | os.PathLike[str]) -> None:
+def add_trainer_state(folder: str | os.PathLike[str]) -> None:
     """Add trainer_state.json, which is written by now; a kill before this leaves it unlisted."""
     root = Path(folder)
-    if (root / NOTE).is_file():
+    if (root / RECORD).is_file():
         found = _read(root)
         _write(root, {**found, _FILES: {**found[_FILES], STOCK_LAST: _sum_of(root / STOCK_LAST)}})
 
 
-def read_note(folder: str | os.PathLike[str]) -> Note:
-    """The note of a whole checkpoint; ValueError says what is missing or damaged of one that is not."""
+def read_record(folder: str | os.PathLike[str]) -> CheckpointRecord:
+    """The record of a whole checkpoint; ValueError says what is missing or damaged of one that is not."""
     reason = why_not_whole(folder)
     if reason is not None:
         raise ValueError(f"{os.fspath(folder)} is not whole: {reason}; give another checkpoint")
-    return known_note(folder)
+    return whole_record(folder)
 
 
-def known_note(folder: str | os.PathLike[str]) -> Note:
-    """The note of a checkpoint that was found whole."""
-    return _note_of(_read(Path(folder)))
+def whole_record(folder: str | os.PathLike[str]) -> CheckpointRecord:
+    """The record of a checkpoint that was found whole."""
+    return _record_of(_read(Path(folder)))
 
 
-def _note_of(found: Mapping[str, Any]) -> Note:
+def _record_of(found: Mapping[str, Any]) -> CheckpointRecord:
     """TypeError, KeyError: another version of coretune wrote it."""
     given = {name: found[name] for name in ("parts", "settings", "max_steps", "around")}
-    return Note(**given, clock=Clock(**found["clock"]), batches=tuple(found["batches"]))
+    return CheckpointRecord(**given, schedule=Schedule(**found["schedule"]), batches=tuple(found["batches"]))
 
 
 def saved_weights(folder: str | os.PathLike[str]) -> dict[str, str]:
     """Trained parameter -> checksum as it was in memory; empty where weights were not in one piece, or the
     folder is no checkpoint of ours."""
     root = Path(folder)
-    return dict(_read(root)[_WEIGHTS]) if (root / NOTE).is_file() else {}
+    return dict(_read(root)[_WEIGHTS]) if (root / RECORD).is_file() else {}
 
 
 def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
@@ -114,13 +114,13 @@ def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
     try:
         found = _read(root)
     except FileNotFoundError:
-        return f"it has no {NOTE} (its writing was cut short, or save_only_model left out what goes on)"
+        return f"it has no {RECORD} (its writing was cut short, or save_only_model left out what goes on)"
     except ValueError:
-        return f"{NOTE} cannot be read: it is damaged, or of another version of coretune"
+        return f"{RECORD} cannot be read: it is damaged, or of another version of coretune"
     except OSError as error:
-        return _unreadable(root / NOTE, error)
+        return _unreadable(root / RECORD, error)
     if not _understood(found):
-        return f"{NOTE} is of another version of coretune: go on with that version"
+        return f"{RECORD} is of another version of coretune: go on with that version"
     try:
         return _damage(root, found)
     except OSError as error:
@@ -128,11 +128,11 @@ def why_not_whole(folder: str | os.PathLike[str]) -> str | None:
 
 
 def _understood(found: Mapping[str, Any]) -> bool:
-    """A warm-up run's note says of files, step and weights alone; a run's what decides it, too."""
+    """A warm-up run's record says of files, step and weights alone; a run's what decides it, too."""
     if "parts" not in found:
         return {_FILES, _STEP, _WEIGHTS} <= set(found)
     try:
-        _note_of(found)
+        _record_of(found)
     except (KeyError, TypeError):
         return False
     return {_FILES, _STEP, _WEIGHTS} <= set(found)
@@ -143,7 +143,7 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def _damage(root: Path, found: Mapping[str, Any]) -> str | None:
-    """What is missing or damaged of the files that the note lists."""
+    """What is missing or damaged of the files that the record lists."""
     files: Mapping[str, tuple[int, str]] = found[_FILES]
     for name, (size, _) in files.items():  # sizes of all first: they cost nothing
         path = root / name
@@ -174,7 +174,7 @@ def newest_whole(output_dir: str | os.PathLike[str]) -> tuple[Path | None, list[
     return None, passed_over
 
 
-def refuse_another_run(folder: str | os.PathLike[str], then: Note, now: Note) -> None:
+def refuse_another_run(folder: str | os.PathLike[str], then: CheckpointRecord, now: CheckpointRecord) -> None:
     """ValueError naming each part that differs, with both fingerprints, and each setting with both values."""
     faults = [
         f"{name} {_short(then.parts.get(name))} there and {_short(now.parts.get(name))} here "
@@ -183,7 +183,7 @@ def refuse_another_run(folder: str | os.PathLike[str], then: Note, now: Note) ->
         if then.parts.get(name) != now.parts.get(name)
     ]
     if changed := changes(then.settings, now.settings):
-        both = [_short(checksum(json.dumps(dict(note.settings)).encode())) for note in (then, now)]
+        both = [_short(checksum(json.dumps(dict(record.settings)).encode())) for record in (then, now)]
         faults.append(f"settings {both[0]} there and {both[1]} here ({'; '.join(changed)})")
     if faults:
         raise ValueError(f"{os.fspath(folder)} is of another run: {'; '.join(faults)}")
@@ -230,15 +230,15 @@ def _sum_of(path: Path) -> tuple[int, str]:
 
 
 def _read(root: Path) -> dict[str, Any]:
-    """The note's content. FileNotFoundError; ValueError where it is cut or changed."""
-    found: dict[str, Any] = json.loads((root / NOTE).read_text(encoding="utf-8"))
+    """The record's content. FileNotFoundError; ValueError where it is cut or changed."""
+    found: dict[str, Any] = json.loads((root / RECORD).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or found.pop(_DIGEST, None) != _digest_of(found):
-        raise ValueError(f"{root / NOTE} is damaged")
+        raise ValueError(f"{root / RECORD} is damaged")
     return found
 
 
 def _write(root: Path, content: Mapping[str, Any]) -> None:
-    write_json(root / NOTE, {**content, _DIGEST: _digest_of(content)}, indent=1)
+    write_json(root / RECORD, {**content, _DIGEST: _digest_of(content)}, indent=1)
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a model, a tokenizer and a pool are, as text: the parts that decide a teacher's or a store's content.
+"""What a model, a tokenizer and a pool are, as text: what decides the content of a warm-up run or a store.
 
 By content, never by name or path: both outlive a change of weights.
 """

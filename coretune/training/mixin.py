@@ -26,8 +26,9 @@ from transformers import Trainer, set_seed
 from coretune import refresh
 from coretune.ledger import Ledger
 from coretune.progress import loops_shown
-from coretune.recording.run_files import LEDGER, SIGNALS, TEACHER
+from coretune.recording.run_files import LEDGER, SIGNALS, WARMUP_RUN
 from coretune.rounds import state, transitions
+from coretune.rounds.coreset_config import CoresetConfig, seeded
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import (
     EXAMPLE_ID,
@@ -38,19 +39,17 @@ from coretune.rounds.sampler import (
     with_example_id,
     with_positions,
 )
-from coretune.rounds.schedule import CoresetConfig, seeded
 from coretune.rounds.state import State
 from coretune.rounds.targets import Target, targets_of, without_examples
 from coretune.training.booking import BookingTrainer
 from coretune.training.callbacks import Rounds, make_readable
 from coretune.training.card import section, write_section
-from coretune.training.clock import batch_of, clock_of
-from coretune.training.decision import first_pool, record, tell_excluded
 from coretune.training.few_bits import keep_trainable
 from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
-from coretune.training.idle import idle_settings
+from coretune.training.first_pool import first_pool
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
+from coretune.training.record_selection import record, tell_excluded
 from coretune.training.refusals import (
     refuse_arguments,
     refuse_dataset,
@@ -68,11 +67,13 @@ from coretune.training.row_checks import (
     tell_dropped,
     with_response,
 )
+from coretune.training.run_schedule import batch_of, schedule_of
 from coretune.training.run_signals import Live, RunSignals
 from coretune.training.saving import side_product
-from coretune.training.teacher import Setup
 from coretune.training.trackers import tell_trackers
+from coretune.training.warmup_run import Setup
 from coretune.training.weighting import loss_weights
+from coretune.training.without_effect import settings_without_effect
 
 log = logging.getLogger("coretune")
 
@@ -142,9 +143,9 @@ class CoresetMixin(BookingTrainer, ABC):
         refuse_parallelism(self.get_total_train_batch_size(self.args), batch_of(self.args))
         self.steps_given = self.args.max_steps > 0
         length, pack = self.pool_rows.length, self._pack_tokens()
-        self.clock, self.args.max_steps = clock_of(coreset, length, self.args, pack)
-        for line in idle_settings(
-            coreset, self.clock, self.args.max_steps, length, bool(targets), signals_dir is not None
+        self.schedule, self.args.max_steps = schedule_of(coreset, length, self.args, pack)
+        for line in settings_without_effect(
+            coreset, self.schedule, self.args.max_steps, length, bool(targets), signals_dir is not None
         ):
             tell("%s", line)
         self.setup = self._setup()
@@ -160,7 +161,7 @@ class CoresetMixin(BookingTrainer, ABC):
             self.processes,
             targets=targets,
             store=Path(signals_dir or Path(self.args.output_dir) / SIGNALS).expanduser(),
-            obstacle=unnamed or self.harvest_obstacle(self.args, self.compute_loss_func),
+            obstacle=unnamed or self.online_obstacle(self.args, self.compute_loss_func),
         )
         self.cost, self.measurement = self.signals.cost, self.signals.measurement
         self.ledger.counts_flops = self.cost.counted
@@ -168,7 +169,7 @@ class CoresetMixin(BookingTrainer, ABC):
             if rows is None:
                 self.train_dataset = with_positions(self.train_dataset)
             self.data_collator = with_example_id(self.data_collator)
-        if self.clock.pack:
+        if self.schedule.pack:
             self.train_dataset = PackedRows(self.train_dataset)
         make_readable(self)
         self.add_callback(Rounds(self))
@@ -198,12 +199,12 @@ class CoresetMixin(BookingTrainer, ABC):
     def _refuse(self, args: Any, coreset: CoresetConfig, stock: Mapping[str, Any]) -> None:
         """ValueError for stock arguments that a coreset contradicts."""
         refuse_arguments(args, coreset.weighted, stock)
-        why = self.harvest_obstacle(args, stock.get("compute_loss_func"))
+        why = self.online_obstacle(args, stock.get("compute_loss_func"))
         if coreset.refresh.online_signals is True and why is not None:
             raise ValueError(f"{why}; change that, or set refresh.online_signals to auto or false")
 
     @staticmethod
-    def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+    def online_obstacle(args: Any, own_loss: Any) -> str | None:
         """Why training steps with these arguments do not show their rows' signals; None: they do."""
         return "online signals need the log-probabilities of TRL's SFTTrainer; use CoresetSFTTrainer"
 
@@ -240,17 +241,17 @@ class CoresetMixin(BookingTrainer, ABC):
         return result
 
     def _go_on(self, found: Resumed) -> None:
-        self.clock, self.coreset_state, self.ledger = found.clock, found.state, found.ledger
+        self.schedule, self.coreset_state, self.ledger = found.schedule, found.state, found.ledger
         self.ledger.counts_flops = self.cost.counted
         self.args.max_steps = found.max_steps
-        if self.signals.harvest is not None:
-            self.signals.harvest.load(Path(found.folder))
+        if self.signals.online is not None:
+            self.signals.online.load(Path(found.folder))
 
     def select(self) -> State:
         """The first selection `train` would make, after the warm-up's steps; nothing is trained after it."""
         self._refuse_second_run()
         self.coreset_config = replace(self.coreset_config, defer_first_measurement=False)
-        self.stop_at = self.clock.warmup_rounds * self.clock.steps
+        self.stop_at = self.schedule.warmup_rounds * self.schedule.steps
         with self.processes.alone(self.args.output_dir):
             if self.stop_at:
                 self.train()
@@ -260,9 +261,9 @@ class CoresetMixin(BookingTrainer, ABC):
 
     def _prepare(self) -> None:
         """Before a run's first step."""
-        refuse_steps(self.args.max_steps, self.clock.warmup_rounds * self.clock.steps)
-        self.signals.prepare(self.ledger, Path(self.args.output_dir) / TEACHER)
-        if self.coreset_config.taught or self.signals.target_lessons is not None:
+        refuse_steps(self.args.max_steps, self.schedule.warmup_rounds * self.schedule.steps)
+        self.signals.prepare(self.ledger, Path(self.args.output_dir) / WARMUP_RUN)
+        if self.coreset_config.uses_checkpoints or self.signals.target_warmups is not None:
             # What is drawn from here on is the same with a warm-up run made or found.
             set_seed(self.args.seed)
 
@@ -273,15 +274,15 @@ class CoresetMixin(BookingTrainer, ABC):
         """
         before = self.coreset_state
         now = self.processes.decide(
-            lambda: self._decide(global_step // self.clock.steps),
+            lambda: self._decide(global_step // self.schedule.steps),
             lambda decided: state.broadcast_parts(decided, before),
         )
         if not self.processes.first:
             now = state.from_broadcast(now, before, transitions.empty_pool(self.pool_rows.length))
         self.coreset_state = now
-        if self.signals.harvest is not None:
-            self.signals.harvest.began = bool(now.selections)
-        self._order = round_order(now, self.clock, self.coreset_config.seed)
+        if self.signals.online is not None:
+            self.signals.online.began = bool(now.selections)
+        self._order = round_order(now, self.schedule, self.coreset_config.seed)
         weights = loss_weights(now, self.pool_rows.weight, self.coreset_config.weighted)
         self._weights = torch.from_numpy(weights).float().to(self.args.device)
         return now
@@ -292,7 +293,7 @@ class CoresetMixin(BookingTrainer, ABC):
         if before is not None and before.round >= number:
             return before
         rows, tokenizer = self.pool_rows, self.processing_class
-        run = self.clock, self.measurement, ledger
+        run = self.schedule, self.measurement, ledger
         with loops_shown(not self.args.disable_tqdm):
             if before is None:
                 pool = first_pool(config, rows, self.signals.duplicates, self.target_rows, tokenizer)
@@ -309,8 +310,8 @@ class CoresetMixin(BookingTrainer, ABC):
     def end_step(self, global_step: int) -> bool:
         """Book the step that ended; whether training ends here."""
         assert self.coreset_state is not None
-        at = (global_step - 1) % self.clock.steps * self.clock.batch
-        rows = self._order.of(at, at + self.clock.batch)
+        at = (global_step - 1) % self.schedule.steps * self.schedule.batch
+        rows = self._order.of(at, at + self.schedule.batch)
         self.book_step(rows, self.pool_rows.length, not self.coreset_state.selections)
         return global_step == self.stop_at
 
@@ -318,17 +319,17 @@ class CoresetMixin(BookingTrainer, ABC):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         """Private in transformers (5.23 calls it once, for the training dataloader); pinned by a test."""
-        return RoundSampler(self._handed_out, self.clock.items, packed=self.clock.pack > 0)
+        return RoundSampler(self._handed_out, self.schedule.items, packed=self.schedule.pack > 0)
 
     def _handed_out(self) -> Order:
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
         if self.coreset_state is None:  # a batch to read, before there is a coreset: of the whole pool
             return round_order(
-                transitions.whole_pool(self.pool_rows.length), self.clock, self.coreset_config.seed
+                transitions.whole_pool(self.pool_rows.length), self.schedule, self.coreset_config.seed
             )
-        before = self.coreset_state.round * self.clock.steps
-        return self._order.first((self.args.max_steps - before) * self.clock.batch)
+        before = self.coreset_state.round * self.schedule.steps
+        return self._order.first((self.args.max_steps - before) * self.schedule.batch)
 
     def begin_checkpoint(self, folder: Path) -> None:
         """Ours, into the stock checkpoint."""
@@ -351,7 +352,7 @@ class CoresetMixin(BookingTrainer, ABC):
     @property
     def _rows_are_told(self) -> bool:
         """Whether a batch says which rows of the pool it holds."""
-        return self._weighs or self.signals.harvest is not None
+        return self._weighs or self.signals.online is not None
 
     @property
     def _weighs(self) -> bool:
@@ -360,8 +361,8 @@ class CoresetMixin(BookingTrainer, ABC):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with what it shows of its rows kept where the refresh asks for that."""
-        harvest = self.signals.harvest
-        around = nullcontext() if harvest is None else harvest.around(inputs, self.state.global_step)
+        online = self.signals.online
+        around = nullcontext() if online is None else online.around(inputs, self.state.global_step)
         with around:
             loss = super().training_step(model, inputs, *args, **kwargs)
         if self.accelerator.scaler is None:  # which leaves out a step whose gradients are not finite

@@ -11,8 +11,8 @@ import datasets
 from peft import PeftModel
 from torch.utils.data import IterableDataset
 
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.sampler import EXAMPLE_ID
-from coretune.rounds.schedule import CoresetConfig
 from coretune.types import Array
 
 #: The first TRL whose fused output head hands out log-probabilities by token, which weights multiply.
@@ -106,7 +106,7 @@ def refuse_sft_arguments(args: Any, weighted: bool) -> None:
         )
 
 
-def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+def online_obstacle(args: Any, own_loss: Any) -> str | None:
     """Why training steps of this SFTConfig do not show the loss of each token of each row; None: they do."""
     if own_loss is not None:
         return "online signals need the stock loss, and compute_loss_func is given"

@@ -1,7 +1,7 @@
 """Going on from a checkpoint: what is put into one, which one is taken, whether it is of this very run.
 
-train ─► begin: what is this run of? ─► resumed: is a checkpoint of it? ─► state, ledger, clock
-  └────► save ─► stock checkpoint, sealed with our note (sealing.py)
+train ─► begin: what is this run of? ─► resumed: is a checkpoint of it? ─► state, ledger, schedule
+  └────► save ─► stock checkpoint, with our record (verified_checkpoints.py)
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 from coretune.ledger import Ledger
 from coretune.rounds import state, transitions
 from coretune.rounds.sampler import PoolRows
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.state import State
 from coretune.rounds.targets import Target
 from coretune.training.checkpoints import (
     STOCK_LAST,
-    Note,
+    CheckpointRecord,
     changes,
-    known_note,
     newest_whole,
-    read_note,
+    read_record,
     refuse_another_run,
     settings_of,
+    whole_record,
 )
+from coretune.training.compared_arguments import compared
 from coretune.training.identity import (
     adapter_fingerprint,
     config_settings,
@@ -41,7 +42,6 @@ from coretune.training.identity import (
     versions,
     weights_fingerprint,
 )
-from coretune.training.learnt import compared
 from coretune.training.processes import Processes
 from coretune.training.run_folder import refuse_foreign, refuse_to_begin_anew, remove_checkpoint
 
@@ -62,7 +62,7 @@ class Resumed:
     folder: str
     state: State
     ledger: Ledger
-    clock: Clock
+    schedule: Schedule
     max_steps: int | None
 
 
@@ -74,7 +74,7 @@ class Resumption:
 
     def __init__(self, trainer: CoresetMixin) -> None:
         self.trainer = trainer
-        self.note: Note | None = None  # on process 0, once training begins
+        self.record: CheckpointRecord | None = None  # on process 0, once training begins
 
     def begin(self, asked: str | bool | None) -> Resumed | None:
         """What the run goes on from, with the coreset alone on processes other than 0; None: from nothing."""
@@ -96,11 +96,11 @@ class Resumption:
 
     def _find(self, asked: str | bool | None) -> Resumed | None:
         trainer, args = self.trainer, self.trainer.args
-        self.note = self._note()
+        self.record = self._record()
         found = find_checkpoint(args.output_dir, asked)
         if found is None:
             return None
-        gone_on = resumed(*found, self.note, trainer.coreset_config.seed)
+        gone_on = resumed(*found, self.record, trainer.coreset_config.seed)
         steps = args.max_steps if gone_on.max_steps is None or trainer.steps_given else gone_on.max_steps
         then = found[1].max_steps
         _refuse_an_end_before(found[0], then, steps)
@@ -110,10 +110,10 @@ class Resumption:
                 then,
                 steps,
             )
-        self.note = replace(self.note, clock=gone_on.clock, max_steps=steps)
+        self.record = replace(self.record, schedule=gone_on.schedule, max_steps=steps)
         return replace(gone_on, max_steps=steps)
 
-    def _note(self) -> Note:
+    def _record(self) -> CheckpointRecord:
         """What this run is."""
         trainer, args = self.trainer, self.trainer.args
         stock = {
@@ -131,9 +131,11 @@ class Resumption:
             if not name.startswith("signals.")
         }
         settings = asked | settings_of(trainer.signals.settings)
-        settings |= {"pack": str(trainer.clock.pack), **config_settings(trainer.model), **training}
+        settings |= {"pack": str(trainer.schedule.pack), **config_settings(trainer.model), **training}
         batches = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-        return Note(self.parts, settings, trainer.clock, batches, args.max_steps, {**versions(), **around})
+        return CheckpointRecord(
+            self.parts, settings, trainer.schedule, batches, args.max_steps, {**versions(), **around}
+        )
 
     def save(self, folder: Path, now: State) -> None:
         """Ours goes first, into an empty folder: files of an earlier attempt at this step are of no use."""
@@ -144,13 +146,13 @@ class Resumption:
             state.save(transitions.without_unread_features(trainer.coreset_config, now), folder)
             trainer.ledger.write(folder / LEDGER)
         trainer.processes.wait()
-        if trainer.signals.harvest is not None:
-            trainer.signals.harvest.save(folder)
+        if trainer.signals.online is not None:
+            trainer.signals.online.save(folder)
 
     def content(self) -> dict[str, Any]:
-        """For the note in a checkpoint, on process 0."""
-        assert self.note is not None
-        return asdict(self.note)
+        """For the record in a checkpoint, on process 0."""
+        assert self.record is not None
+        return asdict(self.record)
 
 
 def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Target]) -> dict[str, str]:
@@ -173,8 +175,8 @@ def parts_of(model: Any, tokenizer: Any, rows: PoolRows, targets: Sequence[Targe
     }
 
 
-def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, Note] | None:
-    """The checkpoint to go on from and its note: the one asked for, or the newest that is whole; None to
+def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, CheckpointRecord] | None:
+    """The checkpoint to go on from and its record: the one asked for, or the newest that is whole; None to
     start anew, where none was asked for or a kill came before the first.
 
     ValueError where it is not whole or would go on over another run, FileNotFoundError where it is none of a
@@ -185,7 +187,7 @@ def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, Not
     if asked is not True:
         refuse_foreign(output_dir, asked)
         state.refuse_without(asked)
-        return os.fspath(asked), read_note(asked)
+        return os.fspath(asked), read_record(asked)
     found, passed_over = newest_whole(output_dir)
     for path, reason in passed_over:
         log.warning("passed over %s, which is not whole: %s", path, reason)
@@ -194,10 +196,10 @@ def find_checkpoint(output_dir: str, asked: str | bool | None) -> tuple[str, Not
         log.warning("the run in %s was cut before its first checkpoint: it begins from the start", output_dir)
         return None
     state.refuse_without(found)
-    return str(found), known_note(found)
+    return str(found), whole_record(found)
 
 
-def resumed(folder: str, then: Note, now: Note, seed: int) -> Resumed:
+def resumed(folder: str, then: CheckpointRecord, now: CheckpointRecord, seed: int) -> Resumed:
     """What the whole checkpoint in `folder`, of the run `then`, gives to the run described by `now`.
 
     Where its steps took other batches, the rest of its round takes the new ones: the coreset stays, its
@@ -214,32 +216,34 @@ def resumed(folder: str, then: Note, now: Note, seed: int) -> Resumed:
         )
     found = state.load(folder)
     saved = json.loads((Path(folder) / LEDGER).read_text(encoding="utf-8"))
-    clock = replace(then.clock, batch=now.clock.batch, group=now.clock.group)
-    other = clock != then.clock
+    schedule = replace(then.schedule, batch=now.schedule.batch, group=now.schedule.group)
+    other = schedule != then.schedule
     if other:
         step = _step_of(folder)
         found = _with_other_batches(found, then, now, step, seed)
     elif then.batches != now.batches:
         log.warning("%s; the rows of every step stay the same", _change(then, now))
-    return Resumed(folder, found, Ledger.from_dict(saved), clock, then.max_steps if other else None)
+    return Resumed(folder, found, Ledger.from_dict(saved), schedule, then.max_steps if other else None)
 
 
-def _with_other_batches(found: State, then: Note, now: Note, step: int, seed: int) -> State:
-    over = step - found.round * then.clock.steps
+def _with_other_batches(
+    found: State, then: CheckpointRecord, now: CheckpointRecord, step: int, seed: int
+) -> State:
+    over = step - found.round * then.schedule.steps
     log.warning(
         "%s: the coreset stays and its passes go on where they stopped, in steps of %d rows, not %d",
         _change(then, now),
-        now.clock.rows // now.clock.steps,
-        then.clock.rows // then.clock.steps,
+        now.schedule.rows // now.schedule.steps,
+        then.schedule.rows // then.schedule.steps,
     )
     if over == 0:
         return found
-    if then.clock.pack and over < then.clock.steps:
+    if then.schedule.pack and over < then.schedule.steps:
         raise ValueError(
-            f"{_change(then, now)}, and the round that was begun is packed for {then.clock.batch} packs a "
+            f"{_change(then, now)}, and the round that was begun is packed for {then.schedule.batch} packs a "
             "step: keep the product, or go on from a checkpoint at the end of a round"
         )
-    return transitions.after_steps(found, then.clock, over, seed)
+    return transitions.after_steps(found, then.schedule, over, seed)
 
 
 def _refuse_an_end_before(folder: str, then: int, now: int) -> None:
@@ -255,7 +259,7 @@ def _step_of(folder: str) -> int:
     return int(json.loads((Path(folder) / STOCK_LAST).read_text(encoding="utf-8"))["global_step"])
 
 
-def _change(then: Note, now: Note) -> str:
+def _change(then: CheckpointRecord, now: CheckpointRecord) -> str:
     return "batches were {} rows × {} a step × {} processes and are {} × {} × {}".format(
         *then.batches, *now.batches
     )

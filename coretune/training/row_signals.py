@@ -1,6 +1,6 @@
-"""Rows measured by a model under training, or through its teacher's snapshots, with a bar.
+"""Rows measured by a model under training, or through snapshots of a run, with a bar.
 
-RowSignals  what the weights of that moment, or a teacher's, say of some rows
+RowSignals  what the weights of that moment, or of snapshots, say of some rows
 StoredScan  the same of all rows, kept on disk block by block: a scan that was cut goes on, one that is
             finished is not made again
 """
@@ -26,7 +26,7 @@ from coretune.measure.parameters import unreadable
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
-from coretune.measure.trajectory import TRAJECTORY, passes_of, references, taught_measurer
+from coretune.measure.trajectory import TRAJECTORY, passes_of, references, snapshot_measurer
 from coretune.measure.tuned import tuned_measurer
 from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
@@ -57,7 +57,7 @@ ONE_ROW = np.zeros(1, dtype=np.int64)
 class RowSignals:
     """Measures `signals` of `rows` under the snapshots of that moment.
 
-    snapshots  what is measured through (see `taught_measurer`): a teacher's, or the live state alone
+    snapshots  what is measured through (see `snapshot_measurer`): those of a run, or the live state alone
     targets    trusted rows, with shares of the budget
     tuned      a snapshot for each target: the model after a warm-up on it alone, for `target_loss`
     once       when references are measured (see `signals.measurer`)
@@ -158,7 +158,7 @@ class RowSignals:
         )
 
     def measurer(self, snapshots: Sequence[Snapshot], progress: Callable[[int], None] | None) -> Measure:
-        plain = taught_measurer(
+        plain = snapshot_measurer(
             self.model,
             self.rows,
             [name for name in self.signals if name != TARGET_LOSS],

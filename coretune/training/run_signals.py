@@ -23,22 +23,29 @@ from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
 from coretune.measure.trajectory import TRAJECTORY
 from coretune.neighbors.graph import check_k
 from coretune.recording import selection_log
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.exact_duplicates import ExactDuplicates
 from coretune.rounds.measurement import Measurement
-from coretune.rounds.schedule import CoresetConfig
 from coretune.rounds.targets import TARGET_SIGNALS, Target, TargetExamples
 from coretune.storing.store import BLOCK
-from coretune.training.clock import batch_of
 from coretune.training.identity import model_parts, rows_fingerprint, snapshot_fingerprint, versions
 from coretune.training.model_cost import ModelCost
 from coretune.training.optimizer_check import refuse_optimizer
 from coretune.training.processes import Processes
 from coretune.training.refusals import refuse_virtual_tokens
 from coretune.training.row_signals import FirstScan, RowSignals, StoredScan, first_token
-from coretune.training.run_harvest import RunHarvest
-from coretune.training.target_lessons import TargetLessons
-from coretune.training.teacher import Lesson, Setup, refuse_teaching, teach
-from coretune.types import EMPTY_PROMPT_LOSS, TARGET_LOSS, TARGET_SIMILARITY, Rows, Taught, TrainersSeed
+from coretune.training.run_online import RunOnlineSignals
+from coretune.training.run_schedule import batch_of
+from coretune.training.target_warmups import TargetWarmups
+from coretune.training.warmup_run import Setup, WarmupPlan, refuse_warmup_run, warmup_checkpoints
+from coretune.types import (
+    EMPTY_PROMPT_LOSS,
+    TARGET_LOSS,
+    TARGET_SIMILARITY,
+    Rows,
+    TrainersSeed,
+    UsesCheckpoints,
+)
 
 log = logging.getLogger("coretune")
 
@@ -68,7 +75,7 @@ class RunSignals:
     duplicates   equal rows, where a measurement or a filter asks
     cost         what steps and measurements cost
     measurement  of the pool; None for a method that measures nothing
-    harvest      of training steps, where the refresh asks for it
+    online       of training steps, where the refresh asks for it
 
     ValueError for what this model, these arguments or this pool cannot give.
     """
@@ -89,19 +96,19 @@ class RunSignals:
         self.settings = _settings(config, setup.args)
         self._refuse()
         self.checkpoints: list[Path] = []  # of the warm-up run, or of the user's folder
-        self.lesson: Lesson | None = None
-        if isinstance(config.selector, Taught) and config.teaching:
+        self.warmup: WarmupPlan | None = None
+        if isinstance(config.selector, UsesCheckpoints) and config.has_warmup_run:
             steps = config.selector.checkpoints
-            self.lesson = Lesson.of(config, len(rows.length), batch_of(setup.args), steps)
-        self.target_lessons: TargetLessons | None = None
+            self.warmup = WarmupPlan.of(config, len(rows.length), batch_of(setup.args), steps)
+        self.target_warmups: TargetWarmups | None = None
         if self._tunes:
-            self.target_lessons = TargetLessons.of(config.selector, targets, batch_of(setup.args))
+            self.target_warmups = TargetWarmups.of(config.selector, targets, batch_of(setup.args))
         self.duplicates: ExactDuplicates | None = None
         if config.needs or config.filters:
             self.duplicates = ExactDuplicates.of(len(rows.length), rows.tokens, rows.labels)
         self.pairs = self._pairs()
         self.cost = self._cost(config.needs)
-        self.harvest = self._harvest(obstacle) if config.needs else None
+        self.online = self._online(obstacle) if config.needs else None
         self.measurement = self._measurement(store) if config.needs else None
 
     def prepare(self, ledger: Ledger, folder: Path) -> None:
@@ -110,12 +117,14 @@ class RunSignals:
         folder  of the warm-up run
         """
         selector = self.config.selector
-        if self.lesson is not None:
-            self.checkpoints = teach(self.setup, self.lesson, folder, ledger, self.cost, self.processes)
-        elif isinstance(selector, Taught):
-            self.checkpoints = find_snapshots(selector.teacher, selector.checkpoints)
-        if self.target_lessons is not None:
-            self.target_lessons.teach(self.setup, folder, ledger, self.cost, self.processes)
+        if self.warmup is not None:
+            self.checkpoints = warmup_checkpoints(
+                self.setup, self.warmup, folder, ledger, self.cost, self.processes
+            )
+        elif isinstance(selector, UsesCheckpoints):
+            self.checkpoints = find_snapshots(selector.checkpoints_from, selector.checkpoints)
+        if self.target_warmups is not None:
+            self.target_warmups.prepare(self.setup, folder, ledger, self.cost, self.processes)
 
     @property
     def _tunes(self) -> bool:
@@ -127,15 +136,15 @@ class RunSignals:
         if config.refresh_every != "never":
             refuse_live(self.settings)
         # Whether an optimiser of this run is read, its own or its warm-up's, and not a folder's alone.
-        own = not config.taught or config.teaching or config.refresh_every != "never"
+        own = not config.uses_checkpoints or config.has_warmup_run or config.refresh_every != "never"
         if preconditioner != "none" and own:
             made = setup.settings["optimizer_cls_and_kwargs"]
             refuse_optimizer(self.live.optimizer(), made, setup.args, setup.model, preconditioner)
-        if config.taught or self._tunes:
-            teaching = config.teaching or self._tunes
-            refuse_teaching(setup.split, teaching and self.live.optimizer() is not None)
-        if isinstance(config.selector, Taught) and not config.teaching:
-            find_snapshots(config.selector.teacher, config.selector.checkpoints)  # to be missed now
+        if config.uses_checkpoints or self._tunes:
+            made_here = config.has_warmup_run or self._tunes
+            refuse_warmup_run(setup.split, made_here and self.live.optimizer() is not None)
+        if isinstance(config.selector, UsesCheckpoints) and not config.has_warmup_run:
+            find_snapshots(config.selector.checkpoints_from, config.selector.checkpoints)  # to be missed now
         if config.needs:
             refuse_virtual_tokens(setup.model)
             if config.refresh.embedding in config.needs:  # then there is a graph
@@ -167,7 +176,7 @@ class RunSignals:
             return cost
         return replace(cost, empty_prompt=len(common_ending(setup.rows, first_token(setup.tokenizer))))
 
-    def _harvest(self, obstacle: str | None) -> RunHarvest | None:
+    def _online(self, obstacle: str | None) -> RunOnlineSignals | None:
         """Of training steps, where asked for; where "auto" would and cannot, the log says why."""
         refresh, needs = self.config.refresh, self.config.needs
         if refresh.online_signals == "auto":
@@ -181,7 +190,7 @@ class RunSignals:
         elif not refresh.online_signals:
             return None
         shown = [name for name in needs if name != EMPTY_PROMPT_LOSS]
-        return RunHarvest(self.setup.model, shown, self.settings, self.processes)
+        return RunOnlineSignals(self.setup.model, shown, self.settings, self.processes)
 
     @property
     def _first_signals(self) -> tuple[str, ...]:
@@ -225,7 +234,7 @@ class RunSignals:
             measure,
             flops,
             processes.everywhere(f"references, {name}", now.references),
-            None if some or self.harvest is None else self.harvest.taken,
+            None if some or self.online is None else self.online.taken,
             None if some else duplicates,
             self._first_stage(name, of_first, store, some),
             self._pairs_flops,
@@ -242,7 +251,7 @@ class RunSignals:
         if not some:
             measure = in_block.sharing(measure)
         close = processes.everywhere(f"first {name} is over", scan.close)
-        passes = selector.checkpoints if isinstance(selector, Taught) else 1
+        passes = selector.checkpoints if isinstance(selector, UsesCheckpoints) else 1
         return Measurement(
             StoredScan(scan, measure, close, store, self.parts),
             lambda rows: cost.measurement(rows, passes),
@@ -273,11 +282,11 @@ class RunSignals:
         )
 
     def _tuned(self) -> Sequence[Snapshot]:
-        return () if self.target_lessons is None else self.target_lessons.snapshots(self.setup.model)
+        return () if self.target_warmups is None else self.target_warmups.snapshots(self.setup.model)
 
     def _snapshots(self) -> Sequence[Snapshot]:
         """What the first measurement goes through."""
-        if not self.config.taught:
+        if not self.config.uses_checkpoints:
             return self._now()
         moments = self.settings.preconditioner != "none"
         return read_snapshots(self.checkpoints, self.setup.model, with_moments=moments)

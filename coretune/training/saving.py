@@ -16,7 +16,7 @@ from torch.distributed.fsdp import StateDictType
 
 from coretune.files import read_json, write_json, writing
 from coretune.training.run_folder import drop_old, remove_checkpoint
-from coretune.training.sealing import SealedCheckpoints
+from coretune.training.verified_checkpoints import VerifiedCheckpoints
 
 log = logging.getLogger("coretune")
 REMEDY = "make room and go on with resume_from_checkpoint: true"
@@ -32,7 +32,7 @@ def side_product(path: str | Path) -> Iterator[None]:
         log.warning("%s was not written, the run goes on: %s", path, reason)
 
 
-class SavingTrainer(SealedCheckpoints):
+class SavingTrainer(VerifiedCheckpoints):
     """A stock trainer whose files are whole, and which removes no folder but its own old checkpoints."""
 
     _checkpoint_limit: int | None = None

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.training.card import budget_of, public_settings
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.training.adapter_loading import trained_on
 from coretune.training.mixin import CoresetMixin
 from coretune.training.refusals import (
-    harvest_obstacle,
+    online_obstacle,
     refuse_adapter_of_sft,
     refuse_model_of_sft,
     refuse_plain_arguments,
@@ -69,9 +69,9 @@ class CoresetSFTTrainer(CoresetMixin, SFTTrainer):
         refuse_sft_arguments(args, coreset.weighted)
 
     @staticmethod
-    def harvest_obstacle(args: Any, own_loss: Any) -> str | None:
+    def online_obstacle(args: Any, own_loss: Any) -> str | None:
         """Why training steps show no signals; None where they do."""
-        return harvest_obstacle(args, own_loss)
+        return online_obstacle(args, own_loss)
 
     def _pack_tokens(self) -> int:
         return int(self.args.max_length) if self.args.packing else 0

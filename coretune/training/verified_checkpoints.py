@@ -1,6 +1,6 @@
 """Checkpoints whose bytes are known, and whose weights are compared after they were loaded.
 
-    save:  stock files ─► seal (checkpoints.py) ─► trainer_state.json ─► its checksum
+    save:  stock files ─► write_record (checkpoints.py) ─► trainer_state.json ─► its checksum
     load:  stock load ─► each trained weight as it was? ─► else under the names of the files ─► else refused
 
 The stock trainer loads a state dict by name and leaves alone what it does not find: where a model is called
@@ -21,18 +21,18 @@ from transformers import Trainer
 
 from coretune.escaping import first_line
 from coretune.measure.snapshots import read_weights
-from coretune.training.checkpoints import saved_weights, seal, seal_state
+from coretune.training.checkpoints import add_trainer_state, saved_weights, write_record
 from coretune.training.identity import trained_checksums
 
 log = logging.getLogger("coretune")
 SHOWN = 3  # names in a message
 
 
-class SealedCheckpoints(Trainer):
-    """A stock trainer whose checkpoints are sealed, and that goes on with the weights that were saved."""
+class VerifiedCheckpoints(Trainer):
+    """A stock trainer whose checkpoints have checksums, and that goes on with the weights that were saved."""
 
     def checkpoint_content(self) -> Mapping[str, Any]:
-        """What the note of a checkpoint says beside files, step and weights; asked of process 0."""
+        """What the record of a checkpoint says beside files, step and weights; asked of process 0."""
         return {}
 
     def meet(self) -> None:
@@ -45,14 +45,14 @@ class SealedCheckpoints(Trainer):
         weights = trained_checksums(self.model)
         self.meet()  # every process has written what it writes
         if self.is_world_process_zero():
-            seal(output_dir, self.checkpoint_content(), self.state.global_step, weights)
+            write_record(output_dir, self.checkpoint_content(), self.state.global_step, weights)
         self.meet()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            seal_state(folder)
+            add_trainer_state(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -64,7 +64,7 @@ class SealedCheckpoints(Trainer):
 
 
 def check_loaded(folder: str, model: nn.Module) -> None:
-    """Every trained weight is what the checkpoint's note says, or is made so; ValueError names the others."""
+    """Every trained weight is what its record says, or is made so; ValueError names the others."""
     saved = saved_weights(folder)
     if not saved or not (wrong := _different(model, saved)):
         return

@@ -36,10 +36,10 @@ from coretune.measure.settings import SEEDED, MeasureSettings
 from coretune.types import IGNORED, Array, Rows
 
 #: What a training step shows.
-HARVESTED = ("loss", "response_embedding", "prompt_embedding", "gradient_norm", "gradient")
+ONLINE_SIGNALS = ("loss", "response_embedding", "prompt_embedding", "gradient_norm", "gradient")
 
 
-class Harvest:
+class OnlineReader:
     """Reads the signals `names` off training steps.
 
     model     as the trainer calls it inside its wrappers: a causal language model with TRL's fused head
@@ -54,10 +54,10 @@ class Harvest:
     """
 
     def __init__(self, model: Any, names: Sequence[str], settings: MeasureSettings) -> None:
-        unknown = sorted(set(names) - set(HARVESTED))
+        unknown = sorted(set(names) - set(ONLINE_SIGNALS))
         if unknown:
             raise ValueError(
-                f"{unknown[0]} cannot be read off a training step, only {', '.join(HARVESTED)} can: "
+                f"{unknown[0]} cannot be read off a training step, only {', '.join(ONLINE_SIGNALS)} can: "
                 "set refresh.online_signals to false"
             )
         if settings.basis not in SEEDED:

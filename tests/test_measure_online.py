@@ -14,7 +14,7 @@ from tiny_run import arguments, corpus, model_folder, tiny_tokenizer
 from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
-from coretune.measure.harvest import HARVESTED, Harvest
+from coretune.measure.online import ONLINE_SIGNALS, OnlineReader
 from coretune.measure.seen import Seen, load, save
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
@@ -29,7 +29,7 @@ SMALL = {"projection_dim": 16, "factor_dim": 8}
 
 
 class Watched(SFTTrainer):
-    """Measures each micro-batch, then trains on it under the harvest's eyes, and keeps both."""
+    """Measures each micro-batch, then trains on it with online signals, and keeps both."""
 
     def __init__(self, folder: Path, settings: MeasureSettings, weights=None, compare=True, **training):
         pool, peft = corpus(), training.pop("peft_config", None)
@@ -44,8 +44,8 @@ class Watched(SFTTrainer):
                     parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         self.data_collator = with_example_id(self.data_collator)
         self.pool, self.compare, self.row_weights = pool, compare, weights
-        self.measure = measurer(self.model, pool, HARVESTED, settings, pad_token_id=0, bos_token_id=1)
-        self.harvest = Harvest(self.model, HARVESTED, settings)
+        self.measure = measurer(self.model, pool, ONLINE_SIGNALS, settings, pad_token_id=0, bos_token_id=1)
+        self.reader = OnlineReader(self.model, ONLINE_SIGNALS, settings)
         self.batches: list[np.ndarray] = []
         self.pairs: list[tuple[Seen, dict[str, np.ndarray], int]] = []
 
@@ -59,9 +59,9 @@ class Watched(SFTTrainer):
         if not self.compare:
             return super().training_step(model, inputs, *args, **kwargs)
         before = self.measure(np.sort(rows.numpy()))
-        with self.harvest.watching(rows, inputs["labels"], inputs["attention_mask"], step):
+        with self.reader.watching(rows, inputs["labels"], inputs["attention_mask"], step):
             loss = super().training_step(model, inputs, *args, **kwargs)
-        self.pairs.append((self.harvest.take(), before, step))
+        self.pairs.append((self.reader.take(), before, step))
         return loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
@@ -76,7 +76,7 @@ def assert_equal(trainer: Watched, bound: float = 1e-4) -> None:
     for seen, expected, step in trainer.pairs:
         assert (seen.step == step).all()
         assert len(seen.rows) == trainer.args.per_device_train_batch_size
-        for name in HARVESTED:
+        for name in ONLINE_SIGNALS:
             gap = np.abs(seen.signals[name] - expected[name]).max()
             assert gap <= bound * np.abs(expected[name]).max(), (name, gap)
 
@@ -122,7 +122,7 @@ def test_weights_of_the_loss_are_undone_and_a_row_of_none_is_left_out(tmp_path):
         kept = asked % 5 != 0
         left_out += int((~kept).sum())
         assert seen.rows.tolist() == asked[kept].tolist()
-        for name in HARVESTED:
+        for name in ONLINE_SIGNALS:
             np.testing.assert_allclose(seen.signals[name], expected[name][kept], rtol=1e-3, atol=1e-5)
     assert left_out
 
@@ -134,15 +134,15 @@ def test_training_is_not_disturbed(tmp_path):
         trainer.train()
         trained.append(trainer.model.state_dict())
     assert all(torch.equal(trained[0][name], value) for name, value in trained[1].items())
-    assert not any(module._forward_hooks for module in trainer.harvest.model.model.layers.modules())
+    assert not any(module._forward_hooks for module in trainer.reader.model.model.layers.modules())
 
 
 def step(trainer, labels=None, attention=None, call=None):
-    """One forward and backward of a batch of two rows under the harvest's eyes."""
+    """One forward and backward of a batch of two rows with online signals."""
     ids = torch.arange(24).reshape(2, 12) + 4
     labels = torch.where(torch.arange(12) < 5, -100, ids) if labels is None else labels(ids)
     attention = torch.ones_like(ids) if attention is None else attention(ids)
-    with trainer.harvest.watching(torch.tensor([7, 3]), labels, attention, step=11):
+    with trainer.reader.watching(torch.tensor([7, 3]), labels, attention, step=11):
         call(trainer.model.train(), ids, labels)
 
 
@@ -152,25 +152,25 @@ def fused(model, ids, labels):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    return Watched(tmp_path_factory.mktemp("harvest"), MeasureSettings(**SMALL))
+    return Watched(tmp_path_factory.mktemp("online"), MeasureSettings(**SMALL))
 
 
 def test_rows_are_kept_as_last_seen_until_they_are_taken(trainer, tmp_path):
     step(trainer, call=fused)
-    seen = trainer.harvest.take()
+    seen = trainer.reader.take()
     assert seen.rows.tolist() == [3, 7]
     assert seen.step.tolist() == [11, 11]
-    assert len(trainer.harvest.take().rows) == 0
+    assert len(trainer.reader.take().rows) == 0
     save(seen, tmp_path / "seen.npz")
     again = load(tmp_path / "seen.npz")
-    trainer.harvest.put(again)
+    trainer.reader.put(again)
     with torch.no_grad():
         trainer.model.lm_head.weight.mul_(0.5)
     step(trainer, call=fused)
-    late = trainer.harvest.take()
+    late = trainer.reader.take()
     assert late.rows.tolist() == [3, 7]
     assert (late.signals["loss"] != seen.signals["loss"]).all()
-    for name in HARVESTED:
+    for name in ONLINE_SIGNALS:
         np.testing.assert_array_equal(again.signals[name], seen.signals[name])
 
 
@@ -182,20 +182,20 @@ def test_of_a_row_of_several_turns_only_what_counts_is_read(trainer):
         return labels
 
     step(trainer, labels=gap, call=fused)
-    seen, ids = trainer.harvest.take(), torch.arange(24).reshape(2, 12) + 4
+    seen, ids = trainer.reader.take(), torch.arange(24).reshape(2, 12) + 4
     rows = RaggedRows(ids.tolist(), [5, 5], gap(ids).tolist())
     settings = MeasureSettings(**SMALL)
-    expected = measurer(trainer.model, rows, HARVESTED, settings, pad_token_id=0, bos_token_id=1)(
+    expected = measurer(trainer.model, rows, ONLINE_SIGNALS, settings, pad_token_id=0, bos_token_id=1)(
         np.arange(2)
     )
     assert seen.rows.tolist() == [3, 7]
-    for name in HARVESTED:
+    for name in ONLINE_SIGNALS:
         assert_close(seen.signals[name][::-1], expected[name])
 
 
 def test_a_row_without_response_is_not_kept(trainer):
     step(trainer, labels=lambda ids: torch.where(torch.arange(2)[:, None] == 1, -100, ids), call=fused)
-    assert trainer.harvest.take().rows.tolist() == [7]
+    assert trainer.reader.take().rows.tolist() == [7]
 
 
 def test_what_a_step_hides_is_said(trainer):
@@ -223,13 +223,13 @@ def test_what_a_step_hides_is_said(trainer):
             step(trainer, call=call)
     with pytest.raises(ValueError, match="padded on the left"):
         step(trainer, attention=lambda ids: (torch.arange(12) > 1).expand(2, 12), call=fused)
-    assert len(trainer.harvest.take().rows) == 0
+    assert len(trainer.reader.take().rows) == 0
 
 
 def test_what_has_no_online_signals_is_refused_by_name(trainer):
     with pytest.raises(ValueError, match="target_cosine cannot be read off a training step"):
-        Harvest(trainer.model, ["loss", "target_cosine"], MeasureSettings())
+        OnlineReader(trainer.model, ["loss", "target_cosine"], MeasureSettings())
     with pytest.raises(ValueError, match="basis is gradient_pca"):
-        Harvest(trainer.model, ["gradient"], MeasureSettings(basis="gradient_pca"))
+        OnlineReader(trainer.model, ["gradient"], MeasureSettings(basis="gradient_pca"))
     with pytest.raises(ValueError, match="preconditioner is adam"):
-        Harvest(trainer.model, ["gradient"], MeasureSettings(preconditioner="adam"))
+        OnlineReader(trainer.model, ["gradient"], MeasureSettings(preconditioner="adam"))

@@ -9,7 +9,7 @@ from coretune.filters.cooldown import Cooldown
 from coretune.ledger import GRADIENT_SIGNALS
 from coretune.measure.settings import SEEDED
 from coretune.policies.reuse import noise_sought
-from coretune.rounds.schedule import CoresetConfig
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.select.brief import Brief
 from coretune.select.craig import Craig
@@ -24,23 +24,23 @@ PROJECTED = GRADIENTS - {"gradient_norm"}
 UNWEIGHTED = frozenset(SELECTORS.values()) - {Brief, Craig, GradMatch, Gtp}
 
 
-def unread(config: CoresetConfig) -> dict[str, set[str]]:
-    """Room of the `coreset` section -> keys of it, "" beside `method`; of the method its own, as its `unread`
-    says."""
+def unused_settings(config: CoresetConfig) -> dict[str, set[str]]:
+    """Room of the `coreset` section -> keys of it, "" beside `method`; of the method its own, as its
+    `unused_settings` says."""
     selector = config.selector
     return {
         "": {"weighted"} if type(selector) in UNWEIGHTED else set(),
-        "method": {name.rstrip("_") for name in getattr(selector, "unread", ())},
+        "method": {name.rstrip("_") for name in getattr(selector, "unused_settings", ())},
         "refresh": {key for keys, read in _of_refresh(config) if not read for key in keys.split()},
         "signals": {key for key, read in _of_signals(config) if not read},
         "solver": {key for key, read in _of_solver(config) if not read},
     }
 
 
-def idle_filters(config: CoresetConfig) -> list[str]:
+def unused_filters(config: CoresetConfig) -> list[str]:
     """Filters that have nothing to judge by: rows cool down once a coreset, or a warm-up, trained on them."""
     trained_before = config.refresh_every != "never" or (
-        config.needs and config.warmup_share and not config.taught
+        config.needs and config.warmup_share and not config.uses_checkpoints
     )
     return [] if trained_before else [each.name for each in config.filters if isinstance(each, Cooldown)]
 
@@ -60,7 +60,7 @@ def _of_refresh(config: CoresetConfig) -> Iterator[tuple[str, bool]]:
     yield "scores", along
     yield "priority_score", measures and (config.audit_every is not None or (again and priority))
     yield "online_signals audit_every", again
-    yield "warmup", measures and (config.teaching or not config.taught)
+    yield "warmup", measures and (config.has_warmup_run or not config.uses_checkpoints)
     yield "defer_first_measurement", again and noise_sought(config) is not None
 
 

@@ -12,14 +12,14 @@ from coretune.types import Budget, Coreset, Pool
 
 
 @dataclass(frozen=True)
-class Pupil:
+class ByCheckpoints:
     """The rows whose `signal` is longest, weighted by their length."""
 
     signal: str = "gradient"
-    teacher: str = "warmup"
+    checkpoints_from: str = "warmup"
     checkpoints: int = 2
 
-    name: ClassVar[str] = "pupil"
+    name: ClassVar[str] = "by_checkpoints"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Settings that this run leaves without effect: by its target, its rows, its length or its other arguments.
 
-What a method never reads, whatever the rows, `policies/unread.py` says.
+What a method never reads, whatever the rows, `policies/unused_settings.py` says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from coretune.recording.audit import WHOLE_POOL
-from coretune.rounds.schedule import Clock, CoresetConfig
+from coretune.rounds.coreset_config import CoresetConfig
+from coretune.rounds.schedule import Schedule
 from coretune.rounds.targets import TARGET_SIGNALS
 from coretune.rounds.transitions import empty_pool
 from coretune.types import Array
@@ -41,8 +42,8 @@ READ_WITH: Mapping[tuple[str, ...], tuple[str, Callable[[Any], Any]]] = {
 OF_EVALUATION = ("eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size")
 
 
-def idle_settings(
-    config: CoresetConfig, clock: Clock, steps: int, length: Array, target: bool, store: bool
+def settings_without_effect(
+    config: CoresetConfig, schedule: Schedule, steps: int, length: Array, target: bool, store: bool
 ) -> Iterator[str]:
     """A line for each.
 
@@ -57,11 +58,11 @@ def idle_settings(
         yield f"method {name} does not choose by a target: the target only keeps its own rows out of training"
     if store and not needs:
         yield f"signals_dir has no effect: method {name} measures nothing"
-    if config.record_others != CoresetConfig.record_others and n <= WHOLE_POOL:
-        yield f"record_others has no effect: a pool of {n:,} rows is recorded whole"
+    if config.record_unchosen != CoresetConfig.record_unchosen and n <= WHOLE_POOL:
+        yield f"record_unchosen has no effect: a pool of {n:,} rows is recorded whole"
     if config.narrow is not None and _leaves_all(config, length):
         yield f"filters.narrow has no effect: {config.narrow.times:g} times the budget is the whole pool"
-    yield from _beyond(config, clock, steps)
+    yield from _beyond(config, schedule, steps)
 
 
 def _leaves_all(config: CoresetConfig, length: Array) -> bool:
@@ -71,9 +72,9 @@ def _leaves_all(config: CoresetConfig, length: Array) -> bool:
     return config.narrow.times * budget.amount >= whole
 
 
-def _beyond(config: CoresetConfig, clock: Clock, steps: int) -> Iterator[str]:
+def _beyond(config: CoresetConfig, schedule: Schedule, steps: int) -> Iterator[str]:
     """What would come after the last step."""
-    made = clock.selections(steps)
+    made = schedule.selections(steps)
     if config.refresh_every not in ("never", "pass") and made == 1:
         yield (
             f"refresh_every is {config.refresh_every}, and after {steps} steps training is over: one coreset "
@@ -86,7 +87,7 @@ def _beyond(config: CoresetConfig, clock: Clock, steps: int) -> Iterator[str]:
         )
 
 
-def idle_arguments(given: Mapping[str, Any], args: Any, evaluated: bool) -> Iterator[str]:
+def arguments_without_effect(given: Mapping[str, Any], args: Any, evaluated: bool) -> Iterator[str]:
     """A line for each key of `training` that is given and that nobody reads without another.
 
     args       made of them

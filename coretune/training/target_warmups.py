@@ -1,6 +1,6 @@
 """Warm-ups on a target's examples alone: for `target_loss`, made before the training.
 
-RUN/_coretune/teacher/target-0/checkpoint-N/   the model after a few passes over the first target
+RUN/_coretune/warmup/target-0/checkpoint-N/   the model after a few passes over the first target
 """
 
 from __future__ import annotations
@@ -19,38 +19,40 @@ from coretune.rounds.sampler import PoolRows
 from coretune.rounds.targets import Target
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
-from coretune.training.teacher import Lesson, Setup, teach
+from coretune.training.warmup_run import Setup, WarmupPlan, warmup_checkpoints
 from coretune.types import Array
 
 
 @dataclass
-class TargetLessons:
+class TargetWarmups:
     """A warm-up for each target, and the checkpoints once they are there."""
 
     targets: Sequence[Target]
-    lessons: tuple[Lesson, ...]
+    plans: tuple[WarmupPlan, ...]
     folders: list[Path] = field(default_factory=list)
 
     @classmethod
-    def of(cls, selector: Any, targets: Sequence[Target], batch: int) -> TargetLessons:
+    def of(cls, selector: Any, targets: Sequence[Target], batch: int) -> TargetWarmups:
         """selector: says how many passes, `target_epochs`. batch: rows a step."""
         epochs = selector.target_epochs
-        return cls(targets, tuple(Lesson.of_target(len(t.rows.length), batch, epochs) for t in targets))
+        return cls(targets, tuple(WarmupPlan.of_target(len(t.rows.length), batch, epochs) for t in targets))
 
-    def teach(
+    def prepare(
         self, setup: Setup, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
     ) -> None:
         """Have the checkpoints: found, gone on with, or made, each from the base model. Booked as warm-up."""
         self.folders = []
-        for number, (target, lesson) in enumerate(zip(self.targets, self.lessons, strict=True)):
+        for number, (target, plan) in enumerate(zip(self.targets, self.plans, strict=True)):
             own = replace(setup, dataset=_dataset(target.rows), rows=target.rows)
-            self.folders += teach(own, lesson, folder / f"target-{number}", ledger, cost, processes)
+            self.folders += warmup_checkpoints(
+                own, plan, folder / f"target-{number}", ledger, cost, processes
+            )
 
     @property
     def lengths(self) -> Array:
         """Tokens of every row that is trained on, as often as it is."""
-        pairs = zip(self.targets, self.lessons, strict=True)
-        return np.concatenate([target.rows.length[lesson.rows] for target, lesson in pairs])
+        pairs = zip(self.targets, self.plans, strict=True)
+        return np.concatenate([target.rows.length[plan.rows] for target, plan in pairs])
 
     def snapshots(self, model: Any) -> list[Snapshot]:
         """One a target, in their order."""

@@ -18,7 +18,7 @@ from tiny_run import records, write_jsonl
 from coretune import run
 from coretune.config import ConfigError, RunConfig, check_config
 from coretune.coreset_section import spelled_out
-from coretune.recording.run_files import OWN, POOL, SELECTION, SIGNALS, TEACHER
+from coretune.recording.run_files import OWN, POOL, SELECTION, SIGNALS, WARMUP_RUN
 from coretune.training.refusals import can_weigh
 
 pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
@@ -87,7 +87,7 @@ def test_brief_resumed_is_brief(done: Any, data: Path, tmp_path: Path) -> None:
     for name in (SELECTION, POOL):
         shutil.copy(before / name, tmp_path / name)
     run.train(config(data, tmp_path, BRIEF, resume_from_checkpoint=True))
-    assert not (tmp_path / TEACHER).exists()
+    assert not (tmp_path / WARMUP_RUN).exists()
     ends = [load_file(folder / "adapter_model.safetensors") for folder in (before, tmp_path)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 #: How the names of training arguments begin that change nothing in what is learnt.
-UNLEARNT = (
+WITHOUT_EFFECT = (
     "output_dir",
     "run_name",
     "project",
@@ -43,7 +43,7 @@ UNLEARNT = (
     "trust_remote_code",
 )
 #: Those that change it by rounding alone, or what becomes of it in the end.
-AROUND = (
+MAY_DIFFER = (
     "activation_",
     "gradient_checkpointing",
     "torch_compile",
@@ -71,12 +71,12 @@ COUNTED = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_st
 _KEPT = ("load_best", "metric_for", "greater_is")
 
 
-def learnt(args: Any) -> dict[str, str]:
+def decisive(args: Any) -> dict[str, str]:
     """Argument -> value as JSON, of all that decide what is learnt."""
     return {
         f"training.{name}": json.dumps(value, default=str)
         for name, value in args.to_dict().items()
-        if not name.startswith(UNLEARNT)
+        if not name.startswith(WITHOUT_EFFECT)
     }
 
 
@@ -85,8 +85,8 @@ def compared(args: Any, stock: Mapping[str, Any]) -> tuple[dict[str, str], dict[
 
     stock   what the trainer was given beside its arguments (see `described`)
     """
-    given = learnt(args)
-    around = {name: value for name, value in given.items() if _bare(name).startswith(AROUND)}
+    given = decisive(args)
+    around = {name: value for name, value in given.items() if _bare(name).startswith(MAY_DIFFER)}
     strict = {name: v for name, v in given.items() if name not in around and _bare(name) not in COUNTED}
     for name, value in args.to_dict().items():
         if name.startswith(_KEPT):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_method import ByCheckpoints
 from fake_run import config
-from taught import Pupil
 from tiny_run import corpus, model_folder
 from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import SFTConfig
@@ -17,14 +17,19 @@ from trl import SFTConfig
 from coretune.filters.narrow import Narrow
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
-from coretune.policies.unread import unread
+from coretune.policies.unused_settings import unused_settings
 from coretune.rounds.budget import parse_budget
-from coretune.rounds.schedule import Clock
+from coretune.rounds.schedule import Schedule
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.select.loss import Loss
 from coretune.select.random import Random
 from coretune.select.rds import Rds
-from coretune.training.idle import OF_EVALUATION, READ_WITH, idle_arguments, idle_settings
+from coretune.training.without_effect import (
+    OF_EVALUATION,
+    READ_WITH,
+    arguments_without_effect,
+    settings_without_effect,
+)
 
 LENGTH = np.full(40, 10)
 CASCADE = {"anchors": "all", "propagate": "none", "repair": "none"}
@@ -34,7 +39,7 @@ def told(
     selector: Any, steps: int = 20, every: int = 1, target: bool = False, store: bool = False, **settings: Any
 ) -> list[str]:
     made = config(selector, **settings)
-    return list(idle_settings(made, Clock(2, 4, 0, every), steps, LENGTH, target, store))
+    return list(settings_without_effect(made, Schedule(2, 4, 0, every), steps, LENGTH, target, store))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def told(
         ({"target": True, "selector": Rds()}, None),
         ({"store": True}, None),
         ({"store": True, "selector": Random()}, "signals_dir has no effect: method random measures nothing"),
-        ({"record_others": 7}, "record_others has no effect: a pool of 40 rows is recorded whole"),
+        ({"record_unchosen": 7}, "record_unchosen has no effect: a pool of 40 rows is recorded whole"),
         (
             {"filters": (Narrow(times=5, by="spread"),), **CASCADE},
             "filters.narrow has no effect: 5 times the budget is the whole pool",
@@ -89,23 +94,23 @@ def test_a_key_of_training_that_is_read_with_another_is_named_without_it() -> No
         gradient_checkpointing=False,
         push_to_hub=False,
     )
-    lines = list(idle_arguments(given, none, False))
+    lines = list(arguments_without_effect(given, none, False))
     assert [line.split()[0].removeprefix("training.") for line in lines] == list(given)
     assert lines[0] == "training.eval_steps has no effect without eval_strategy: steps"
     assert lines[-1].endswith("has no effect without eval_data or eval_fraction")
     every = {"eval_strategy": "steps", "load_best_model_at_end": True, "save_steps": 500, "push_to_hub": True}
     args = SFTConfig("o", use_cpu=True, packing=True, gradient_checkpointing=True, **every)
-    assert not list(idle_arguments(given, args, True))
-    assert not list(idle_arguments({}, TrainingArguments("o", use_cpu=True), False))
+    assert not list(arguments_without_effect(given, args, True))
+    assert not list(arguments_without_effect({}, TrainingArguments("o", use_cpu=True), False))
 
 
 def test_keys_of_evaluate_without_what_reads_them_are_named() -> None:
-    assert list(EvaluateSection(max_new_tokens=9, task_rows=3).idle) == [
+    assert list(EvaluateSection(max_new_tokens=9, task_rows=3).without_effect) == [
         "evaluate.max_new_tokens has no effect: of the metrics only rouge generates answers",
         "evaluate.task_rows has no effect: evaluate.tasks names none",
     ]
-    assert not list(EvaluateSection(max_new_tokens=9, metric=["loss", "rouge"]).idle)
-    assert not list(EvaluateSection(max_new_tokens=128, tasks=["arc"], task_rows=3).idle)
+    assert not list(EvaluateSection(max_new_tokens=9, metric=["loss", "rouge"]).without_effect)
+    assert not list(EvaluateSection(max_new_tokens=128, tasks=["arc"], task_rows=3).without_effect)
 
 
 #: Key of `signals` -> another value; batch_tokens changes what is held at once, and no signal.
@@ -134,10 +139,12 @@ def test_settings_of_signals_are_said_to_be_unread_where_they_change_no_signal(u
         "if_gradient",
         "head_gradient",
     ):
-        idle = unread(config(Pupil(signal=name), warmup=0.1, signals=base, **CASCADE))["signals"]
+        unused = unused_settings(config(ByCheckpoints(signal=name), warmup=0.1, signals=base, **CASCADE))[
+            "signals"
+        ]
         one = measured(name, base)
         for key, value in OTHER.items():
             if getattr(base, key) != value:
                 other = measured(name, replace(base, **{key: value}))
                 same = one.shape == other.shape and np.allclose(one, other, atol=1e-6)
-                assert same == (key in idle), (name, key)
+                assert same == (key in unused), (name, key)

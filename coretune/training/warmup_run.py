@@ -1,7 +1,7 @@
 """The warm-up run of a method that measures at its checkpoints: a short stock run on random rows.
 
-    RUN/_coretune/teacher/checkpoint-N/   as transformers writes them, optimizer.pt included, and sealed
-    RUN/_coretune/teacher/teacher.json    what it is of, and whether it is finished
+    RUN/_coretune/warmup/checkpoint-N/   as transformers writes them, optimizer.pt included, with checksums
+    RUN/_coretune/warmup/warmup.json     what it is of, and whether it is finished
 
 [paper: LESS and BRIEF] one epoch on a random share of the pool. It is trained by the stock trainer with the
 run's own arguments, in the model itself; then the model is put back bit for bit, so that the training after
@@ -28,23 +28,23 @@ from coretune.files import read_json, write_json
 from coretune.ledger import Ledger
 from coretune.measure.snapshots import find_snapshots
 from coretune.progress import progress
+from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.sampler import PoolRows
-from coretune.rounds.schedule import CoresetConfig
 from coretune.storing.fingerprint import differences
 from coretune.training.checkpoints import why_not_whole
+from coretune.training.compared_arguments import decisive, described
 from coretune.training.identity import config_settings, drawn_fingerprint, model_parts, versions
-from coretune.training.learnt import described, learnt
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
-from coretune.training.sealing import SealedCheckpoints
+from coretune.training.verified_checkpoints import VerifiedCheckpoints
 from coretune.types import Rows
 
-NOTE = "teacher.json"
+RECORD = "warmup.json"
 log = logging.getLogger("coretune")
 
 
 @dataclass(frozen=True)
-class Lesson:
+class WarmupPlan:
     """What the warm-up run is trained on.
 
     rows   random pool rows in the order drawn, or a target's examples as often as they are trained on
@@ -55,7 +55,7 @@ class Lesson:
     marks: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: CoresetConfig, n: int, batch: int, checkpoints: int) -> Lesson:
+    def of(cls, config: CoresetConfig, n: int, batch: int, checkpoints: int) -> WarmupPlan:
         """n rows in the pool, `batch` of them a step. ValueError for fewer steps than checkpoints."""
         drawn = np.random.default_rng([config.seed, 0, 2]).permutation(n)[
             : math.ceil(config.warmup_share * n)
@@ -70,7 +70,7 @@ class Lesson:
         return cls(drawn.astype(np.int64), marks)
 
     @classmethod
-    def of_target(cls, examples: int, batch: int, epochs: int) -> Lesson:
+    def of_target(cls, examples: int, batch: int, epochs: int) -> WarmupPlan:
         """So many passes over all examples of a target, kept at their end."""
         rows = np.tile(np.arange(examples, dtype=np.int64), epochs)
         return cls(rows, (math.ceil(len(rows) / batch),))
@@ -96,8 +96,8 @@ class Setup:
     split: bool
 
 
-def refuse_teaching(split: bool, own_optimizer: bool) -> None:
-    """ValueError for a trainer whose model cannot take a teacher's weights, or train one.
+def refuse_warmup_run(split: bool, own_optimizer: bool) -> None:
+    """ValueError for a trainer whose model cannot take the weights of checkpoints, or make a warm-up run.
 
     split          FSDP or DeepSpeed holds the model in parts
     own_optimizer  a warm-up run is to be made, and the optimizer was made already
@@ -109,52 +109,52 @@ def refuse_teaching(split: bool, own_optimizer: bool) -> None:
         )
     if own_optimizer:
         raise ValueError(
-            "teacher is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs instead "
-            "of optimizers, or a folder of checkpoints as `teacher` of the method"
+            "checkpoints_from is warmup, which needs an optimizer of its own: give optimizer_cls_and_kwargs "
+            "instead of optimizers, or a folder of checkpoints as `checkpoints_from` of the method"
         )
 
 
-def teach(
-    setup: Setup, lesson: Lesson, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
+def warmup_checkpoints(
+    setup: Setup, plan: WarmupPlan, folder: Path, ledger: Ledger, cost: ModelCost, processes: Processes
 ) -> list[Path]:
-    """The teacher's checkpoint folders, one a mark: found in `folder`, gone on with, or made. Called by all.
+    """The checkpoint folders, one a mark: found in `folder`, gone on with, or made. Called by all.
 
     Booked as warm-up: rows, tokens and FLOPs also where it is found, since the coreset rests on them; seconds
     are those spent here. ValueError when the folder holds a run of something else, naming what differs.
     """
-    args = _arguments(setup.args, folder, lesson)
-    lengths = setup.rows.length[lesson.rows]
+    args = _arguments(setup.args, folder, plan)
+    lengths = setup.rows.length[plan.rows]
     tokens, flops = int(lengths.sum()), cost.training_of(lengths)
-    with ledger.phase("warm-up", rows=len(lesson.rows), tokens=tokens, flops=flops):
-        finished, newest = processes.decide(lambda: _begin(setup, args, lesson, folder), lambda begun: begun)
+    with ledger.phase("warm-up", rows=len(plan.rows), tokens=tokens, flops=flops):
+        finished, newest = processes.decide(lambda: _begin(setup, args, plan, folder), lambda begun: begun)
         if not finished:
-            with lent(setup.model):
-                _train(setup, args, lesson, newest)
+            with restored(setup.model):
+                _train(setup, args, plan, newest)
             processes.wait()
             if processes.first:
-                write_json(folder / NOTE, {**_read(folder), "finished": True}, indent=2)
+                write_json(folder / RECORD, {**_read(folder), "finished": True}, indent=2)
             processes.wait()
-    return find_snapshots(folder, len(lesson.marks))
+    return find_snapshots(folder, len(plan.marks))
 
 
-def _begin(setup: Setup, args: Any, lesson: Lesson, folder: Path) -> tuple[bool, Path | None]:
+def _begin(setup: Setup, args: Any, plan: WarmupPlan, folder: Path) -> tuple[bool, Path | None]:
     """Whether the warm-up run is there, and else what to go on from."""
-    parts, found = _parts(setup, args, lesson), _read(folder)
+    parts, found = _parts(setup, args, plan), _read(folder)
     if found and (different := differences(found["parts"], parts)):
         raise ValueError(
             f"{folder} holds a warm-up run of something else: {'; '.join(different)}. Remove it or take "
-            "another output_dir; to measure at its checkpoints, give it as `teacher` of the method"
+            "another output_dir; to measure at its checkpoints, give it as `checkpoints_from` of the method"
         )
-    newest = _newest(folder, lesson.marks) if found else None
-    if found and found["finished"] and newest is not None and newest.name == _name(lesson.marks[-1]):
+    newest = _newest(folder, plan.marks) if found else None
+    if found and found["finished"] and newest is not None and newest.name == _name(plan.marks[-1]):
         log.warning("the warm-up run in %s is of this model, rows and settings: it is used again", folder)
         return True, None
-    write_json(folder / NOTE, {"finished": False, "parts": parts}, indent=2)
+    write_json(folder / RECORD, {"finished": False, "parts": parts}, indent=2)
     return False, newest
 
 
 @contextmanager
-def lent(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
     """Inside, the model may be trained; afterwards it is what it was: weights and buffers bit for bit, and
     whatever trainers hang on its modules (wrapped forwards, marks of having been prepared) is gone.
     """
@@ -177,13 +177,13 @@ def _changing(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**trainable, **dict(model.named_buffers())}
 
 
-def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
+def _arguments(given: Any, folder: Path, plan: WarmupPlan) -> Any:
     """The run's arguments for one epoch on these rows, which is saved at its marks and reported nowhere.
 
-    [choice] The schedule is the run's own on the teacher's length: the learning rate rises over the same
-    share of the steps.
+    [choice] The schedule is the run's own on the length of the warm-up run: the learning rate rises over
+    the same share of the steps.
     """
-    steps = lesson.marks[-1]
+    steps = plan.marks[-1]
     args = copy.copy(given)
     args.warmup_steps = given.get_warmup_steps(given.max_steps) / given.max_steps
     args.output_dir, args.max_steps, args.num_train_epochs = str(folder), steps, 1
@@ -195,29 +195,29 @@ def _arguments(given: Any, folder: Path, lesson: Lesson) -> Any:
     return args
 
 
-def _parts(setup: Setup, args: Any, lesson: Lesson) -> dict[str, str]:
+def _parts(setup: Setup, args: Any, plan: WarmupPlan) -> dict[str, str]:
     """All that decides what the warm-up run learns, as text by name."""
     return {
         **model_parts(setup.model, setup.tokenizer),
         **config_settings(setup.model),
-        "rows": drawn_fingerprint(setup.rows, lesson.rows),
-        "marks": " ".join(map(str, lesson.marks)),
+        "rows": drawn_fingerprint(setup.rows, plan.rows),
+        "marks": " ".join(map(str, plan.marks)),
         "trainer": setup.stock.__qualname__,
         "device": f"{args.device.type} × {args.world_size}",
         **{name: described(value) for name, value in setup.settings.items()},
-        **learnt(args),
+        **decisive(args),
         **versions(),
     }
 
 
-def _train(setup: Setup, args: Any, lesson: Lesson, resume: Path | None) -> None:
+def _train(setup: Setup, args: Any, plan: WarmupPlan, resume: Path | None) -> None:
     set_seed(args.seed)
-    bar = _Lesson(lesson.marks, args.disable_tqdm or not args.should_log)
+    bar = _SavesAtMarks(plan.marks, args.disable_tqdm or not args.should_log)
     # In memory only: what the warm-up run is of (`_parts`) says the stock class.
-    trainer = type("Teacher", (SealedCheckpoints, setup.stock), {})(
+    trainer = type("WarmupTrainer", (VerifiedCheckpoints, setup.stock), {})(
         model=setup.model,
         args=args,
-        train_dataset=setup.dataset.select(lesson.rows),
+        train_dataset=setup.dataset.select(plan.rows),
         processing_class=setup.tokenizer,
         callbacks=[bar],
         **setup.settings,
@@ -228,12 +228,12 @@ def _train(setup: Setup, args: Any, lesson: Lesson, resume: Path | None) -> None
     trainer.accelerator.free_memory()
 
 
-class _Lesson(TrainerCallback):
+class _SavesAtMarks(TrainerCallback):
     """Saves at the marks; a bar of the steps."""
 
     def __init__(self, marks: Sequence[int], hidden: bool) -> None:
         self.marks = frozenset(marks)
-        self.bar = progress(max(marks), "teacher", "step", shown=not hidden)
+        self.bar = progress(max(marks), "warm-up run", "step", shown=not hidden)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step)
@@ -263,8 +263,8 @@ def _name(mark: int) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The note; empty where there is none."""
-    if not (folder / NOTE).is_file():
+    """The record; empty where there is none."""
+    if not (folder / RECORD).is_file():
         return {}
-    note: dict[str, Any] = read_json(folder / NOTE, f"remove {folder}, and the warm-up is trained again")
-    return note
+    record: dict[str, Any] = read_json(folder / RECORD, f"remove {folder}, and the warm-up is trained again")
+    return record

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.1
 SETTINGS = {"staleness_factor": 1e9, "online_signals": True, "warmup": 0.1, "filters": ()}
 
 
-def harvesting(folder: Path, coreset=None, **settings):
+def online_run(folder: Path, coreset=None, **settings):
     return trainer(folder, coreset or coreset_config(**SETTINGS), **settings)
 
 
 def test_rows_trained_on_need_no_measurement(tmp_path):
-    run = harvesting(tmp_path)
+    run = online_run(tmp_path)
     run.train()
     rounds = run.ledger.rounds
     assert rounds[0].rows_measured == 48
@@ -36,10 +36,10 @@ def test_rows_trained_on_need_no_measurement(tmp_path):
 
 
 def test_online_signals_are_in_the_pool(tmp_path):
-    run = harvesting(tmp_path)
+    run = online_run(tmp_path)
     shown: list[Seen] = []
-    take = run.signals.harvest.harvest.take
-    run.processes.answers("harvest", lambda: shown.append(take()) or shown[-1])
+    take = run.signals.online.reader.take
+    run.processes.answers("online signals", lambda: shown.append(take()) or shown[-1])
     run.train()
     pool = run.coreset_state.pool
     for name, value in shown[-1].signals.items():
@@ -50,8 +50,8 @@ def test_online_signals_are_in_the_pool(tmp_path):
 
 def test_online_signals_alone_do_not_change_what_is_trained_on_first(tmp_path):
     with_it, without = (
-        harvesting(tmp_path / "a"),
-        harvesting(tmp_path / "b", coreset_config(**{**SETTINGS, "online_signals": False})),
+        online_run(tmp_path / "a"),
+        online_run(tmp_path / "b", coreset_config(**{**SETTINGS, "online_signals": False})),
     )
     for run in (with_it, without):
         run.train()
@@ -61,7 +61,7 @@ def test_online_signals_alone_do_not_change_what_is_trained_on_first(tmp_path):
 @pytest.mark.parametrize("anchors", ["candidates", "priority"])
 def test_with_other_anchors_the_rest_is_measured(tmp_path, anchors):
     """After a warm-up: a measurement before training, with noise detection on, would stay valid."""
-    run = harvesting(tmp_path, coreset_config(anchors=anchors, online_signals=True, warmup=0.1))
+    run = online_run(tmp_path, coreset_config(anchors=anchors, online_signals=True, warmup=0.1))
     run.train()
     assert len(run.ledger.rounds) > 1
     for entry in run.ledger.rounds[1:]:
@@ -71,9 +71,9 @@ def test_with_other_anchors_the_rest_is_measured(tmp_path, anchors):
 
 def test_a_run_that_was_cut_between_refreshes_goes_on_the_same(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
-    whole = harvesting(tmp_path / "whole", **saving)
+    whole = online_run(tmp_path / "whole", **saving)
     whole.train()
-    again = harvesting(tmp_path / "again", **saving)
+    again = online_run(tmp_path / "again", **saving)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert again.trained == whole.trained[3:]
     for name, value in whole.coreset_state.pool.features.items():
@@ -102,12 +102,12 @@ def test_several_processes_seen_together():
 )
 def test_a_step_that_hides_its_rows_is_refused_before_training(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        harvesting(tmp_path, **settings)
+        online_run(tmp_path, **settings)
 
 
 def test_by_default_what_steps_show_is_taken(tmp_path):
     """By GRACE, whose signals a forward pass shows, when candidates are measured and again."""
-    assert trainer(tmp_path).signals.harvest is not None
+    assert trainer(tmp_path).signals.online is not None
     for method, settings in (
         ("grace", {"anchors": "priority"}),
         ("grace", {"anchors": "all"}),
@@ -118,7 +118,7 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
         ("random", {}),
     ):
         made = trainer(tmp_path, coreset_config(method, **settings))
-        assert made.signals.harvest is None, (method, settings)
+        assert made.signals.online is None, (method, settings)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_by_default_what_steps_show_is_taken(tmp_path):
 )
 def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_path, caplog, settings, why):
     run = trainer(tmp_path, kind=CoresetSFTTrainer, **settings)
-    assert run.signals.harvest is None
+    assert run.signals.online is None
     assert f"online signals are off, rows just trained on are measured again: {why}" in caplog.text
     run.train()
     assert [entry.approximation.get("rows_online") for entry in run.ledger.rounds] == [None] * 3
@@ -145,7 +145,7 @@ def test_by_default_a_run_goes_on_without_what_its_steps_hide_and_says_so(tmp_pa
 
 def test_a_method_whose_signals_a_step_does_not_show_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unconditional_loss cannot be read off"):
-        harvesting(tmp_path, coreset_config("ifd", **SETTINGS))
+        online_run(tmp_path, coreset_config("ifd", **SETTINGS))
 
 
 def test_the_plain_trainer_is_refused(tmp_path):
