@@ -16,6 +16,7 @@ import typer
 from coretune.commands import chat_command, env_command, init_command, merge_command, preview_command
 from coretune.comparing import compare_command
 from coretune.console import (
+    Commands,
     Config,
     Json,
     LogFormatter,
@@ -27,12 +28,11 @@ from coretune.console import (
     no_notes_of_libraries,
     print_json,
     print_table,
-    refuse_empty,
 )
 from coretune.probing import plan_command
 from coretune.reading import cache_command, reading_command
 
-app = typer.Typer(
+app = Commands(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune a language model on a small, changing coreset, and see what it cost.",
@@ -139,7 +139,6 @@ def demo(
 
         from coretune.demo import run_demo
 
-        refuse_empty({"--output-dir": output_dir})
         header, *rows = run_demo(Path(output_dir).expanduser(), seed, quiet=quiet or as_json)
         if as_json:
             names = [name.replace("\n", " ") for name in header]
@@ -171,7 +170,6 @@ def demo_real(
         from coretune.demo_real import RealDemo, run_demo_real
         from coretune.playground.smollm2 import make_model
 
-        refuse_empty({"--output-dir": output_dir, "--model": model})
         if make_model(Path(model)) and not (quiet or as_json):
             print(f"{model}: SmolLM2-135M-Instruct, dequantised from Q4_1")
         asked = RealDemo(Path(output_dir), Path(model), seed, epochs)

@@ -9,10 +9,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from coretune.escaping import shown, shown_in_json
 
@@ -64,11 +65,30 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
         raise typer.Exit(1) from None
 
 
-def refuse_empty(given: Mapping[str, str | None]) -> None:
-    """ValueError for a flag with an empty value, as of a shell variable that is not set; None is left out."""
-    for flag, value in given.items():
-        if value is not None and not value.strip():
-            raise ValueError(f"{flag} is empty: give its value, or leave it out")
+class Commands(typer.Typer):
+    """Commands that refuse an empty value, as of a shell variable that is not set: as a path it would be the
+    folder that the command runs in."""
+
+    def command(self, name: str | None = None, **given: Any) -> Any:
+        """As of Typer."""
+        return super().command(name, cls=_Command, **given)
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = self.make_parser(ctx).parse_args(list(args))[0]
+        for each in self.params:
+            values = given.get(each.name or "")
+            if any(isinstance(one, str) and not one.strip() for one in _listed(values)):
+                argument = each.param_type_name == "argument"
+                name = str(each.metavar or each.name).strip("[]") if argument else each.opts[0]
+                print_error(ValueError(f"{name} is empty: give its value, or leave it out"))
+                raise typer.Exit(1)
+        return super().parse_args(ctx, args)
+
+
+def _listed(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, (list, tuple)) else [values]
 
 
 def print_error(error: Exception, unforeseen: bool = False) -> None:

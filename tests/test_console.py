@@ -6,12 +6,14 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from recorded_run import FakeRows, fake_rows, make_run
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from coretune import console
@@ -24,6 +26,53 @@ from coretune.storing.store import Store
 #: Sets the clipboard, hides what follows, turns the line around, forges a line, ends no string, tags unseen.
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07\x1b[8m\u202e\x9b2J\rcoretune: all is well\n\u2066\u200b\x7f\U000e0041\u2028"
 HARMLESS = "naïve 日本語\u3000text 👩\u200d🔬 نمی\u200cخواهم \u00a0 ½"
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def texts_of(command: Any) -> list[Any]:
+    """Its arguments and options that take a text or a path."""
+    return [p for p in command.params if p.type_descriptor.annotation in (str, Path, list[str])]
+
+
+EVERY = [
+    pytest.param(path, command, each, id=f"{' '.join(path)} {each.opts[0]}")
+    for path, command in commands(get_command(app))
+    for each in texts_of(command)
+]
+
+
+@pytest.mark.parametrize(("path", "command", "given"), EVERY)
+def test_an_empty_value_of_any_command_is_refused_in_one_line(
+    path: tuple[str, ...], command: Any, given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for empty in ("", " "):
+        words = list(path)
+        for each in command.params:
+            if each.param_type_name == "argument" and (each.required or each is given):
+                words.append(empty if each is given else "x")
+        if given.param_type_name == "option":
+            words += [given.opts[0], empty]
+        done = CliRunner().invoke(app, words)
+        assert (done.exit_code, done.stdout) == (1, ""), done.output
+        name = given.opts[0] if given.param_type_name == "option" else given.metavar.strip("[]")
+        assert done.stderr == f"coretune: {name} is empty: give its value, or leave it out\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_argument_of_a_command_that_is_a_text_or_a_path_is_tried() -> None:
+    tried = {
+        f"{' '.join(path)} {given.metavar or given.opts[0]}" for path, _, given in (p.values for p in EVERY)
+    }
+    assert {"merge RUN", "report RUN", "explain ID", "diff [RUN_B]", "chat RUN", "cache ls FOLDER"} <= tried
+    assert {"train CONFIG.yaml", "train key=value", "demo --output-dir", "compare FOLDER"} <= tried
 
 
 def steering(text: str) -> list[str]:

@@ -78,23 +78,6 @@ def test_an_adapter_with_tokens_of_its_own_is_merged_into_a_larger_vocabulary(tm
     assert torch.allclose(logits(merged), logits(made.eval()), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("flag", "command"),
-    [
-        ("--output", ["merge", "RUN"]),
-        ("--out", ["compare", "no.yaml"]),
-        ("--output-dir", ["demo"]),
-        ("--output-dir", ["demo-real"]),
-        ("--model", ["demo-real"]),
-    ],
-)
-def test_an_empty_folder_is_not_taken_for_the_one_that_stands(flag: str, command: list[str]) -> None:
-    for empty in ("", " "):
-        assert refused(*command, flag, empty) == (
-            f"coretune: {flag} is empty: give its value, or leave it out\n"
-        )
-
-
 def test_a_full_disk_leaves_nothing_of_a_merge_behind(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(self: Any, folder: Path, **_: Any) -> None:
         Path(folder).mkdir(parents=True)

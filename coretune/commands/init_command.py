@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coretune.console import Traceback, guarded, print_json, refuse_empty
+from coretune.console import Traceback, guarded, print_json
 
 if TYPE_CHECKING:
     from coretune.commands.starter import Starter
@@ -35,8 +35,6 @@ def init(
 
         if config.exists() and not force:
             raise ConfigError(f"{config} is there already: give another name, or --force to replace it")
-        given = {"--model": model, "--data": data, "--output": output, "--eval-data": eval_data}
-        refuse_empty({**given, "--budget": budget})
         known_model = model or _asked("Model, a folder or a hub id", MODEL, "--model", MODEL)
         known_data = data or _asked("Rows, a file, a folder or a hub id", None, "--data", None)
         folder = f"runs/{Path(known_data).stem}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coretune.console import Json, Traceback, guarded, print_json, refuse_empty
+from coretune.console import Json, Traceback, guarded, print_json
 
 
 def merge(
@@ -21,7 +21,6 @@ def merge(
     def work() -> None:
         from coretune.commands.merge import merge
 
-        refuse_empty({"--output": output})
         path = merge(run.expanduser(), Path(output or run / "merged").expanduser())
         if as_json:
             print_json({"merged": str(path)})

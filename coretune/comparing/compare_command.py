@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coretune.console import Json, Overrides, Quiet, Traceback, guarded, print_json, print_table, refuse_empty
+from coretune.console import Json, Overrides, Quiet, Traceback, guarded, print_json, print_table
 
 if TYPE_CHECKING:
     from coretune.comparing.compare import Job, Result
@@ -38,7 +38,6 @@ def compare(
         from coretune.comparing.arms import split_arms
         from coretune.config import load_present
 
-        refuse_empty({"--out": out})
         settings = load_present(config, overrides)
         folder = Path(out or settings.output_dir).expanduser()
         chosen = split_arms(arms)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from coretune.console import Json, cell, print_error, print_json, print_lines
+from coretune.console import Commands, Json, cell, print_error, print_json, print_lines
 
-app = typer.Typer(no_args_is_help=True, help="List, check and remove stores of measured signals.")
+app = Commands(no_args_is_help=True, help="List, check and remove stores of measured signals.")
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store, or any folder with stores below.")]
 
 
