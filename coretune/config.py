@@ -225,10 +225,9 @@ def _check_data(config: RunConfig) -> None:
 
 def _check_texts(config: RunConfig) -> None:
     """ConfigError for names of files and models that no file system has."""
-    targets: Any = config.target_data or []
-    texts = {name: getattr(config, name) for name in PLACES} | {
-        "target_data": [targets] if isinstance(targets, str) else list(targets)
-    }
+    texts: dict[str, Any] = {name: getattr(config, name) for name in (*PLACES, "resume_from_checkpoint")}
+    targets = config.target_data
+    texts["target_data"] = list(targets) if isinstance(targets, Mapping) else targets
     for name, value in texts.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not (text.strip() and text.isprintable()):

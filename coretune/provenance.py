@@ -56,7 +56,7 @@ def inputs_of(config: RunConfig, trainer: CoresetMixin) -> dict[str, str]:
     """Name -> hex. Of rows, model and tokenizer as they are in memory: a copy elsewhere is the same."""
     known = {
         **trainer.resumption.parts,
-        "held_out": trainer.held_out_fingerprint or "none",
+        "held_out": "none" if trainer.held_out is None else trainer.held_out.fingerprint,
         "model_config": checksum(json.dumps(config_settings(trainer.model), sort_keys=True).encode()),
     }
     named: dict[str, list[str]] = {}

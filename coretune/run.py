@@ -197,8 +197,7 @@ def build_trainer(config: RunConfig, model: Any = None, **stock: Any) -> Coreset
         ) from None
     _refuse_frozen(trainer.model)
     refuse_unmatched(trainer.model, config.peft or {})
-    trainer.kept_alive = (held_out, targets)
-    trainer.held_out_fingerprint = None if held_out is None else held_out.fingerprint
+    trainer.held_out = held_out
     if (then := config.provenance) is not None:
         trainer.processes.decide(
             lambda: refuse_other_inputs(then, inputs_of(config, trainer)), lambda _: None
@@ -223,7 +222,7 @@ def _scored_rows(config: RunConfig, trainer: CoresetSFTTrainer) -> list[Row]:
     )  # what the loss counts has no say in what is generated
     corpus = corpus_of(source, answers, trainer.processing_class, length)
     refuse_strange_rows(trainer.model, corpus, described(source))
-    kept = set(trainer.kept_alive[0].ids) if held_out else set(corpus.ids)
+    kept = set(trainer.held_out.ids) if held_out else set(corpus.ids)
     rows = np.array([row for row, name in enumerate(corpus.ids) if name in kept], dtype=np.int64)
     ends = corpus.prompt_length[rows].tolist()
     return [(ids.tolist(), end) for ids, end in zip(corpus.tokens(rows), ends, strict=True)]
@@ -349,7 +348,7 @@ def _write_config(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
 def _write_account(config: RunConfig, trainer: CoresetSFTTrainer) -> None:
     """RUN/_coretune/rows.json (`row_account.py`)."""
     pool = _corpus(trainer)
-    kept = len(pool) + (len(trainer.kept_alive[0]) if config.eval_fraction is not None else 0)
+    kept = len(pool) + (len(trainer.held_out) if config.eval_fraction is not None else 0)
     write_account(Path(config.output_dir), kept, pool.dropped, pool.left_out, pool.truncated, pool.notes)
 
 

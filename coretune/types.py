@@ -51,6 +51,9 @@ TARGET_SIMILARITY = "target_similarity"
 #: A signal, (n, S): a row's loss after a warm-up on the examples of each of the S targets alone.
 TARGET_LOSS = "target_loss"
 
+#: A signal, (n, …): a row's gradients at the checkpoints of a run, one after the other.
+TRAJECTORY = "trajectory"
+
 #: In `Pool.references`: the target that each of the m examples is of, (m,) int64; each target's part of the
 #: budget, (S,), which add up to 1.
 TARGET_OF, SHARE = "target_of", "share"

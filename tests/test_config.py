@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import coretune as coretune_package
-from coretune.config import ConfigError, RunConfig, check_config, load_config
+from coretune.config import PLACES, ConfigError, RunConfig, check_config, load_config
 from coretune.coreset_section import build_coreset
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.select import SELECTORS
@@ -266,7 +266,12 @@ def test_targets_have_shares_that_make_a_whole() -> None:
         ({"seed": True}, "seed is True: "),
         ({"seed": 2**40}, "seed is 1099511627776: "),
         ({"train_data": "po\0ol.jsonl"}, "train_data is 'po\\x00ol.jsonl': give a name of printable"),
-        ({"output_dir": ""}, "output_dir is '': give a name"),
+        *(({key: ""}, f"{key} is '': give a name") for key in PLACES),
+        ({"target_data": ""}, "target_data is '': give a name"),
+        ({"resume_from_checkpoint": ""}, "resume_from_checkpoint is '': give a name"),
+            ({key: ""}, f"{key} is '': give a name")
+            for key in (*PLACES, "target_data", "resume_from_checkpoint")
+        ),
         ({"target_data": {"\x1b[2J": 1.0}}, "target_data is '\\x1b[2J': give a name"),
     ],
 )

@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def test_a_run_holds_rows_out_scores_them_and_is_replayed(config: RunConfig, tmp_path: Path) -> None:
     trainer = run.train(config, on_step=lambda: None)
-    pool, (held_out, _) = trainer.pool_rows, trainer.kept_alive
+    pool, held_out = trainer.pool_rows, trainer.held_out
     assert (len(pool), len(held_out)) == (32, 8)
     assert not set(pool.ids) & set(held_out.ids)
     metrics = json.loads((tmp_path / "run" / "eval_results.json").read_text())
@@ -74,7 +74,7 @@ def test_a_probe_trains_on_the_very_tokens_whatever_they_came_from(config: RunCo
     small = small_config(trainer, config, tmp_path, Size(256, 16))
     pool, held_out = run.pool_of(small, trainer.processing_class, 96)
     assert held_out is not None
-    for ours, theirs in ((trainer.pool_rows, pool), (trainer.kept_alive[0], held_out)):
+    for ours, theirs in ((trainer.pool_rows, pool), (trainer.held_out, held_out)):
         places = [ours.ids.index(name) for name in theirs.ids]
         assert len(places) == len(ours.ids)
         for name in ("tokens", "labels"):

@@ -254,7 +254,7 @@ def test_the_ledger_says_what_a_refresh_did() -> None:
 
 
 def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
-    run = Run(config(Grace(), anchors="all", propagate="average", audit_every=1)).go(2)
+    run = Run(config(Grace(), anchors="all", repair="local", delta=0.0, audit_every=1)).go(2)
     assert run.ledger.rounds[0].approximation == {}  # the first selection has measured everything
     for entry in run.ledger.rounds[1:]:
         assert set(entry.approximation) == {
@@ -272,7 +272,7 @@ def test_the_audit_of_a_full_measurement_finds_it_perfect() -> None:
 def test_the_audit_holds_rows_against_what_they_are_compared_with_now() -> None:
     """Not against the pairs measured at the last refresh, by which nobody is noisy."""
     always = Noise(pairs=8, min_auc=0.0)
-    run = Run(config(Grace(), filters=(always,), anchors="all", propagate="average", audit_every=1))
+    run = Run(config(Grace(), filters=(always,), anchors="all", repair="local", delta=0.0, audit_every=1))
     assert run.state.coreset.figures["filtered_noise"] == 0
     run.model.mismatched = 0.3
     run.go(1)
@@ -346,7 +346,7 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"audit_every": 1}, "audit_every compares what is believed .* all are measured: leave it out"),
+        ({"audit_every": 1}, "audit_every compares estimates .* every refresh is one: leave audit_every out"),
         ({"warmup": 0.0}, "warmup is 0 and the warm-up run is trained on that share of the pool: raise it"),
         ({"signal": "trajectory", "anchors": "priority"}, "anchors is priority, and trajectories .* to all"),
     ],

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,7 +251,7 @@ def test_what_may_change_within_a_run_is_named(
     known = identity.versions()
     monkeypatch.setattr("coretune.training.resume.versions", lambda: {**known, "torch": "9.9"})
     other = a_trainer(tmp_path, max_steps=6, gradient_checkpointing=False, logging_steps=1)
-    other.held_out_fingerprint = "other rows"
+    other.held_out = SimpleNamespace(fingerprint="other rows")
     with caplog.at_level(logging.WARNING, logger="coretune"):
         other.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     assert other.state.global_step == 6

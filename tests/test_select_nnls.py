@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnls_conditions import kkt_residual
 from scipy.optimize import nnls
 
 from coretune.engines.torch_nnls import torch_algebra
 from coretune.select import cholesky
-from coretune.select.nnls import Dense, MakeAlgebra, active_set_nnls, kkt_residual, newton_nnls, ridge_nnls
+from coretune.select.nnls import Dense, MakeAlgebra, active_set_nnls, newton_nnls, ridge_nnls
 from coretune.types import Array
 
 Engine = Callable[[Array, Array, float, Array], Array]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnls_conditions import kkt_residual
 from scipy.optimize import nnls
 
 from coretune.select.columns import Columns
 from coretune.select.gradmatch import GradMatch
-from coretune.select.nnls import kkt_residual
 from coretune.select.omp import omp
 from coretune.select.pursuit import TokenLimit
 from coretune.testing import synthetic_pool

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnls_conditions import kkt_residual
 from scipy.optimize import nnls
 
 from coretune.select.column_copies import copy_ranks
 from coretune.select.columns import Candidates, Columns, largest, mean_column, merge
 from coretune.select.deflation import Filled, announce, fill
-from coretune.select.nnls import kkt_residual
 from coretune.select.pursuit import CUT, SMALLEST, Pursuit, TokenLimit, pursue
 from coretune.types import Array, Budget
 

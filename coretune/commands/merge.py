@@ -9,7 +9,7 @@ from pathlib import Path
 from coretune.adapter_folder import ADAPTER, holds_adapter
 from coretune.commands.trained_model import load, refuse_without_model
 from coretune.files import PART, disk_full, free_bytes, sync_folder, writing
-from coretune.training.adapter_loading import adapter_of
+from coretune.training.adapter_loading import adapter_config_of
 from coretune.yaml_text import ConfigError
 
 REMEDY = "make room and merge again"
@@ -49,7 +49,7 @@ def _refuse_unmergeable(run: Path) -> None:
         raise ConfigError(
             f"{run} holds no adapter ({ADAPTER}): its weights are whole already, use it as it is"
         )
-    config = adapter_of(run)
+    config = adapter_config_of(run)
     if config.is_prompt_learning:
         raise ConfigError(
             f"{run} is an adapter of type {config.peft_type.value}, which adds tokens and changes no "

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from coretune.adapter_folder import base_of, holds_adapter
 from coretune.escaping import first_line
 from coretune.recording.run_files import RunFiles, checkpoints_of
-from coretune.training.adapter_loading import adapter_of, with_adapter
+from coretune.training.adapter_loading import adapter_config_of, with_adapter
 from coretune.training.tokenizers import load_tokenizer, loaded_from, read_here
 from coretune.yaml_text import ConfigError
 
@@ -30,9 +30,9 @@ def load(folder: Path) -> tuple[Any, Any]:
         refuse_without_model(folder)
         return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
     base = base_of(folder)
-    adapter_of(folder)
+    config = adapter_config_of(folder)
     tokenizer = load_tokenizer(str(folder), args)
-    return with_adapter(_base(base, where), folder, tokenizer, trainable=False), tokenizer
+    return with_adapter(_base(base, where), folder, config, tokenizer, trainable=False), tokenizer
 
 
 def refuse_without_model(folder: Path) -> None:

@@ -70,13 +70,14 @@ class Noise:
         if found is None:
             return Verdict(pool.usable.copy(), score)
         keep = pool.usable & ~(score >= found.cut) if self._is_on(found) else pool.usable.copy()
-        return Verdict(keep, score, self.figures(pool))
+        return Verdict(keep, score, self._figures(pool, found))
 
     def figures(self, pool: Pool) -> dict[str, Any]:
         """What a selection says of the noise in its pool; {} without two pairs."""
         found = self.decision(pool)
-        if found is None:
-            return {}
+        return {} if found is None else self._figures(pool, found)
+
+    def _figures(self, pool: Pool, found: Decision) -> dict[str, Any]:
         return {
             "noise_on": int(self._is_on(found)),
             "noise_auc": round(found.auc, 3),

@@ -22,9 +22,7 @@ from coretune.measure.kept import Once, anew
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import SIGNALS, measurer
 from coretune.measure.snapshots import Snapshot, swapped
-from coretune.types import Array, Measure, Rows
-
-TRAJECTORY = "trajectory"
+from coretune.types import TRAJECTORY, Array, Measure, Rows
 
 
 def snapshot_measurer(

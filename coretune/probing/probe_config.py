@@ -97,7 +97,7 @@ def small_config(trainer: CoresetMixin, config: RunConfig, folder: Path, size: S
 def _data(trainer: Any, rows: Rows, folder: Path) -> dict[str, Any]:
     """The keys of a config that say what is read, for the trainer's own rows as token ids: whatever files,
     columns and templates they came from."""
-    held_out, targets = trainer.kept_alive
+    held_out, targets = trainer.held_out, trainer.signals.targets
     found: dict[str, Any] = {"train_data": _written(trainer.pool_rows, rows, folder / "rows.jsonl")}
     if held_out is not None:
         found["eval_data"] = _written(held_out, np.arange(len(held_out)), folder / "held-out.jsonl")

@@ -164,10 +164,10 @@ class CoresetConfig:
             raise ValueError(f"ray_address is {self.ray_address!r} and engine is local: set engine to ray")
 
     def _refuse_combinations(self) -> None:
-        if self.audit_every is not None and self.refresh.starts_anew:
+        if self.audit_every is not None and self.refresh.rebuilds:
             raise ValueError(
-                "audit_every compares what is believed of rows with the truth, and with anchors all, "
-                "propagate none and repair none all are measured: leave it out"
+                "audit_every compares estimates with a full measurement, and with anchors all and repair "
+                "none every refresh is one: leave audit_every out"
             )
         changing = "trajectory" in self.selector.needs and self.refresh_every != "never"
         if changing and self.refresh.anchors != "all":

@@ -14,9 +14,7 @@ from coretune.select.deflation import Filled, announce, fill, require_budget
 from coretune.select.nnls import Dense, MakeAlgebra
 from coretune.select.pursuit import Pursuit, TokenLimit, pursue
 from coretune.select.ranking import coreset, usable_feature
-from coretune.types import SHARE, TARGET_NUMBER, Array, Budget, Coreset, Pool
-
-TRAJECTORY = "trajectory"
+from coretune.types import SHARE, TARGET_NUMBER, TRAJECTORY, Array, Budget, Coreset, Pool
 
 
 class Passes(Protocol):

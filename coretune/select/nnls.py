@@ -122,14 +122,6 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, first: Array, all
     )
 
 
-def kkt_residual(columns: Array, target: Array, ridge: float, x: Array) -> float:
-    """Largest violation of the conditions above (a negative x counts as such), for unit columns over ‖b‖."""
-    wide = np.asarray(columns, dtype=np.float64)
-    inner = wide @ (target - x @ wide)
-    off = np.where(x > 0.0, np.abs(inner - ridge * x), np.maximum(inner, 0.0))
-    return float(max(off.max(initial=0.0), -x.min(initial=0.0)) / max(np.linalg.norm(target), 1e-300))
-
-
 class Dense:
     """An `Algebra` of columns (m, D) in memory, in float64 whatever they are stored in.
 

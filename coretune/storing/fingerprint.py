@@ -1,9 +1,9 @@
-"""What decides the content of a store, as text: files, folders and arrays by their content."""
+"""What decides the content of a store, as text: files and folders by their content."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -43,12 +43,6 @@ def fingerprint_of_folder(folder: str | Path, pattern: str = "*") -> str:
     if not files:
         raise ValueError(f"{root} holds no file {pattern!r} to take a fingerprint of")
     parts = sorted((path.relative_to(root).as_posix(), fingerprint_of_file(path)) for path in files)
-    return checksum(json.dumps(parts).encode())
-
-
-def fingerprint_of_arrays(arrays: Iterable[tuple[str, Array]]) -> str:
-    """Hex of named arrays in any order: weights in memory, which no file has. Held one at a time."""
-    parts = sorted((name, array.dtype.str, array.shape, checksum(bytes_of(array))) for name, array in arrays)
     return checksum(json.dumps(parts).encode())
 
 

@@ -27,14 +27,14 @@ def trained_on(model: Any, args: Any) -> tuple[Any, Any]:
     if args.world_size > 1:
         how["device_map"] = None  # as TRL has it
     how.setdefault("trust_remote_code", args.trust_remote_code)
-    adapter_of(folder)
+    config = adapter_config_of(folder)
     base = create_model_from_path(base_of(folder), **how)
     args = copy.copy(args)
     args.model_init_kwargs = None  # TRL would say that they are ignored
-    return with_adapter(base, folder, load_tokenizer(str(folder), args), trainable=True), args
+    return with_adapter(base, folder, config, load_tokenizer(str(folder), args), trainable=True), args
 
 
-def adapter_of(folder: Path) -> Any:
+def adapter_config_of(folder: Path) -> Any:
     """Its PeftConfig. ConfigError where it is damaged."""
     try:
         return PeftConfig.from_pretrained(folder)
@@ -42,12 +42,12 @@ def adapter_of(folder: Path) -> Any:
         raise ConfigError(f"{folder / ADAPTER} cannot be read, restore it ({first_line(error)})") from None
 
 
-def with_adapter(base: Any, folder: Path, tokenizer: Any, *, trainable: bool) -> Any:
+def with_adapter(base: Any, folder: Path, config: Any, tokenizer: Any, *, trainable: bool) -> Any:
     """A PeftModel; ConfigError where the two do not fit. A template may have made the vocabulary larger."""
     if len(tokenizer) > base.get_input_embeddings().num_embeddings:
         base.resize_token_embeddings(len(tokenizer))
     try:
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, config=config)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"the adapter in {folder} does not fit its model, or is damaged: restore the files of both "

@@ -130,8 +130,7 @@ class CoresetMixin(BookingTrainer, ABC):
         self.ledger = Ledger()
         self.coreset_state: State | None = None
         self.stop_at: int | None = None
-        self.held_out_fingerprint: str | None = None  # where the caller knows it
-        self.kept_alive: tuple[Any, ...] = ()  # what the caller's datasets live on, as temporary files
+        self.held_out: Any = None  # the corpus of eval_dataset, where the caller made it of one
         self._order = Order(np.zeros(0, np.int64), np.zeros(0, np.int64))
         self.resumption = Resumption(self)
         if self.pool_rows.weight is not None:

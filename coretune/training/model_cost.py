@@ -17,9 +17,8 @@ from coretune.ledger import (
 )
 from coretune.measure.parameters import choose, decoder_blocks, decoder_of, full_shape
 from coretune.measure.settings import MeasureSettings
-from coretune.measure.trajectory import TRAJECTORY
 from coretune.rounds.sampler import PoolRows
-from coretune.types import EMPTY_PROMPT_LOSS, TARGET_LOSS, TARGET_SIMILARITY, Array, Rows
+from coretune.types import EMPTY_PROMPT_LOSS, TARGET_LOSS, TARGET_SIMILARITY, TRAJECTORY, Array, Rows
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 

@@ -123,8 +123,8 @@ class Resumption:
         }
         del stock["optimizer_cls_and_kwargs"]
         training, around = compared(args, stock)
-        if trainer.held_out_fingerprint is not None:  # which picks the best model, and stops training early
-            around["held-out rows"] = trainer.held_out_fingerprint
+        if trainer.held_out is not None:  # which picks the best model, and stops training early
+            around["held-out rows"] = trainer.held_out.fingerprint
         asked = {  # how signals are measured decides as the trainer has it, at its precision
             name: value
             for name, value in settings_of(trainer.coreset_config).items()

@@ -26,7 +26,7 @@ from coretune.measure.parameters import unreadable
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.measure.snapshots import Snapshot
-from coretune.measure.trajectory import TRAJECTORY, passes_of, references, snapshot_measurer
+from coretune.measure.trajectory import passes_of, references, snapshot_measurer
 from coretune.measure.tuned import tuned_measurer
 from coretune.progress import progress
 from coretune.rounds.sampler import PoolRows
@@ -43,6 +43,7 @@ from coretune.types import (
     TARGET_LOSS,
     TARGET_OF,
     TARGET_SIMILARITY,
+    TRAJECTORY,
     UNPROMPTED,
     Array,
     Measure,

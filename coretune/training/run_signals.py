@@ -20,7 +20,6 @@ from coretune.measure.moments import Moments
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import common_ending
 from coretune.measure.snapshots import Snapshot, find_snapshots, read_snapshots
-from coretune.measure.trajectory import TRAJECTORY
 from coretune.neighbors.graph import check_k
 from coretune.recording import selection_log
 from coretune.rounds.coreset_config import CoresetConfig
@@ -42,6 +41,7 @@ from coretune.types import (
     EMPTY_PROMPT_LOSS,
     TARGET_LOSS,
     TARGET_SIMILARITY,
+    TRAJECTORY,
     Rows,
     TrainersSeed,
     UsesCheckpoints,
