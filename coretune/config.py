@@ -9,7 +9,7 @@ signals_dir:  where scans of the pool are kept, so that runs may share them; lef
 coreset:   method (or a preset, `presets.py`), budget, filters, refresh, signals, … (`coreset_section.py`)
 training:  the stock trl.SFTConfig, passed through
 peft:      the stock peft.LoraConfig, passed through; left out = full fine-tuning, or where the model is an
-           adapter's folder that adapter
+           adapter that adapter
 load_in_4bit, load_in_8bit: of the frozen weights under an adapter, by bitsandbytes
 evaluate:  file, metric, max_new_tokens, rows, tasks, task_rows: how good the trained model is (`quality.py`)
 report:    when report.html is written: after refreshes and at the end, at the end, never
@@ -17,6 +17,7 @@ report:    when report.html is written: after refreshes and at the end, at the e
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from coretune.adapter_folder import holds_adapter
+from coretune.adapter_folder import holds_adapter, located, may_be_hub_id
 from coretune.coreset_section import build_coreset, nested, top_keys
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
@@ -124,7 +125,9 @@ def check_config(raw: Mapping[str, Any]) -> RunConfig:
     build_coreset(config.coreset, config.coreset_seed)
     _check_shares(config.target_data)
     _check_stock(config)
-    _check_adapter(config)
+    _check_bits(config)
+    if not may_be_hub_id(config.model_name_or_path):  # else `at_hand` asks the hub, once that is needed
+        _check_adapter(config, holds_adapter(config.model_name_or_path))
     _check_places(config)
     return config
 
@@ -187,28 +190,62 @@ def _check_stock(config: RunConfig) -> None:
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")
 
 
-def _check_adapter(config: RunConfig) -> None:
+def at_hand(config: RunConfig) -> RunConfig:
+    """With the folder in the hub's cache for the model's name, where that is an adapter's on the hub.
+
+    ConfigError where the sections of the config do not fit an adapter, or a whole model.
+    """
+    kwargs = mapping_of(config.training.get("model_init_kwargs"))
+    folder, how = located(config.model_name_or_path, kwargs)
+    _check_adapter(config, holds_adapter(folder))
+    training = {**config.training, "model_init_kwargs": how} if how != (kwargs or {}) else config.training
+    return config.model_copy(update={"model_name_or_path": folder, "training": training})
+
+
+def mapping_of(kwargs: Any) -> Any:
+    """`model_init_kwargs`; of a text the JSON object that it holds, which the stock class reads too."""
+    if not isinstance(kwargs, str):
+        return kwargs
+    try:
+        found = json.loads(kwargs)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError("training.model_init_kwargs is a text that is no JSON object: give a mapping")
+    return found
+
+
+def _check_adapter(config: RunConfig, adapted: bool) -> None:
     """ConfigError where an adapter is given twice, or weights of few bits are without one."""
-    model, adapted = config.model_name_or_path, holds_adapter(config.model_name_or_path)
+    model = config.model_name_or_path
     if adapted and config.peft is not None:
         raise ConfigError(
             f"model_name_or_path is {model}, an adapter, which is trained on with its own settings: leave "
             f"peft out; for a new adapter give the merged model (coretune merge {model})"
         )
-    quantized = [name for name in ("load_in_4bit", "load_in_8bit") if getattr(config, name)]
-    if len(quantized) > 1:
-        raise ConfigError("load_in_4bit and load_in_8bit are both true: give one of them")
+    quantized = _quantized(config)
     if quantized and config.peft is None and not adapted:
         raise ConfigError(
             f"{quantized[0]} freezes the model's weights, and nothing else would be trained: add a section "
             "peft, as peft: {r: 16, target_modules: all-linear}"
         )
+
+
+def _check_bits(config: RunConfig) -> None:
+    """ConfigError where it is said twice how weights are loaded."""
+    quantized = _quantized(config)
+    if len(quantized) > 1:
+        raise ConfigError("load_in_4bit and load_in_8bit are both true: give one of them")
     given = config.training.get("model_init_kwargs")
     if quantized and isinstance(given, Mapping) and "quantization_config" in given:
         raise ConfigError(
             f"{quantized[0]} and training.model_init_kwargs.quantization_config both say how weights are "
             "loaded: give one of them"
         )
+
+
+def _quantized(config: RunConfig) -> list[str]:
+    return [name for name in ("load_in_4bit", "load_in_8bit") if getattr(config, name)]
 
 
 def _check_data(config: RunConfig) -> None:

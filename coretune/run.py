@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, dynamic_module_utils, set_seed
 from transformers.utils import logging as transformers_logging
 
-from coretune.config import PROVENANCE, ConfigError, RunConfig
+from coretune.config import PROVENANCE, ConfigError, RunConfig, at_hand
 from coretune.console import first_process
 from coretune.coreset_section import build_coreset, spelled_out, tell_idle
 from coretune.data.corpus import Corpus
@@ -84,7 +84,8 @@ def train(
 def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) -> CoresetSFTTrainer:
     folder = Path(config.output_dir)
     _refuse_old_run(config)
-    trainer = build_trainer(config) if on_step is None else _silent_trainer(config, on_step)
+    here = at_hand(config)  # what is written down names the model as the user did
+    trainer = build_trainer(here) if on_step is None else _silent_trainer(here, on_step)
     if trainer.is_world_process_zero():
         (folder / SELECTING).unlink(missing_ok=True)  # of a selection that was cut: this is a training run
         _write_config(config, trainer)
@@ -92,7 +93,7 @@ def _train(config: RunConfig, on_step: Callable[[], object] | None, save: bool) 
     unused = config.evaluate.without_effect if config.evaluate is not None else ()
     for line in (*arguments_without_effect(config.training, trainer.args, config.evaluated), *unused):
         log.warning("%s", line)
-    scored = _scored_rows(config, trainer)  # what is wrong with the file is to be known before training
+    scored = _scored_rows(here, trainer)  # what is wrong with the file is to be known before training
     trainer.ledger.predicted = prediction(config.output_dir, lambda: about_run(config)) or counted(
         trainer, config
     )
@@ -162,6 +163,7 @@ def build_trainer(config: RunConfig, model: Any = None, **stock: Any) -> Coreset
         no_bars()
     # Whether a model folder's own Python may run the config says; nobody is asked, least of all a pipe.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    config = at_hand(config)
     coreset = build_coreset(config.coreset, config.coreset_seed)
     refuse_other_models(config.model_name_or_path)
     tell_idle(config.coreset, coreset)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from coretune.commands.trained_model import load
+from coretune.commands.trained_model import folder_of, load
 from coretune.escaping import shown
 from coretune.yaml_text import ConfigError
 
@@ -19,7 +19,7 @@ ANEW = "/new"
 
 def chat(run: Path, system: str | None, max_new_tokens: int) -> None:
     """Answer every line of stdin until it ends."""
-    model, tokenizer = load(run)
+    model, tokenizer = load(folder_of(run))
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     if tokenizer.chat_template is None:

@@ -12,7 +12,10 @@ from coretune.console import Traceback, guarded
 
 def chat(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or a model folder.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run directory, a checkpoint, a model folder, or an adapter's hub id."
+        ),
     ],
     system: Annotated[str | None, typer.Option(help="A system turn before the conversation.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ def init(
     """Write a commented config, and its schema for editors. Asks on a terminal for what no flag says."""
 
     def work() -> None:
+        from coretune.adapter_folder import holds_adapter, located
         from coretune.commands.starter import MODEL, Starter
         from coretune.yaml_text import ConfigError
 
@@ -39,7 +41,10 @@ def init(
         known_data = data or _asked("Rows, a file, a folder or a hub id", None, "--data", None)
         folder = f"runs/{Path(known_data).stem}"
         known_output = output or _asked("Folder of the run", folder, "--output", folder)
-        _write(config, Starter(known_model, known_data, known_output, eval_data, budget, full))
+        adapter = holds_adapter(located(os.path.expanduser(known_model), None)[0])
+        if adapter and full:
+            raise ConfigError(f"{known_model} is an adapter, and only that is trained: leave --full out")
+        _write(config, Starter(known_model, known_data, known_output, eval_data, budget, full, adapter))
         print(f"config: {config}")
         print(f"next: coretune preview {config}")
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from coretune.adapter_folder import ADAPTER, holds_adapter
-from coretune.commands.trained_model import load, refuse_without_model
+from coretune.commands.trained_model import folder_of, load, refuse_without_model
 from coretune.files import PART, disk_full, free_bytes, sync_folder, writing
 from coretune.training.adapter_loading import adapter_config_of
 from coretune.yaml_text import ConfigError
@@ -15,16 +15,22 @@ from coretune.yaml_text import ConfigError
 REMEDY = "make room and merge again"
 
 
-def merge(run: Path, output: Path) -> Path:
+def merge(run: Path, output: Path | None) -> Path:
     """Write the merged model and its tokenizer into `output`, a folder that is not there yet or empty.
+
+    output  None: the folder `merged` in the run's
 
     Raises ConfigError: no adapter, one that cannot be merged, `output` is taken; OSError: a full disk, of
     which nothing is left behind.
     """
-    _refuse_unmergeable(run)
+    folder = folder_of(run)
+    _refuse_unmergeable(folder)
+    if output is None and folder != run:
+        raise ConfigError(f"{run} is an adapter on the hub: give --output, the folder of the merged model")
+    output = output or run / "merged"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is there already: remove it, or give another --output")
-    adapted, tokenizer = load(run)
+    adapted, tokenizer = load(folder)
     model = adapted.merge_and_unload(safe_merge=True)
     needed = sum(one.numel() * one.element_size() for one in model.parameters())
     part = output.with_name(output.name + PART)

@@ -11,7 +11,10 @@ from coretune.console import Json, Traceback, guarded, print_json
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint of one.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run directory, a checkpoint of one, or an adapter's hub id."),
+    ],
     output: Annotated[str | None, typer.Option(metavar="FOLDER", help="Left out: RUN/merged.")] = None,
     as_json: Json = False,
     traceback: Traceback = False,
@@ -21,7 +24,7 @@ def merge(
     def work() -> None:
         from coretune.commands.merge import merge
 
-        path = merge(run.expanduser(), Path(output or run / "merged").expanduser())
+        path = merge(run.expanduser(), Path(output).expanduser() if output else None)
         if as_json:
             print_json({"merged": str(path)})
         else:

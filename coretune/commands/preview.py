@@ -11,7 +11,7 @@ import numpy as np
 
 from coretune.commands.layout import Turn, format_of, turns_of
 from coretune.commands.pieces import pieces
-from coretune.config import RunConfig
+from coretune.config import RunConfig, at_hand
 from coretune.data.corpus import Corpus
 from coretune.data.formats import FORMATS, is_verdict
 from coretune.data.raw import CorpusError
@@ -115,9 +115,10 @@ class Preview:
 def preview(config: RunConfig, rows: int, first: int | None) -> Preview:
     """Of `rows` rows among the first so many of train_data; None: of all. Raises ConfigError, CorpusError."""
     datasets.disable_progress_bars()
-    args = read_here(config.training)
-    tokenizer = row_tokenizer(load_tokenizer(config.model_name_or_path, args), args)
-    length = longest_row(config.model_name_or_path, args)
+    here = at_hand(config)
+    args = read_here(here.training)
+    tokenizer = row_tokenizer(load_tokenizer(here.model_name_or_path, args), args)
+    length = longest_row(here.model_name_or_path, args)
     lenient = config.model_copy(update={"skip_bad_rows": True})
     corpus = build_corpus(config.train_data, lenient, tokenizer, length, first)
     read = len(corpus) + len(corpus.dropped) + sum(corpus.left_out.values())

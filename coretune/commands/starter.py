@@ -54,7 +54,11 @@ peft:    # any field of peft.LoraConfig; without this section the whole model is
 
 @dataclass(frozen=True)
 class Starter:
-    """What a first config is made for; full: the whole model is trained, no adapter."""
+    """What a first config is made for.
+
+    full     the whole model is trained, no adapter
+    adapter  the model is an adapter, which is trained on
+    """
 
     model: str
     data: str
@@ -62,6 +66,7 @@ class Starter:
     eval_data: str | None = None
     budget: str = "10%"
     full: bool = False
+    adapter: bool = False
 
     def text(self, file: Path) -> str:
         """For a config of this name, with the schema beside it."""
@@ -76,7 +81,7 @@ class Starter:
             output=_scalar(self.output),
             budget=_scalar(int(self.budget) if self.budget.isdecimal() else self.budget),
             rate=FULL_RATE if self.full else LORA_RATE,
-            peft="" if self.full else PEFT,
+            peft="" if self.full or self.adapter else PEFT,
         )
 
 

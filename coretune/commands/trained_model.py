@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from coretune.adapter_folder import base_of, holds_adapter
+from coretune.adapter_folder import OF_A_REPOSITORY, base_of, holds_adapter, located
 from coretune.escaping import first_line
 from coretune.recording.run_files import RunFiles, checkpoints_of
 from coretune.training.adapter_loading import adapter_config_of, with_adapter
@@ -23,22 +24,35 @@ def load(folder: Path) -> tuple[Any, Any]:
     """Model and tokenizer; of an adapter a PeftModel. ConfigError where the folder has none."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    args = read_here(_training(folder))
+    run = _config(folder)
+    args = read_here(dict(run.get("training") or {}))
     args.eos_token = args.pad_token = args.chat_template_path = None  # they are in the folder's tokenizer
-    where = loaded_from(args)
     if not holds_adapter(folder):
         refuse_without_model(folder)
-        return _base(str(folder), {**where, "revision": None}), load_tokenizer(str(folder), args)
+        return _base(str(folder), {**loaded_from(args), "revision": None}), load_tokenizer(str(folder), args)
     base = base_of(folder)
+    given = dict(args.model_init_kwargs or {})
+    if run.get("model_name_or_path") != base:  # then these are of an adapter that the run went on from
+        given = {key: value for key, value in given.items() if key not in OF_A_REPOSITORY}
+    _, args.model_init_kwargs = located(folder, given)
     config = adapter_config_of(folder)
     tokenizer = load_tokenizer(str(folder), args)
-    return with_adapter(_base(base, where), folder, config, tokenizer, trainable=False), tokenizer
+    adapted = with_adapter(_base(base, loaded_from(args)), folder, config, tokenizer, trainable=False)
+    return adapted, tokenizer
+
+
+def folder_of(run: Path) -> Path:
+    """Where a run's model lies: a folder as it is, of an adapter on the hub that in the hub's cache."""
+    return Path(located(run, None)[0])
 
 
 def refuse_without_model(folder: Path) -> None:
     """ConfigError where the folder has neither an adapter nor weights."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder; give the output_dir of a run, or a checkpoint")
+        raise ConfigError(
+            f"{folder} is no folder, and no adapter on the hub that can be reached; give the output_dir of a "
+            "run, or a checkpoint"
+        )
     if any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         return
     last = [str(path) for path in checkpoints_of(folder)[-1:]]
@@ -48,12 +62,9 @@ def refuse_without_model(folder: Path) -> None:
     raise ConfigError(f"{folder} holds no weights{remedy}")
 
 
-def _training(folder: Path) -> dict[str, Any]:
-    """The section of the run's config; {} where the folder is of no run."""
-    for place in (folder, folder.parent):
-        if found := RunFiles(place).config:
-            return dict(found.get("training") or {})
-    return {}
+def _config(folder: Path) -> Mapping[str, Any]:
+    """The run's config; empty where the folder is of no run."""
+    return RunFiles(folder).config or RunFiles(folder.parent).config or {}
 
 
 def _base(name: str, where: dict[str, Any]) -> Any:

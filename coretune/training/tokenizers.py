@@ -6,7 +6,6 @@ Knows transformers, and neither its trainers nor TRL, whose import takes several
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from coretune.adapter_folder import base_of, holds_adapter
-from coretune.config import ConfigError
+from coretune.config import ConfigError, mapping_of
 from coretune.data.sources import is_path
 from coretune.escaping import first_line
 from coretune.stock_fields import SFT, defaults
@@ -39,21 +38,8 @@ def read_here(training: Mapping[str, Any]) -> SimpleNamespace:
     values: dict[str, Any] = {
         name: training.get(name, default) for name, default in defaults(SFT).items() if name in READ
     }
-    values["model_init_kwargs"] = _mapping(values["model_init_kwargs"])
+    values["model_init_kwargs"] = mapping_of(values["model_init_kwargs"])
     return SimpleNamespace(**values)
-
-
-def _mapping(given: Any) -> Any:
-    """Of a text the JSON object that it holds, which the stock class reads too."""
-    if not isinstance(given, str):
-        return given
-    try:
-        found = json.loads(given)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ConfigError("training.model_init_kwargs is a text that is no JSON object: give a mapping")
-    return found
 
 
 def load_tokenizer(name: str, args: Any = None) -> Any:
