@@ -17,6 +17,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def rows_of(method: str, plan: dict[str, Any], was: dict[str, Any]) -> list[tupl
     return [*found, line(f"{method} total", plan["total"], was["total"])]
 
 
+def missed(predicted: Mapping[str, Any], actual: Mapping[str, Any], within: float) -> list[str]:
+    """Where the totals differ by more than that share of the outcome: one line each."""
+    found = []
+    for name in ("seconds", "flops", "rows", "tokens"):
+        said, was = predicted["total"][name], actual["total"][name]
+        if was and said is not None and abs(said - was) > within * was:
+            found.append(f"{name}: {said:.4g} was predicted, it was {was:.4g} ({said / was - 1:+.0%})")
+    return found
+
+
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--pool", help="folder with pool.jsonl and eval.jsonl; left out, the playground's")
@@ -116,7 +127,6 @@ def main() -> int:
         args.steps = 60
 
     from coretune.console import print_table
-    from coretune.planning.plan import missed
     from coretune.playground import BASE_MODEL
 
     quiet()

@@ -44,7 +44,7 @@ from scipy.optimize import nnls
 
 from coretune.select.columns import Candidates, Columns, mean_column
 from coretune.select.gtp import Gtp
-from coretune.select.nnls import ridge_nnls
+from coretune.select.nnls import Dense, newton_nnls
 from coretune.select.omp import omp
 from coretune.select.pursuit import Pursuit, pursue
 from coretune.types import Array, Budget, Pool
@@ -238,7 +238,10 @@ def by_rank(columns: Columns, target: Array, case: Case, source: Array) -> Resul
     seconds = time.process_time() - began
     units = found.columns / found.norms[:, None].astype(np.float32)
     goal = target / np.linalg.norm(target)
-    x = ridge_nnls(units, goal, RIDGE, np.zeros(len(units)))  # the best weights these rows can have
+    all_, none = np.ones(len(units), bool), np.zeros(len(units), bool)
+    x = newton_nnls(
+        Dense(units, goal, RIDGE), goal, RIDGE, none, all_
+    )  # the best weights these rows can have
     error = float(np.linalg.norm(goal - x @ units))
     distinct = len(np.unique(source[found.rows]))
     return Result("top-k", seconds, False, len(found.rows), distinct, error, error**2 + RIDGE * float(x @ x))

@@ -35,12 +35,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bootstrap import bootstrap
 from command import parser_of, quiet, tell_missed
 from pools import clean_rows, distinct_rows, labels_of, of_skill, pool_and_model, target_file, whole
 
 from coretune.comparing.arm_runs import outcomes, run_job
 from coretune.comparing.arms import arm_section, split_arms
-from coretune.comparing.compare import Job, bootstrap, mean_se
+from coretune.comparing.compare import Job, mean_se
 from coretune.config import check_config
 from coretune.recording.run_files import RunFiles
 

@@ -192,10 +192,7 @@ class Ledger:
 
     def table(self) -> list[tuple[str, ...]]:
         """Printable rows under TABLE_HEADER: the phases that cost something, then the total."""
-        costs = self.by_phase()
-        total = sum(costs.values(), Cost())
-        spent = [(name, cost) for name, cost in costs.items() if cost != Cost()]
-        return [_printable(name, cost, total.seconds) for name, cost in [*spent, ("total", total)]]
+        return table_of(self.by_phase())
 
     def _known(self, cost: Cost) -> Cost:
         passed = cost.tokens or cost.flops
@@ -223,6 +220,13 @@ def _plain(entry: Round) -> dict[str, Any]:
         for name, value in entry.approximation.items()
     }
     return {**asdict(replace(entry, approximation={})), "approximation": measures}
+
+
+def table_of(costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
+    """Printable rows under TABLE_HEADER: the phases that cost something, then the total."""
+    total = sum(costs.values(), Cost())
+    spent = [(name, cost) for name, cost in costs.items() if cost != Cost()]
+    return [_printable(name, cost, total.seconds) for name, cost in [*spent, ("total", total)]]
 
 
 def _printable(name: str, cost: Cost, whole: float) -> tuple[str, ...]:

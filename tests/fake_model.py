@@ -16,7 +16,7 @@ class FakeModel:
     """Signals of n rows as a function of the seed and of `age`, which the test raises when it likes.
 
     broken  rows whose signals are NaN
-    looks:  the rows of every measurement so far
+    measured:  the rows of every measurement so far
     """
 
     def __init__(self, n: int, seed: int = 0, drift: float = 0.3) -> None:
@@ -24,7 +24,7 @@ class FakeModel:
         self.mismatched = 4.0  # what a response costs after another prompt; after its own 1
         self.wrong = 1  # of 8 responses, which cost as much after their own prompts
         self.broken: set[int] = set()
-        self.looks: list[Rows] = []
+        self.measured: list[Rows] = []
 
     def signal(self, name: str) -> Array:
         """(n, ...) float32: the truth at this age."""
@@ -41,7 +41,7 @@ class FakeModel:
 
     def measurement(self, *names: str) -> Measurement:
         def measure(rows: Rows) -> Mapping[str, Array]:
-            self.looks.append(np.array(rows))
+            self.measured.append(np.array(rows))
             return {name: self.signal(name)[rows] for name in names}
 
         def references() -> Mapping[str, Array]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_greedy import naive_greedy
 from scipy.spatial.distance import cdist
 
 from coretune.select import composite_graph as graph_module
@@ -15,7 +16,7 @@ from coretune.select import engines, spaces
 from coretune.select.composite import composite_blocks, held_composite, hold
 from coretune.select.composite_graph import CompositeGraph, composite_graph, nearest_lists, recall
 from coretune.select.engines import plan
-from coretune.select.greedy import lazy_greedy, naive_greedy
+from coretune.select.greedy import lazy_greedy
 from coretune.select.lower_level import Task, build
 from coretune.select.objective import Objective
 from coretune.select.partitions import parted_level

@@ -514,7 +514,7 @@ def test_what_is_said_to_be_unread_changes_nothing(given_: dict[str, Any]) -> No
         run = Run(config(**{**given_, **settings_}), FakeModel(N)).go(4)
         return [
             (state.coreset.indices.tolist(), state.coreset.filters) for state in run.states
-        ], run.model.looks
+        ], run.model.measured
 
     usual, unused = outcome(), unused_settings(config(**given_))["refresh"]
     assert unused

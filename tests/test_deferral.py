@@ -41,15 +41,15 @@ def test_while_noise_detection_is_off_rows_are_drawn_at_random_and_none_is_measu
     """It is asked in the rounds 1, 2, 4 and 8, and the first measurement comes when it is answered."""
     model = deaf()
     run = Run(patient(), model).go(5)
-    assert model.looks == []
+    assert model.measured == []
     assert [entry.rows_measured for entry in run.ledger.rounds] == [0] * 5
     assert all(state.coreset.figures["drawn"] == 1 for state in run.states[1:])
     assert run.state.coreset.figures["mismatched_loss"] == 1.0
     model.mismatched = 4.0
     run.go(2)
-    assert model.looks == []
+    assert model.measured == []
     run.go(1)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
     assert "drawn" not in run.state.coreset.figures
     assert run.state.pool.graph is not None
 
@@ -60,16 +60,16 @@ def test_a_deferred_measurement_comes_only_where_a_response_seems_wrong() -> Non
     run = Run(patient(), model).go(1)
     model.mismatched, model.wrong = 4.0, 0
     run.go(6)
-    assert model.looks == []
+    assert model.measured == []
     assert run.state.coreset.figures["drawn"] == 1
     assert run.state.coreset.figures["suspects"] == 0
     model.wrong = 1
     run.go(1)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
     early = FakeModel(N, drift=0.0)
     early.wrong = 0
     Run(patient(), early).go(1)
-    assert [len(rows) for rows in early.looks] == [N]
+    assert [len(rows) for rows in early.measured] == [N]
 
 
 def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
@@ -80,7 +80,7 @@ def test_it_is_asked_again_where_a_refresh_comes_every_second_round() -> None:
     run.go(1)
     model.mismatched = 4.0
     run.go(2)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
 
 
 def test_nobody_comes_twice_before_all_came_once() -> None:
@@ -144,22 +144,22 @@ def test_the_budget_is_kept(budget: str) -> None:
 def test_without_a_noise_filter_nothing_is_deferred(changes: dict[str, Any]) -> None:
     model = deaf()
     Run(patient(warmup=0.0, **changes), model)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
 
 
 def test_methods_without_a_noise_filter_defer_nothing() -> None:
     model = deaf()
     Run(config(FacilityLocation(), anchors="candidates", defer_first_measurement=True), model)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
 
 
 def test_random_choice_with_a_noise_filter_waits_too() -> None:
     """It measures for the filter alone; a method with signals of its own measures them at once."""
     waits, model = Run(config(Random(), anchors="candidates", filters=(Noise(pairs=8),)), deaf()), deaf()
     assert waits.state.coreset.figures["drawn"] == 1
-    assert not waits.model.looks
+    assert not waits.model.measured
     Run(config(FacilityLocation(), anchors="candidates", filters=(Noise(pairs=8),)), model)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
 
 
 class Shown(FakeModel):
@@ -183,7 +183,7 @@ def test_online_signals_are_not_kept_while_the_first_measurement_is_deferred() -
         model.shown = [row]
         run.go(1)
         assert model.shown == []
-    assert model.looks == []
+    assert model.measured == []
 
 
 def test_online_signals_of_before_the_first_measurement_are_not_used_after_it() -> None:
@@ -192,7 +192,7 @@ def test_online_signals_of_before_the_first_measurement_are_not_used_after_it() 
     run = Run(patient(), model).go(3)
     model.shown, model.mismatched = [3], 4.0
     run.go(1)
-    assert [len(rows) for rows in model.looks] == [N]
+    assert [len(rows) for rows in model.measured] == [N]
     assert model.shown == []
     np.testing.assert_array_equal(run.state.pool.feature("loss"), model.signal("loss"))
 

@@ -131,7 +131,7 @@ def test_the_warmup_meets_distinct_random_rows_once_each() -> None:
     assert len(set(met)) == 24
     assert met != sorted(met)
     assert run.state.selections == 0
-    assert not run.model.looks
+    assert not run.model.measured
     assert run.go(1).state.selections == 1
     other = Run(config(warmup=0.6, refresh_every=2, seed=1))
     assert set(other.rows()) != set(met[:8])
@@ -172,7 +172,7 @@ def test_selections_come_when_they_are_due() -> None:
 def test_never_selects_once() -> None:
     run = Run(config(refresh_every="never", warmup=0.1)).go(5)
     assert [entry.round for entry in run.ledger.rounds] == [1]
-    assert len(run.model.looks) == 1
+    assert len(run.model.measured) == 1
 
 
 def test_a_method_without_needs_never_measures() -> None:
@@ -195,7 +195,7 @@ def test_a_budget_that_cannot_be_filled_is_an_error_before_anything_else(budget:
     model, wanted = FakeModel(N), config(budget=parse_budget(budget), warmup=0.1)
     with pytest.raises(ValueError, match="budget of"):
         start(wanted, empty_pool(COST), Schedule(1, 4, 1, 1), model.measurement(*wanted.needs), Ledger())
-    assert not model.looks
+    assert not model.measured
 
 
 def test_all_anchors_are_a_full_measurement_made_anew() -> None:
@@ -318,7 +318,7 @@ def test_a_method_with_a_warm_up_run_has_no_warmup_rounds_and_measures_its_needs
     assert by_checkpoints().needs == ("gradient",)
     run = Run(by_checkpoints()).go(2)
     assert [state.pool.graph for state in run.states] == [None] * 3
-    assert [len(rows) for rows in run.model.looks] == [N] * 3
+    assert [len(rows) for rows in run.model.measured] == [N] * 3
 
 
 def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weights() -> None:
@@ -335,10 +335,10 @@ def test_the_first_measurement_is_its_own_and_references_are_of_the_current_weig
     measurement = dataclasses.replace(old.measurement("gradient"), references=references, first=first)
     schedule, ledger = schedule_of(settings), Ledger()
     state = start(settings, empty_pool(COST), schedule, measurement, ledger)
-    assert (len(young.looks), len(old.looks), asked) == (1, 0, [])
+    assert (len(young.measured), len(old.measured), asked) == (1, 0, [])
     assert state.pool.references == {}
     state = advance(settings, state, schedule, measurement, ledger)
-    assert (len(young.looks), len(old.looks), asked) == (1, 1, [5])
+    assert (len(young.measured), len(old.measured), asked) == (1, 1, [5])
     assert state.pool.references["trajectory"].tolist() == [[5.0, 5.0]]
     assert np.array_equal(state.pool.feature("gradient"), old.signal("gradient"))
 

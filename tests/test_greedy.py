@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_greedy import naive_greedy
 
 from coretune.engines.torch_greedy import torch_products
 from coretune.select import dense
@@ -18,7 +19,7 @@ from coretune.select.dense import cosine_similarity, distance_similarity, hold
 from coretune.select.facility_location import FacilityLocation
 from coretune.select.farthest_first import farthest_first
 from coretune.select.grace import Grace
-from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
+from coretune.select.greedy import lazy_greedy, stochastic_greedy
 from coretune.select.heap import Heap
 from coretune.select.objective import Objective, Picks, coverage_worth
 from coretune.select.pairs import Pairs, pairs_left

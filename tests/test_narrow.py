@@ -17,7 +17,7 @@ from coretune.filters.duplicates import Duplicates
 from coretune.filters.narrow import Narrow, spread_order
 from coretune.filters.noise import Noise, scores
 from coretune.ledger import Ledger
-from coretune.planning.workload import look as planned
+from coretune.planning.workload import measurement_work as planned
 from coretune.presets import ONCE
 from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import Measurement
@@ -98,17 +98,17 @@ def measured(model: FakeModel, other: FakeModel, config: CoresetConfig) -> tuple
 
 
 def test_expensive_signals_are_measured_of_the_rows_that_are_left_and_booked() -> None:
-    cheap, dear = FakeModel(40), FakeModel(40, seed=1)
-    state, ledger = measured(cheap, dear, cascade())
-    assert [len(rows) for rows in cheap.looks] == [40]
+    cheap, expensive = FakeModel(40), FakeModel(40, seed=1)
+    state, ledger = measured(cheap, expensive, cascade())
+    assert [len(rows) for rows in cheap.measured] == [40]
     kept = np.flatnonzero(state.coreset.filtered == 0)
-    assert [rows.tolist() for rows in dear.looks] == [kept.tolist()]
+    assert [rows.tolist() for rows in expensive.measured] == [kept.tolist()]
     assert len(kept) == 15
     assert set(state.coreset.indices) <= set(kept.tolist())
     cost = ledger.by_phase()["measurement"]
     assert (cost.rows, cost.flops) == (55, 550)
     whole = dataclasses.replace(
-        state.pool, features={**state.pool.features, "gradient": dear.signal("gradient")}
+        state.pool, features={**state.pool.features, "gradient": expensive.signal("gradient")}
     )
     config = cascade()
     same = config.select(whole, config.budget.resolve(whole), np.random.default_rng([0, 0, 4]))
@@ -116,16 +116,16 @@ def test_expensive_signals_are_measured_of_the_rows_that_are_left_and_booked() -
 
 
 def test_a_row_whose_expensive_signal_is_not_finite_gives_its_place_to_another() -> None:
-    cheap, dear = FakeModel(40), FakeModel(40, seed=1)
-    kept = np.flatnonzero(measured(cheap, dear, cascade())[0].coreset.filtered == 0)
-    dear = FakeModel(40, seed=1)
-    dear.broken = {int(kept[0]), int(kept[3])}
-    state, _ = measured(FakeModel(40), dear, cascade())
-    assert len(dear.looks) >= 2
-    assert set(np.flatnonzero(~state.pool.usable)) == dear.broken
+    cheap, expensive = FakeModel(40), FakeModel(40, seed=1)
+    kept = np.flatnonzero(measured(cheap, expensive, cascade())[0].coreset.filtered == 0)
+    expensive = FakeModel(40, seed=1)
+    expensive.broken = {int(kept[0]), int(kept[3])}
+    state, _ = measured(FakeModel(40), expensive, cascade())
+    assert len(expensive.measured) >= 2
+    assert set(np.flatnonzero(~state.pool.usable)) == expensive.broken
     left = np.flatnonzero((state.coreset.filtered == 0) & state.pool.usable)
     assert len(left) == 15
-    assert set(left) <= set(np.concatenate(dear.looks).tolist())
+    assert set(left) <= set(np.concatenate(expensive.measured).tolist())
 
 
 def test_what_is_spread_along_a_graph_does_not_go_with_a_cascade() -> None:
@@ -146,20 +146,20 @@ def test_a_noise_filter_behind_it_scores_what_was_measured_for_it() -> None:
     """At each refresh by the losses of that refresh, though the first stage measures none."""
     filters = (Narrow(times=3, by="spread"), Noise(pairs=8, min_auc=0.0))
     config, schedule, ledger = cascade(filters=filters, refresh_every=4), Schedule(4, 4, 0, 1), Ledger()
-    cheap, dear = FakeModel(40), FakeModel(40, seed=1)
+    cheap, expensive = FakeModel(40), FakeModel(40, seed=1)
     source = dataclasses.replace(
         cheap.measurement("weighted_embedding"),
-        rest=dear.measurement("loss", "empty_prompt_loss", "gradient"),
+        rest=expensive.measurement("loss", "empty_prompt_loss", "gradient"),
     )
     state = refresh.start(config, empty_pool(np.arange(5, 45)), schedule, source, ledger)
     for age in (1, 2):
-        cheap.age = dear.age = age
+        cheap.age = expensive.age = age
         cheap.mismatched += 1
         state = refresh.advance(config, state, schedule, source, ledger)
         pool = state.pool
         anew = {name: value for name, value in pool.features.items() if name != NOISE_SCORE}
-        anew |= {name: dear.signal(name) for name in ("loss", "empty_prompt_loss")}
-        left = np.setdiff1d(dear.looks[-1], np.flatnonzero(~pool.usable))
+        anew |= {name: expensive.signal(name) for name in ("loss", "empty_prompt_loss")}
+        left = np.setdiff1d(expensive.measured[-1], np.flatnonzero(~pool.usable))
         assert len(left) == 15
         np.testing.assert_allclose(
             state.coreset.reasons["noise"][left],

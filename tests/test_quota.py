@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_greedy import naive_greedy
 
 from coretune.config import ConfigError
 from coretune.coreset_section import build_coreset, coreset, spelled_out
 from coretune.rounds.quota_request import FEATURE, groups, parse_quota
 from coretune.select import SELECTORS
 from coretune.select.dense import cosine_similarity
-from coretune.select.greedy import lazy_greedy, naive_greedy, stochastic_greedy
+from coretune.select.greedy import lazy_greedy, stochastic_greedy
 from coretune.select.objective import Objective
 from coretune.select.ranking import take_in_order
 from coretune.testing import synthetic_pool

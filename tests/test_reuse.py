@@ -34,9 +34,9 @@ def test_few_anchors_are_few_measurements(anchors: str) -> None:
     assert first == N
     assert all(0 < rows < N for rows in later)
     cost = run.ledger.by_phase()["measurement"]
-    assert cost.rows == sum(len(rows) for rows in run.model.looks) == first + sum(later)
+    assert cost.rows == sum(len(rows) for rows in run.model.measured) == first + sum(later)
     assert cost.flops == 10.0 * cost.rows
-    assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.looks)
+    assert cost.tokens == sum(int(COST[rows].sum()) for rows in run.model.measured)
 
 
 @pytest.mark.parametrize("staleness_factor", [1.0, 1.5, 2.0, 3.0])
@@ -51,13 +51,13 @@ def test_candidates_are_measured_before_they_are_trained_on(staleness_factor: fl
         assert (good | (looked_at[state.coreset.indices] == state.round)).mean() >= 0.9
         again = np.flatnonzero(looked_at == state.round)
         assert (before[again] * staleness_factor <= state.round).all()  # no measurement of what was valid
-    looked = [row for rows in run.model.looks[1:] for row in rows.tolist()]
+    looked = [row for rows in run.model.measured[1:] for row in rows.tolist()]
     assert len(looked) < 7 * N
 
 
 def test_measurements_that_stay_valid_are_fewer_measurements() -> None:
     def looks(**settings: Any) -> int:
-        return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.looks))
+        return sum(map(len, Run(config(anchors="candidates", **settings)).go(8).model.measured))
 
     assert looks(staleness_factor=3.0) < looks(staleness_factor=1.5) < looks(staleness_factor=1.0)
 
@@ -68,9 +68,9 @@ def test_a_model_that_cannot_tell_wrong_from_right_is_asked_again_when_it_is_twi
     model.mismatched = 0.1
     settings = {"anchors": "candidates", "anchor_share": 0.1, "defer_first_measurement": False}
     run = Run(config(Grace(), filters=(Noise(pairs=8),), **settings), model).go(8)
-    assert [len(rows) for rows in model.looks] == [N, 4, 4, 4, 4]
+    assert [len(rows) for rows in model.measured] == [N, 4, 4, 4, 4]
     assert [entry.rows_measured for entry in run.ledger.rounds] == [N, 4, 4, 0, 4, 0, 0, 0, 4]
-    assert len({tuple(rows) for rows in model.looks}) == 5
+    assert len({tuple(rows) for rows in model.measured}) == 5
     assert not any(state.coreset.figures["noise_on"] for state in run.states)
     model.mismatched = 4.0
     run.go(7)
@@ -93,7 +93,12 @@ def test_a_choice_within_a_refresh_differs_only_where_a_row_gave_way() -> None:
     """All rows keep the values with which the refresh began, however far measurements moved some."""
     settings = {"anchors": "candidates", "staleness_factor": 1.0, "budget": parse_budget("25%")}
     run = Run(config(**settings), FakeModel(N, drift=2.0)).go(3)
-    assert [len(rows) for rows in run.model.looks] == [N, 10, 10, 10]  # no refresh chooses others to measure
+    assert [len(rows) for rows in run.model.measured] == [
+        N,
+        10,
+        10,
+        10,
+    ]  # no refresh chooses others to measure
     for before, state in zip(run.states, run.states[1:], strict=False):
         in_place = FacilityLocation().select(before.pool, run.config.budget.resolve(before.pool), None)
         assert set(state.coreset.indices) == set(in_place.indices)  # type: ignore[union-attr]
@@ -138,7 +143,7 @@ def test_rows_flagged_as_noisy_are_measured_again() -> None:
 
     settings = {"anchors": "candidates", "staleness_factor": 1.0, "anchor_share": 0.2, "propagate": "none"}
     run = Run(config(filters=(Noise(pairs=8),), **settings), Learning(N, drift=0.0)).go(10)
-    assert all(len(np.intersect1d(rows, np.arange(10))) <= 8 for rows in run.model.looks[1:5])
+    assert all(len(np.intersect1d(rows, np.arange(10))) <= 8 for rows in run.model.measured[1:5])
     flagged = run.states[4].coreset.filtered_by("noise")
     assert flagged is not None
     assert np.flatnonzero(flagged).tolist() == list(range(10))
@@ -159,13 +164,13 @@ def test_exact_duplicates_are_measured_once_and_have_the_same_signals() -> None:
             return dataclasses.replace(plain, measure=twins.sharing(plain.measure), duplicates=twins)
 
     run = Run(config(anchors="priority", anchor_share=0.1), Copied(N)).go(3)
-    assert len(run.model.looks[0]) == N // 2
+    assert len(run.model.measured[0]) == N // 2
     spent = run.ledger.by_phase()["measurement"]
-    assert spent.rows == sum(map(len, run.model.looks)) == sum(r.rows_measured for r in run.ledger.rounds)
+    assert spent.rows == sum(map(len, run.model.measured)) == sum(r.rows_measured for r in run.ledger.rounds)
     measured = run.state.pool.measured_at
     np.testing.assert_array_equal(measured[: N // 2], measured[N // 2 :])
     known = np.flatnonzero(measured == run.state.round)
-    assert len(known) > len(run.model.looks[-1])
+    assert len(known) > len(run.model.measured[-1])
     name = run.config.refresh.embedding
     np.testing.assert_array_equal(run.state.pool.feature(name)[known], run.model.signal(name)[known])
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_greedy import naive_greedy
 
 from coretune.select.craig import Craig
 from coretune.select.dense import cosine_similarity, distance_similarity
 from coretune.select.facility_location import FacilityLocation
-from coretune.select.greedy import lazy_greedy, naive_greedy
+from coretune.select.greedy import lazy_greedy
 from coretune.select.objective import Objective
 from coretune.select.similarity import GraphSimilarity
 from coretune.select.two_rounds import _parts, _share, two_rounds

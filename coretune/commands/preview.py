@@ -23,7 +23,7 @@ from coretune.training.tokenizers import load_tokenizer, longest_row, read_here,
 from coretune.types import IGNORED, Array
 
 BINS = 10  # of the histogram
-LOOKED_AT = 200  # rows whose columns are listed
+READ = 200  # rows whose columns are listed
 #: Our name of a column -> what becomes of it.
 BECOMES: Mapping[str, str] = {
     "messages": "turns of the conversation",
@@ -158,7 +158,7 @@ def _columns(corpus: Corpus, template: Any) -> list[tuple[str, str, str]]:
     """(format, column, what it became), of the first rows."""
     found: dict[str, dict[str, Any]] = {}  # format -> column -> a value
     ours: dict[str, str] = {}
-    for i in range(min(LOOKED_AT, len(corpus))):
+    for i in range(min(READ, len(corpus))):
         record, columns = corpus.record(i), corpus.columns(i)
         ours |= {column: name for name, column in columns.items()}
         try:

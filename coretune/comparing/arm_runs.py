@@ -21,7 +21,7 @@ from coretune.comparing.compare import Job, Prices, Result
 from coretune.console import no_notes_of_libraries
 from coretune.files import read_json, write_json
 from coretune.ledger import Cost
-from coretune.planning.workload import looked_at
+from coretune.planning.workload import rows_remeasured
 from coretune.recording.run_files import METRICS
 from coretune.storing.fingerprint import checksum
 
@@ -149,7 +149,7 @@ def _prices(trainer: CoresetMixin) -> Prices:
     refreshes = known.refreshes(trainer.state.global_step)
     if not refreshes:  # none was seen: a longer run will have some
         config, chosen = trainer.coreset_config, rounds[0].rows_chosen if rounds else 0
-        rows = looked_at(config.refresh, len(trainer.pool_rows.length), chosen) if every else 0.0
+        rows = rows_remeasured(config.refresh, len(trainer.pool_rows.length), chosen) if every else 0.0
         return replace(known, refresh=per_row * rows)
     later = seen[1:]
     # Measurements grow rarer as a run grows older: what a longer run adds is like its second half.

@@ -30,7 +30,6 @@ RESULTS, SIGNALS, COMPARISON = "results", "signals", "compare.json"
 BASELINE = "random"
 CURVE_POINTS = 8  # evaluations during training, where the config sets none
 NEAR = 1.05  # an arm that already computes this near to the most expensive one is not trained again
-RESAMPLES = 10_000  # of the bootstrap
 Result = dict[str, Any]
 
 
@@ -101,7 +100,7 @@ def job_of(config: RunConfig, arm: str, seed: int, steps: int, out: Path) -> Job
 class Prices:
     """FLOPs of a run of any length.
 
-    once     the warm-up and the first look: paid whatever the length
+    once     the warm-up and the first measurement: paid whatever the length
     step     of training, after the warm-up
     refresh  of the measurements of a later selection
     warm     steps of the warm-up
@@ -165,19 +164,6 @@ def mean_se(values: Sequence[float]) -> tuple[float, float]:
     array = np.asarray(values, float)
     error = array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else float("nan")
     return float(array.mean()), float(error)
-
-
-def bootstrap(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of the mean over resamples of the values, drawn with seed 0; NaN below two.
-
-    With five values it is narrower than Student's t gives: read it beside the standard error.
-    """
-    array = np.asarray(values, float)
-    if len(array) < 2:
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.quantile(array[drawn].mean(axis=1), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ Once = Callable[[Callable[[], References]], References]
 
 
 def anew(measure: Callable[[], References]) -> References:
-    """Measured at every look: nothing has to be known of when weights move."""
+    """Measured every time: nothing has to be known of when weights move."""
     return measure()
 
 

@@ -20,7 +20,6 @@ from coretune.planning.rehearsal import Rehearsal
 from coretune.recording.run_files import OWN
 
 PLAN = f"{OWN}/plan.json"
-TABLE_HEADER = ("phase", "seconds", "share", "rows", "tokens", "FLOPs")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Workload:
     evaluations  passes over the held-out rows
     warmup, training   of all their steps; the coreset's rows are taken to be as long as the pool's on average
     pool         one training pass over the pool
-    first, look  a measurement of the whole pool: the first selection's, and a later one's
+    first, later  a measurement of the whole pool: the first selection's, and a later one's
     held_out     one evaluation
     budget_rows  rows in the coreset
     references   FLOPs of what rows are compared with, at all selections together
@@ -64,7 +63,7 @@ class Workload:
     training: Work
     pool: Work
     first: Work
-    look: Work
+    later: Work
     held_out: Work
     budget_rows: int
     epochs: float
@@ -78,7 +77,7 @@ class Rates:
 
     start     from the beginning of training to its first step, and after the last
     round     between two rounds, beside the step
-    look      of each measurement, however many rows; first_look: once, at the first
+    measurement  of each, however many rows; first_measurement: once, at the first
     prepare   before training: fingerprints of weights and rows
     record    of writing down a selection, a row of the pool; record_pool: once
     memory    name -> bytes at most
@@ -88,8 +87,8 @@ class Rates:
     start: float = 0.0
     round: float = 0.0
     measure_flop: float = 0.0
-    look: float = 0.0
-    first_look: float = 0.0
+    measurement: float = 0.0
+    first_measurement: float = 0.0
     evaluation_flop: float = 0.0
     prepare: float = 0.0
     record: float = 0.0
@@ -129,7 +128,7 @@ def audits_of(selections: int, every: int | None) -> int:
 def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) -> dict[str, Cost]:
     """Costs by phase. measures: whether the method measures anything."""
     later = max(0, work.selections - 1)
-    looked = work.look.scaled(min(1.0, rehearsal.later.rows / max(1, work.look.rows)))
+    remeasured = work.later.scaled(min(1.0, rehearsal.later.rows / max(1, work.later.rows)))
     phases = {name: Cost() for name in PHASES}
     if work.warmup.rows:
         phases["warm-up"] = _cost(work.warmup, work.warmup.flops * rates.training_flop)
@@ -137,12 +136,12 @@ def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) 
     phases["training"] = _cost(work.training, seconds)
     if measures and work.selections:
         seen = Work(
-            work.first.rows + later * looked.rows,
-            work.first.tokens + later * looked.tokens,
-            work.first.flops + later * looked.flops + work.references,
+            work.first.rows + later * remeasured.rows,
+            work.first.tokens + later * remeasured.tokens,
+            work.first.flops + later * remeasured.flops + work.references,
         )
-        looks = 1 + later * rehearsal.later.looks
-        seconds = seen.flops * rates.measure_flop + looks * rates.look + rates.first_look
+        measurements = 1 + later * rehearsal.later.measurements
+        seconds = seen.flops * rates.measure_flop + measurements * rates.measurement + rates.first_measurement
         phases["measurement"] = _cost(seen, seconds)
     if work.selections:
         phases["graph"] = Cost(rehearsal.first.graph + later * rehearsal.later.graph)
@@ -150,7 +149,7 @@ def predict(work: Workload, rates: Rates, rehearsal: Rehearsal, measures: bool) 
     evaluated = work.held_out.scaled(work.evaluations)
     if evaluated.rows:
         phases["evaluation"] = _cost(evaluated, evaluated.flops * rates.evaluation_flop)
-    audited = work.look.scaled(work.audits)
+    audited = work.later.scaled(work.audits)
     written = work.pool_rows * (rates.record_pool + work.selections * rates.record)
     seconds = rates.prepare + written + audited.flops * rates.measure_flop
     seconds += work.audits * (rehearsal.first.graph + rehearsal.first.selection)
@@ -216,23 +215,6 @@ def _outside(plan: Plan) -> list[str]:
     return lines
 
 
-def table(plan: Plan) -> list[tuple[str, ...]]:
-    """Printable rows under TABLE_HEADER."""
-    total = plan.total
-    spent = [(name, cost) for name, cost in plan.phases.items() if cost != Cost()]
-    return [
-        (
-            name,
-            f"{cost.seconds:.1f}",
-            f"{cost.seconds / total.seconds:.0%}" if total.seconds else "-",
-            f"{cost.rows:,}",
-            f"{cost.tokens:,}",
-            "unknown" if cost.flops is None else f"{cost.flops:.2e}" if cost.flops else "-",
-        )
-        for name, cost in [*spent, ("total", total)]
-    ]
-
-
 def write(plan: Plan, folder: str | os.PathLike[str]) -> Path:
     """FOLDER/_coretune/plan.json, whole or not at all."""
     path = Path(folder) / PLAN
@@ -251,16 +233,6 @@ def prediction(
     if plan["about"] != json.loads(json.dumps(about())):
         return None
     return {"phases": plan["phases"], "total": plan["total"]}
-
-
-def missed(predicted: Mapping[str, Any], actual: Mapping[str, Any], within: float) -> list[str]:
-    """Where the totals differ by more than that share of the outcome: one line each."""
-    found = []
-    for name in ("seconds", "flops", "rows", "tokens"):
-        said, was = predicted["total"][name], actual["total"][name]
-        if was and said is not None and abs(said - was) > within * was:
-            found.append(f"{name}: {said:.4g} was predicted, it was {was:.4g} ({said / was - 1:+.0%})")
-    return found
 
 
 def _cost(work: Work, seconds: float) -> Cost:

@@ -32,7 +32,7 @@ class Choosing:
     graph: float
     selection: float
     rows: float
-    looks: float
+    measurements: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def measuring(rehearsal: Rehearsal, rows: float) -> Rehearsal:
     if rows:
         return replace(rehearsal, later=replace(later, rows=rows))
     # The rehearsal chose before each measurement, once when nothing more was left to measure, and at the end.
-    return replace(rehearsal, later=Choosing(0.0, later.selection / (later.looks + 2), 0.0, 0.0))
+    return replace(rehearsal, later=Choosing(0.0, later.selection / (later.measurements + 2), 0.0, 0.0))
 
 
 def rehearse(
@@ -84,11 +84,11 @@ def _play(
     batch = max(1, share.amount // 4 if share.unit == "rows" else len(cost) // 40)
     rounds = Schedule(steps=1, batch=batch, warmup_rounds=0, every=1)
     drawn = _drawn(config, sample, len(cost), seed)
-    looks: list[int] = []
+    measurements: list[int] = []
     rng = np.random.default_rng([seed, 7])
 
     def measure(rows: Rows) -> Mapping[str, Array]:
-        looks.append(len(rows))
+        measurements.append(len(rows))
         return {name: _blurred(values[rows], name, rng, NOISE / 3) for name, values in drawn.items()}
 
     measurement = Measurement(measure, lambda rows: 0.0, lambda: sample.references) if config.needs else None
@@ -96,13 +96,15 @@ def _play(
     state = None
     for _ in range(1 + AGAIN):
         ledger = Ledger(clock)
-        looks.clear()
+        measurements.clear()
         if state is None:
             state = start(config, empty_pool(cost), rounds, measurement, ledger)
         else:
             state = advance(config, state, rounds, measurement, ledger)
         spent = ledger.costs
-        found.append(Choosing(spent["graph"].seconds, spent["selection"].seconds, sum(looks), len(looks)))
+        found.append(
+            Choosing(spent["graph"].seconds, spent["selection"].seconds, sum(measurements), len(measurements))
+        )
     return Rehearsal(found[0], _mean(found[1:]))
 
 
@@ -137,7 +139,7 @@ def _extrapolated(half: Choosing, whole: Choosing, n: int) -> Choosing:
     """To n rows by the power of n that the two sizes show, between 1 (a pass) and 2 (all pairs)."""
     found = {}
     for name, at_most in vars(whole).items():
-        if name == "looks":
+        if name == "measurements":
             found[name] = at_most
             continue
         below = max(vars(half)[name], 1e-9)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Rows measured for one chosen, with anchors "candidates" and measurements valid for one refresh; with
 # staleness_factor L it is L^¾ times less [choice: with L = 2 it was 1.0 on two pools of 4,000 rows
 # of which a fifth were wrong].
-LOOKED_AT = 1.75
+REMEASURED = 1.75
 
 
 def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
@@ -63,8 +63,8 @@ def workload(trainer: CoresetMixin, config: RunConfig) -> Workload:
         warmup=warmup,
         training=pool.scaled((args.max_steps - warmup_steps) * rows_a_step / n),
         pool=pool,
-        first=look(trainer, everyone, first=True),
-        look=look(trainer, everyone, first=False),
+        first=measurement_work(trainer, everyone, first=True),
+        later=measurement_work(trainer, everyone, first=False),
         held_out=held_out,
         budget_rows=coreset_rows(settings, empty_pool(length)),
         epochs=_full_epochs(config, args, rows_a_step / n),
@@ -99,7 +99,7 @@ def about_run(config: RunConfig) -> dict[str, Any]:
     return {**without_secrets(known), "inputs": inputs(known)}
 
 
-def look(trainer: CoresetMixin, rows: Rows, first: bool) -> Work:
+def measurement_work(trainer: CoresetMixin, rows: Rows, first: bool) -> Work:
     """Rows, tokens and FLOPs of one measurement of these rows."""
     measurement = trainer.measurement
     if measurement is None:
@@ -148,13 +148,11 @@ def measured_later(trainer: CoresetMixin, work: Workload) -> float:
     """Rows that each refresh after the first measures, by formula."""
     if _measures_once(trainer):
         return 0.0
-    return looked_at(trainer.coreset_config.refresh, work.pool_rows, work.budget_rows)
+    return rows_remeasured(trainer.coreset_config.refresh, work.pool_rows, work.budget_rows)
 
 
-def looked_at(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float:
+def rows_remeasured(refresh: AnchorRefresh, pool_rows: int, budget_rows: int) -> float:
     """Rows a later refresh measures, by formula."""
-    shares = {"all": 1.0, "priority": refresh.anchor_share, "random": refresh.anchor_share}
-    if refresh.anchors in shares:
-        return math.ceil(shares[refresh.anchors] * pool_rows)
-    times = LOOKED_AT * refresh.staleness_factor**-0.75 if refresh.anchors == "candidates" else 1.0
-    return min(float(pool_rows), times * budget_rows)
+    if refresh.anchors == "candidates":
+        return min(float(pool_rows), REMEASURED * refresh.staleness_factor**-0.75 * budget_rows)
+    return math.ceil((1.0 if refresh.anchors == "all" else refresh.anchor_share) * pool_rows)

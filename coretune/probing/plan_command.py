@@ -29,7 +29,8 @@ def plan(
 
         settings = load_present(config, overrides)
         from coretune import run  # seconds: after what is wrong with the config was said
-        from coretune.planning.plan import TABLE_HEADER, lines, table, write
+        from coretune.ledger import TABLE_HEADER, table_of
+        from coretune.planning.plan import lines, write
         from coretune.probing.probe import PARTS, make_plan
         from coretune.progress import progress
 
@@ -46,7 +47,7 @@ def plan(
             print_json(found.to_dict())
             return
         if not quiet:
-            print_table("Predicted cost", [TABLE_HEADER, *table(found)])
+            print_table("Predicted cost", [TABLE_HEADER, *table_of(found.phases)])
             print_lines(lines(found))
         print(f"plan: {path}; `coretune train` holds the outcome against it")
 

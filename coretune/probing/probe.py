@@ -27,7 +27,7 @@ from coretune.config import RunConfig
 from coretune.data.corpus import Corpus
 from coretune.planning.plan import Plan, Rates, Workload, predict
 from coretune.planning.rehearsal import Choosing, Rehearsal, measuring, rehearse
-from coretune.planning.workload import about_run, look, measured_later, workload
+from coretune.planning.workload import about_run, measured_later, measurement_work, workload
 from coretune.probing.probe_config import AFTER, EVERY, WARMUP, Size, elsewhere, size_of, small_config
 from coretune.recording.selection_log import is_selection
 from coretune.training.train import CoresetSFTTrainer
@@ -172,12 +172,12 @@ def _probe(config: RunConfig, model: Any, clock: Callable[[], float], evaluated:
     trainer.train()
     costs = trainer.ledger.by_phase()
     training, boundary, start = _steps(watch, costs["warm-up"].seconds + costs["training"].seconds)
-    measure, each = _looks(trainer, clock)
+    measure, each = _measuring(trainer, clock)
     evaluation = _evaluation(trainer, clock, evaluated) if evaluated else 0.0
     state = trainer.coreset_state
     assert state is not None
     pool, n = state.pool, state.pool.n
-    first = look(trainer, np.arange(n), first=True).flops * measure + each
+    first = measurement_work(trainer, np.arange(n), first=True).flops * measure + each
     record = max(0.0, watch.other[-1] - watch.other[-2]) / n if len(watch.other) > 2 else 0.0
     signals = sum(value.nbytes for value in pool.features.values())
     signals += 0 if pool.graph is None else pool.graph.neighbors.nbytes * 2 + pool.graph.built_from.nbytes
@@ -186,8 +186,8 @@ def _probe(config: RunConfig, model: Any, clock: Callable[[], float], evaluated:
         start=start,
         round=boundary,
         measure_flop=measure,
-        look=each,
-        first_look=max(0.0, watch.measured[1] - first) if trainer.measurement else 0.0,
+        measurement=each,
+        first_measurement=max(0.0, watch.measured[1] - first) if trainer.measurement else 0.0,
         evaluation_flop=evaluation,
         prepare=watch.other[0],
         record=record,
@@ -216,7 +216,7 @@ def _steps(watch: _Watch, seconds: float) -> tuple[float, float, float]:
     return rate, boundary, max(0.0, start)
 
 
-def _looks(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[float, float]:
+def _measuring(trainer: CoresetSFTTrainer, clock: Callable[[], float]) -> tuple[float, float]:
     """Seconds a FLOP of measuring and seconds a measurement, of a small and a large one."""
     if trainer.measurement is None:
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""A Cholesky factor kept up to date while columns come and go, and the active set that stands on it."""
+"""A Cholesky factor kept up to date while columns come and go."""
 
 from __future__ import annotations
 
@@ -106,55 +106,3 @@ def settle(factor: Array, passive: Array, k: int, right: Array, x: Array, soluti
                     passive[j] = passive[j + 1]
                 k -= 1
     return 0
-
-
-@numba.njit(cache=True)
-def active_set(gram: Array, right: Array, ridge: float, x: Array, tolerance: float) -> None:
-    """argmin_{x>=0} xᵀ(G + ρI)x − 2 hᵀx by Lawson and Hanson, in place.
-
-    One column enters at a time, that of steepest descent, and costs O(k²) in the factor and O(m k) in the
-    gradient.
-
-    gram   (m, m) float64 G
-    right  (m,) float64 h
-    x      (m,) float64 >= 0, a warm start
-    tolerance  descent h − Gx of a column outside the support that counts as none
-    """
-    m = gram.shape[0]
-    factor, solution = np.zeros((m, m)), np.empty(m)
-    passive, k = np.empty(m, dtype=np.int64), 0
-    inside, inner = np.zeros(m, dtype=np.bool_), np.empty(m)
-    for i in range(m):
-        if x[i] > 0.0:
-            for j in range(k):
-                inner[j] = gram[i, passive[j]]
-            if append(factor, k, inner, gram[i, i] + ridge):
-                passive[k] = i
-                k += 1
-            else:
-                x[i] = 0.0
-    k = settle(factor, passive, k, right, x, solution)
-    refused = np.zeros(m, dtype=np.bool_)  # entered and left at once: only rounding said it would help
-    while True:
-        inside[:] = False
-        descent = right.copy()
-        for j in range(k):
-            inside[passive[j]] = True
-            descent -= x[passive[j]] * gram[passive[j]]
-        enters, most = -1, tolerance
-        for i in range(m):
-            if not inside[i] and not refused[i] and descent[i] > most:
-                enters, most = i, descent[i]
-        if enters < 0:
-            return
-        for j in range(k):
-            inner[j] = gram[enters, passive[j]]
-        if not append(factor, k, inner, gram[enters, enters] + ridge):
-            refused[enters] = True
-            continue
-        passive[k] = enters
-        k = settle(factor, passive, k + 1, right, x, solution)
-        if x[enters] > 0.0:
-            refused[:] = False
-        else:
-            refused[enters] = True

@@ -8,7 +8,7 @@ import numpy as np
 
 from coretune.progress_reports import Reporter
 from coretune.select.objective import Objective, Picks
-from coretune.select.quota import Purse
+from coretune.select.quota import BudgetTracker
 from coretune.select.similarity import Similarity
 from coretune.types import Advance, Array, Budget, Rows
 
@@ -22,7 +22,7 @@ class Chosen:
         """Cost (n,) int64 in the budget's unit; progress gets how much of the budget is spent."""
         self.objective = objective
         self.cost = cost
-        self.purse = Purse(budget)
+        self.tracker = BudgetTracker(budget)
         self.indices: list[int] = []
         self.gains: list[float] = []
         self.best = np.zeros(objective.similarity.n, dtype=np.float32)
@@ -31,7 +31,7 @@ class Chosen:
 
     @property
     def left(self) -> int:
-        return self.purse.left
+        return self.tracker.left
 
     def worth(self, rows: Rows, by_cost: bool) -> Array:
         """(m,) float64 gain of each row now, per token if so asked."""
@@ -40,14 +40,14 @@ class Chosen:
 
     def fitting(self, rows: Rows) -> Rows:
         """Those that may be taken now. The others never may again, as S only grows."""
-        return rows[self.purse.allows(rows, self.cost[rows])]
+        return rows[self.tracker.allows(rows, self.cost[rows])]
 
     def take(self, row: int) -> None:
         objective = self.objective
         covered = objective.similarity.cover(self.best, objective.demand, row)
         self.gains.append(float(objective.modular[row] + objective.scale * covered))
         self.indices.append(int(row))
-        self.purse.spend(row, int(self.cost[row]))
+        self.tracker.spend(row, int(self.cost[row]))
         self._tell(int(self.cost[row]))
 
     def go_on_with(self, rest: Similarity) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from coretune.select.importance import importance, scaled
-from coretune.select.quota import Purse
+from coretune.select.quota import BudgetTracker
 from coretune.select.ranking import coreset
 from coretune.select.similarity import GraphSimilarity, graph_similarity
 from coretune.types import Array, Budget, Coreset, Pool, Rows
@@ -73,19 +73,19 @@ def _pick(
             f"a budget of {budget.amount} rows, but only {pool.usable.sum()} are usable; ask for fewer"
         )
     price = np.ones_like(pool.cost) if budget.unit == "rows" else pool.cost
-    open_rows, purse = pool.usable.copy(), Purse(budget)
+    open_rows, tracker = pool.usable.copy(), BudgetTracker(budget)
     heap = [(-score[row], row) for row in np.flatnonzero(open_rows).tolist()]
     heapq.heapify(heap)
     indices: list[int] = []
-    while heap and purse.left > 0:
+    while heap and tracker.left > 0:
         negative, row = heapq.heappop(heap)
         if not open_rows[row] or -negative != score[row]:
             continue  # picked already, or its score has changed since and stands in the heap anew
         open_rows[row] = False
-        if not purse.allows(np.array([row]), price[row : row + 1])[0]:
+        if not tracker.allows(np.array([row]), price[row : row + 1])[0]:
             continue
         indices.append(row)
-        purse.spend(row, int(price[row]))
+        tracker.spend(row, int(price[row]))
         edges = slice(graph.indptr[row], graph.indptr[row + 1])
         neighbors, lowered = graph.indices[edges], weight[edges] * score[row]
         still_open = open_rows[neighbors]

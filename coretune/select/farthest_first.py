@@ -6,7 +6,7 @@ import numpy as np
 
 from coretune.progress_reports import Reporter, reporter
 from coretune.select.objective import Picks
-from coretune.select.quota import Purse
+from coretune.select.quota import BudgetTracker
 from coretune.select.similarity import Similarity
 from coretune.types import Array, Budget, Rows
 
@@ -35,17 +35,17 @@ def farthest_first(
     no_demand = np.zeros(similarity.n)
     indices: list[int] = []
     gains: list[float] = []
-    purse, open_rows, row = Purse(budget), np.flatnonzero(candidates), first
+    tracker, open_rows, row = BudgetTracker(budget), np.flatnonzero(candidates), first
     tell = Reporter(reporter("choosing"), budget.amount)
     while True:
         before = float(best[row])
         similarity.cover(best, no_demand, row)
         indices.append(row)
         gains.append(float(best[row]) - before)
-        purse.spend(row, int(price[row]))
+        tracker.spend(row, int(price[row]))
         tell(int(price[row]))
         open_rows = open_rows[open_rows != row]
-        open_rows = open_rows[purse.allows(open_rows, price[open_rows])]
+        open_rows = open_rows[tracker.allows(open_rows, price[open_rows])]
         if not len(open_rows):
             return Picks(np.array(indices, dtype=np.int64), np.array(gains), best)
         row = _farthest(open_rows, best, similarity.rounding)

@@ -1,4 +1,4 @@
-"""Greedy engines for coverage plus worth, for budgets in rows or tokens: naive, lazy, stochastic.
+"""Greedy engines for coverage plus worth, for budgets in rows or tokens: lazy, stochastic.
 
 They return each pick's gain F(S ∪ {i}) − F(S) in the order of picking (`objective.py`). Equal gains are
 decided by the lowest row, so the answer depends on nothing but the input. A budget's quota is kept
@@ -35,23 +35,15 @@ Engine = Callable[[Objective, Budget, Array, Array], Picks]
 MEMORY = 2 * 2**30
 
 
-def naive_greedy(objective: Objective, budget: Budget, cost: Array, candidates: Array) -> Picks:
-    """Every candidate's gain anew for every pick. Slow and obvious: the oracle of the tests. O(K) passes.
-
-    cost        (n,) int64  tokens of each row, read under a token budget only
-    candidates  (n,) bool   rows that may be chosen
-    Raises ValueError when the candidates cannot fill a row budget, or a quota, or no row fits a token budget.
-    """
-    return _within_budget(_naive, objective, budget, cost, candidates)
-
-
 def lazy_greedy(
     objective: Objective, budget: Budget, cost: Array, candidates: Array, *, memory: int = MEMORY
 ) -> Picks:
-    """The naive engine's answer, to the last row, from few evaluations (`lazy.py`).
+    """The answer of evaluating every candidate for every pick, to the last row, from few evaluations.
 
-    Same arguments, guarantee and errors. memory: bytes that it may hold of a dense objective's pairs; the
-    answer does not depend on it, the time does.
+    cost        (n,) int64  tokens of each row, read under a token budget only
+    candidates  (n,) bool   rows that may be chosen
+    memory      bytes that it may hold of a dense objective's pairs; the answer does not depend on it
+    Raises ValueError when the candidates cannot fill a row budget, or a quota, or no row fits a token budget.
     """
 
     def run(chosen: Chosen, rows: Rows, by_cost: bool) -> None:
@@ -73,7 +65,7 @@ def stochastic_greedy(
 
     A sample is (n/K) ln(1/ε) candidates. Rows: F(S) >= (1 − 1/e − ε) F(best) in expectation (Mirzasoleiman
     et al., "Lazier Than Lazy Greedy", AAAI 2015, Theorem 1). Tokens: K is taken as the tokens over the
-    candidates' mean cost [choice]; no factor is proven. Arguments and errors as `naive_greedy`.
+    candidates' mean cost [choice]; no factor is proven. Arguments and errors as of `lazy_greedy`.
     """
 
     def run(chosen: Chosen, rows: Rows, by_cost: bool) -> None:
@@ -127,13 +119,6 @@ def check_budget(budget: Budget, cost: Array, candidates: Array | None = None) -
     if budget.quota is not None:
         price = np.ones_like(cost) if budget.unit == "rows" else cost
         check_quota(budget.quota, budget, price, candidates)
-
-
-def _naive(chosen: Chosen, rows: Rows, by_cost: bool) -> None:
-    while len(rows):
-        best = winner(rows, chosen.worth(rows, by_cost), chosen.objective.tie)
-        chosen.take(rows[best])
-        rows = chosen.fitting(np.delete(rows, best))
 
 
 def _stochastic(chosen: Chosen, rows: Rows, by_cost: bool, sample: int, rng: np.random.Generator) -> None:

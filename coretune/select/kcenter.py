@@ -9,7 +9,7 @@ import numpy as np
 
 from coretune.select.dense import distance_similarity
 from coretune.select.farthest_first import farthest_first
-from coretune.select.quota import Purse
+from coretune.select.quota import BudgetTracker
 from coretune.select.ranking import coreset, usable_feature
 from coretune.types import Budget, Coreset, Pool
 
@@ -40,7 +40,7 @@ class KCenter:
     def select(self, pool: Pool, budget: Budget, rng: np.random.Generator) -> Coreset:
         source = distance_similarity(usable_feature(pool, self.embedding), pool.usable)
         price = np.ones_like(pool.cost) if budget.unit == "rows" else pool.cost
-        fits = pool.usable & Purse(budget).allows(np.arange(pool.n), price)
+        fits = pool.usable & BudgetTracker(budget).allows(np.arange(pool.n), price)
         if not fits.any():
             raise ValueError(f"no usable row fits a budget of {budget.amount} {budget.unit}; ask for more")
         first = int(rng.choice(np.flatnonzero(fits)))

@@ -6,9 +6,8 @@ columns get none. With r = b − A x it is optimal if and only if (KKT)
 
     ⟨a_i, r⟩ = ρ x_i where x_i > 0,   ⟨a_i, r⟩ <= 0 where x_i = 0.
 
-Two engines: an active set on the Gram matrix for few columns (`cholesky.py`), and Newton's method on the dual
-for many, which asks an `Algebra` for its products. Both stop when the KKT conditions hold. `ridge_nnls` takes
-the faster; a pursuit keeps one Algebra while it cuts, so it takes Newton's.
+Newton's method on the dual asks an `Algebra` for its products, which a pursuit keeps while it cuts, and stops
+when the KKT conditions hold.
 """
 
 from __future__ import annotations
@@ -19,35 +18,13 @@ from typing import Protocol
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from coretune.select.cholesky import active_set
 from coretune.select.columns import combination, inner_products
 from coretune.types import Array, Rows
 
-ACTIVE_SET_COLUMNS = 128  # above it Newton's method is faster: 6 ms against 0.2 s at 1,500 columns
 KKT = 1e-9  # a column outside the support may point towards the residual by this part of ‖b‖
-ROUNDING = 1e-13  # the same for the active set, whose answer is off by that over the ridge
 STEPS = 1000  # Newton steps
 PATIENCE = 5
 BLOCK = 2048
-
-
-def ridge_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    """(m,) float64 x of columns (m, D) float32 or float64, from a start (m,) >= 0."""
-    if len(columns) <= ACTIVE_SET_COLUMNS:
-        return active_set_nnls(columns, target, ridge, start)
-    everyone = np.ones(len(columns), dtype=bool)
-    return newton_nnls(Dense(columns, target, ridge), target, ridge, start > 0.0, everyone)
-
-
-def active_set_nnls(columns: Array, target: Array, ridge: float, start: Array) -> Array:
-    """As `ridge_nnls`: one column enters at a time. O(k³) for k non-zeros, and an (m, m) Gram matrix."""
-    _check(ridge)
-    wide = np.asarray(columns, dtype=np.float64)
-    x = np.array(start, dtype=np.float64)
-    longest = float(np.sqrt(np.einsum("md,md->m", wide, wide).max(initial=0.0)))
-    scale = float(np.linalg.norm(target)) * longest
-    active_set(wide @ wide.T, wide @ target, ridge, x, ROUNDING * scale)
-    return x
 
 
 class Algebra(Protocol):

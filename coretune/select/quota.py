@@ -16,7 +16,7 @@ import numpy as np
 from coretune.types import Array, Budget, Quota, Rows
 
 
-class Purse:
+class BudgetTracker:
     """What is left of a budget, and of its quota."""
 
     def __init__(self, budget: Budget) -> None:

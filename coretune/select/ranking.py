@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from coretune.select.quota import Purse
+from coretune.select.quota import BudgetTracker
 from coretune.types import Array, Budget, Coreset, Pool, Rows
 
 #: Rows that are asked one by one before those that no longer fit are left out.
@@ -65,13 +65,13 @@ def take_in_order(order: Rows, cost: Array, budget: Budget) -> Rows:
 
 def _in_turn(order: Rows, cost: Array, budget: Budget) -> Rows:
     """What is not allowed when its turn comes never will be, so all that is not is left out at once."""
-    purse, taken = Purse(budget), list[int]()
+    tracker, taken = BudgetTracker(budget), list[int]()
     while len(order):
-        order = order[purse.allows(order, cost[order])]
+        order = order[tracker.allows(order, cost[order])]
         for row in order[:IN_TURN]:
-            if purse.allows(np.array([row]), cost[row : row + 1])[0]:
+            if tracker.allows(np.array([row]), cost[row : row + 1])[0]:
                 taken.append(int(row))
-                purse.spend(int(row), int(cost[row]))
+                tracker.spend(int(row), int(cost[row]))
         order = order[IN_TURN:]
     return np.array(taken, dtype=np.int64)
 
