@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from coretune import run
 from coretune.cli import app
 from coretune.config import RunConfig, check_config
-from coretune.ledger import Cost, Ledger
+from coretune.ledger import Cost, Ledger, table_of
 from coretune.neighbors.graph import build
 from coretune.planning import plan, rehearsal
 from coretune.planning.plan import Plan, Rates, Work, Workload, audits_of, predict, verdict
@@ -272,7 +272,7 @@ def test_a_plan_is_written_and_the_run_holds_itself_against_it(data: Path, tmp_p
     assert json.loads(done.stdout) == found
     assert found["total"]["seconds"] > 0
     assert found["verdict"]
-    assert found["memory"]["process"] > 1e7
+    assert next(size for name, size in found["memory"].items() if name.startswith("process")) > 1e7
     assert found["disk"]["weights"] > 1e4
     trainer = run.train(of)
     assert trainer.ledger.predicted == {"phases": found["phases"], "total": found["total"]}
@@ -306,7 +306,7 @@ def test_every_schedule_can_be_planned(data: Path, tmp_path: Path, coreset: dict
     assert np.isfinite(found.total.seconds)
     assert found.phases["training"].seconds > 0
     assert plan.lines(found)
-    assert len(plan.table(found)) >= 3
+    assert len(table_of(found.phases)) >= 3
     assert found.notes[-1].startswith("based on 6 steps of 4 rows, 48 rows of the pool, 12 rows evaluated")
 
 
