@@ -44,9 +44,10 @@ from scipy.optimize import nnls
 
 from coretune.select.columns import Candidates, Columns, mean_column
 from coretune.select.gtp import Gtp
-from coretune.select.nnls import Dense, newton_nnls
+from coretune.select.nnls import newton_nnls
 from coretune.select.omp import omp
 from coretune.select.pursuit import Pursuit, pursue
+from coretune.select.ridge_fit import Dense
 from coretune.types import Array, Budget, Pool
 
 QUICK = ("10000x512x100", "10000x512x500")
@@ -305,6 +306,8 @@ def missed(case: Case, results: list[Result], memory: float) -> list[str]:
         )
     if case.rows >= 100_000 and case.budget >= 2000 and published.seconds < 50 * gtp.seconds:
         found.append(f"{published.seconds / gtp.seconds:.0f} times faster than published, target >= 50")
+    if case.rows >= 100_000 and case.width >= 4096 and rival.seconds < 10 * gtp.seconds:
+        found.append(f"{rival.seconds / gtp.seconds:.1f} times faster than OMP, target >= 10")
     if memory > 2.0:
         found.append(f"{memory:.2f} GiB above the map, target <= 2")
     if gtp.distinct != gtp.rows:

@@ -13,7 +13,8 @@ from scipy.optimize import nnls
 
 from coretune.engines.torch_nnls import torch_algebra
 from coretune.select import cholesky
-from coretune.select.nnls import Dense, MakeAlgebra, newton_nnls
+from coretune.select.nnls import MakeAlgebra, newton_nnls
+from coretune.select.ridge_fit import Dense, solved
 from coretune.types import Array
 
 Engine = Callable[[Array, Array, float, Array], Array]
@@ -198,3 +199,26 @@ def test_a_row_that_depends_on_the_others_is_not_appended() -> None:
     factor = np.zeros((3, 3))
     assert cholesky.append(factor, 0, np.zeros(0), 4.0)
     assert not cholesky.append(factor, 1, np.array([6.0]), 9.0)
+
+
+@pytest.mark.parametrize(("m", "d"), [(60, 200), (300, 40)])
+@pytest.mark.parametrize("ridge", [1e-2, 1e-9])  # at 1e-9 float32 cannot, for half of the columns are copies
+def test_a_fit_is_exact_to_rounding_whatever_the_ridge(m: int, d: int, ridge: float) -> None:
+    rng = np.random.default_rng(5)
+    columns, target = unit(rng.normal(size=(m, d))), rng.normal(size=d)
+    columns[m // 2 :] = columns[: m // 2]
+    passive = rng.random(m) < 0.9
+    x = Dense(columns, target, ridge).fit(passive)
+    wide = columns[passive].astype(np.float64)
+    missing = wide @ (target - x[passive] @ wide) - ridge * x[passive]
+    assert np.abs(missing).max() < 1e-7 * np.linalg.norm(target)
+    assert (x[~passive] == 0.0).all()
+
+
+def test_a_factor_too_rough_to_refine_with_gives_none() -> None:
+    rng = np.random.default_rng(6)
+    columns = rng.normal(size=(20, 20))
+    gram, other = columns @ columns.T, np.eye(20)
+    assert solved(other, 1e-3, lambda x: columns[0] - gram @ x - 1e-3 * x) is None
+    found = solved(gram.copy(), 1e-3, lambda x: columns[0] - gram @ x - 1e-3 * x)
+    assert found == pytest.approx(np.linalg.solve(gram + 1e-3 * np.eye(20), columns[0]), rel=1e-8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from hypothesis import strategies as st
 from nnls_conditions import kkt_residual
 from scipy.optimize import nnls
 
+from coretune.select import pursuit
 from coretune.select.column_copies import copy_ranks
 from coretune.select.columns import Candidates, Columns, largest, mean_column, merge
 from coretune.select.deflation import Filled, announce, fill
-from coretune.select.pursuit import CUT, SMALLEST, Pursuit, TokenLimit, pursue
+from coretune.select.pursuit import FINE, HALVED, ROUGH, SMALLEST, Pursuit, Stage, TokenLimit, pursue
 from coretune.types import Array, Budget
 
 RIDGE = 0.01
@@ -109,28 +112,34 @@ def slow_pursuit(features: Array, target: Array, size: int, iterations: int) -> 
     columns = (columns / np.linalg.norm(columns, axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
     target = target / np.linalg.norm(target)
 
-    def solved(rows: list[int]) -> dict[int, float]:
+    def solved(rows: list[int], solver: Callable[..., tuple[Array, ...]] = nnls) -> dict[int, float]:
         augmented = np.concatenate([columns[rows].T, np.sqrt(RIDGE) * np.eye(len(rows))])
-        x = nnls(augmented, np.concatenate([target, np.zeros(len(rows))]))[0]
+        x = solver(augmented, np.concatenate([target, np.zeros(len(rows))]))[0]
         return {row: value for row, value in zip(rows, x, strict=True) if value > 1e-12}
 
     chosen: dict[int, float] = {}
     best: tuple[float, list[int]] = (1.0, [])
+    stage = ROUGH
     for _ in range(iterations):
         remainder = target - sum((x * columns[row] for row, x in chosen.items()), np.zeros(len(target)))
         correlation = columns @ remainder
-        top = sorted(np.flatnonzero(correlation > 0), key=lambda row: (-correlation[row], row))[: 2 * size]
-        chosen = solved([*chosen, *(row for row in top if row not in chosen)])
+        top = sorted(np.flatnonzero(correlation > 0), key=lambda row: (-correlation[row], row))
+        top = top[: math.ceil(stage.candidates * size)]
+        kept = [*chosen, *(row for row in top if row not in chosen)]
+        chosen = solved(kept)
         while len(chosen) > size:
             order = sorted(chosen, key=lambda row: (-chosen[row], row))
-            chosen = solved(order[: max(size, int(CUT * len(order)))])
+            kept = order[: max(size, int(stage.cut * len(order)))]
+            chosen = solved(kept, np.linalg.lstsq)
+        chosen = solved(kept)
         remainder = target - sum((x * columns[row] for row, x in chosen.items()), np.zeros(len(target)))
         objective = remainder @ remainder + RIDGE * sum(x * x for x in chosen.values())
-        gain = best[0] - objective
-        stop = gain < max(1e-3 * best[0], SMALLEST)
+        last, gain = best[0], best[0] - objective
         if gain > 0:
             best = (objective, sorted(chosen))
-        if stop:
+        if stage is ROUGH and objective > HALVED * last:
+            stage = FINE
+        elif gain < max(1e-3 * best[0], SMALLEST):
             break
     return best[1], best[0]
 
@@ -218,7 +227,9 @@ def test_cutting_in_steps_is_better_than_cutting_once(monkeypatch: pytest.Monkey
     features = clustered(np.random.default_rng(1), 1500, 128)
     arguments = (Columns.of(features).top, features.mean(axis=0), 40, RIDGE, everyone(1500))
     in_steps = min(pursue(*arguments).objectives)
-    monkeypatch.setattr("coretune.select.pursuit.CUT", 1e-9)
+    for stage in ("ROUGH", "FINE"):
+        once = Stage(getattr(pursuit, stage).candidates, 1e-9)
+        monkeypatch.setattr(pursuit, stage, once)
     assert in_steps < 0.9 * min(pursue(*arguments).objectives)
 
 

@@ -208,14 +208,19 @@ class Corpus:
         return self._column("labels", rows)
 
     def _column(self, name: str, rows: Rows | Sequence[int]) -> list[Array]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(out := wanted[(wanted < 0) | (wanted >= len(self))]):
+            raise IndexError(f"row {out[0]} is not in the corpus of {len(self)} rows")
         chunks = self.dataset.data.table[name].chunks
         starts = np.cumsum([0, *map(len, chunks)])
+        chunk = np.searchsorted(starts, wanted, side="right") - 1
+        lists = {
+            at: (chunks[at].offsets.to_numpy(), chunks[at].values.to_numpy()) for at in set(chunk.tolist())
+        }
         found = []
-        for row in np.asarray(rows, dtype=np.int64):
-            if not 0 <= row < len(self):
-                raise IndexError(f"row {row} is not in the corpus of {len(self)} rows")
-            at = int(np.searchsorted(starts, row, side="right")) - 1
-            found.append(chunks[at][int(row - starts[at])].values.to_numpy().astype(np.int64))
+        for at, row in zip(chunk.tolist(), (wanted - starts[chunk]).tolist(), strict=True):
+            ends, values = lists[at]
+            found.append(values[ends[row] : ends[row + 1]].astype(np.int64))
         return found
 
 

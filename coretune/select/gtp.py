@@ -11,9 +11,10 @@ import numpy as np
 from coretune.select.column_copies import copy_ranks
 from coretune.select.columns import Candidates, Columns, combination, mean_column
 from coretune.select.deflation import Filled, announce, fill, require_budget
-from coretune.select.nnls import Dense, MakeAlgebra
+from coretune.select.nnls import MakeAlgebra
 from coretune.select.pursuit import Pursuit, TokenLimit, pursue
 from coretune.select.ranking import coreset, usable_feature
+from coretune.select.ridge_fit import Dense
 from coretune.types import SHARE, TARGET_NUMBER, TRAJECTORY, Array, Budget, Coreset, Pool
 
 

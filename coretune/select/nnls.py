@@ -16,15 +16,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
-from coretune.select.columns import combination, inner_products
-from coretune.types import Array, Rows
+from coretune.types import Array
 
 KKT = 1e-9  # a column outside the support may point towards the residual by this part of ‖b‖
 STEPS = 1000  # Newton steps
 PATIENCE = 5
-BLOCK = 2048
 
 
 class Algebra(Protocol):
@@ -97,80 +94,6 @@ def newton_nnls(algebra: Algebra, target: Array, ridge: float, first: Array, all
         f"NNLS of {len(first)} columns has {count} on the wrong side after {STEPS} steps: the ridge of "
         f"{ridge} is too small for columns that depend on each other; raise it"
     )
-
-
-class Dense:
-    """An `Algebra` of columns (m, D) in memory, in float64 whatever they are stored in.
-
-    `fit` works in the smaller of two spaces: the Gram matrix of the passive columns, or the (D, D) matrix
-    K = Σ_{i∈P} a_i a_iᵀ + ρI, since x_P = A_Pᵀ K⁻¹ b. Inner products once made are kept, for up to 2 D
-    columns; K is kept, and changed by what came and went.
-    """
-
-    def __init__(self, columns: Array, target: Array, ridge: float) -> None:
-        self._columns, self._target, self._ridge = columns, target, ridge
-        count, width = columns.shape
-        self._outer = np.zeros((width, width)) if count > width else None
-        self._counted: Array = np.zeros(count, dtype=bool)  # columns that `_outer` holds
-        self._gram: Array = np.zeros((0, 0))  # of columns met as passive:
-        self._met: Rows = np.zeros(0, dtype=np.int64)
-        self._place = np.full(count, -1)  # of each column in `_met`
-
-    def correlate(self, residual: Array) -> Array:
-        return inner_products(self._columns, residual)
-
-    def combine(self, x: Array) -> Array:
-        return combination(self._columns, x)
-
-    def fit(self, passive: Array) -> Array:
-        x = np.zeros(len(self._columns))
-        rows = np.flatnonzero(passive)
-        if len(rows) <= self._columns.shape[1]:
-            if len(rows):
-                gram = self._gram_of(rows)
-                right = inner_products(self._columns[rows], self._target)
-                gram[np.diag_indices(len(rows))] += self._ridge
-                x[rows] = cho_solve(cho_factor(gram, overwrite_a=True), right)
-            return x
-        outer = self._outer_of(passive)
-        outer = outer + self._ridge * np.eye(len(outer))
-        x[rows] = inner_products(self._columns, cho_solve(cho_factor(outer), self._target))[rows]
-        return x
-
-    def _gram_of(self, rows: Rows) -> Array:
-        """(p, p) a copy of the Gram matrix of some columns."""
-        new = rows[self._place[rows] < 0]
-        if len(self._met) + len(new) > 2 * self._columns.shape[1]:
-            self._gram, self._met, new = np.zeros((0, 0)), np.zeros(0, dtype=np.int64), rows
-            self._place[:] = -1
-        if len(new):
-            known, met = len(self._met), np.concatenate([self._met, new])
-            fresh = np.asarray(self._columns[new], dtype=np.float64)
-            gram = np.empty((len(met), len(met)))
-            gram[:known, :known] = self._gram
-            gram[known:, known:] = fresh @ fresh.T
-            for start in range(0, known, BLOCK):
-                part = slice(start, min(start + BLOCK, known))
-                gram[known:, part] = fresh @ np.asarray(self._columns[met[part]], dtype=np.float64).T
-            gram[:known, known:] = gram[known:, :known].T
-            self._gram, self._met, self._place[new] = gram, met, np.arange(known, len(met))
-        place = self._place[rows]
-        found: Array = self._gram[np.ix_(place, place)]
-        return found
-
-    def _outer_of(self, passive: Array) -> Array:
-        """Σ_{i∈P} a_i a_iᵀ, from the last one or anew, whichever touches fewer columns."""
-        assert self._outer is not None
-        came, went = passive & ~self._counted, self._counted & ~passive
-        if came.sum() + went.sum() >= passive.sum():
-            self._outer[:] = 0.0
-            came, went = passive, np.zeros_like(passive)
-        for rows, sign in ((np.flatnonzero(came), 1.0), (np.flatnonzero(went), -1.0)):
-            for start in range(0, len(rows), BLOCK):
-                part = np.asarray(self._columns[rows[start : start + BLOCK]], dtype=np.float64)
-                self._outer += sign * (part.T @ part)
-        self._counted = passive.copy()
-        return self._outer
 
 
 def _line_search(

@@ -9,27 +9,42 @@ in the manner of CoSaMP (Needell and Tropp, 2009) with signs, as GTP has it:
       c ← Ãᵀ r                                      one pass over all columns: the argument `top`
       U ← S ∪ the 2M largest c with c > 0
       x ← argmin_{x>=0} ‖Ã_U x − b‖² + ρ ‖x‖²
-      S ← the M largest positive x, cut by a tenth at a time; x_S ← solved again after each
+      S ← the M largest positive x, cut by a part at a time, solved after each; x_S ← NNLS
       r ← b − Ã_S x_S
       keep the iterate of least objective; stop when S repeats or the gain is below the tolerance
 
 Cutting in steps [choice] is what makes it as good as orthogonal matching pursuit: one cut down to M rows left
 an objective up to 1.8 times as high (docs/gtp.md). A repeat costs one pass over all columns, whatever M is.
+For many dimensions solving costs more than the passes. So only while iterates halve the objective are there
+2M candidates; then M/2, cut more finely [choice]: as low an objective for half the time or less.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from coretune.progress_reports import Reporter, reporter
 from coretune.select.columns import Candidates, Top, combination
-from coretune.select.nnls import Dense, MakeAlgebra, newton_nnls
+from coretune.select.nnls import MakeAlgebra, newton_nnls
+from coretune.select.ridge_fit import Dense
 from coretune.types import Array, Rows
 
-CUT = 0.9  # part of the rows that one cut leaves
+HALVED = 0.5  # iterates are rough while they bring the objective to this part of the last one or less
 SMALLEST = 1e-6  # a gain that no training would feel
+
+
+@dataclass(frozen=True)
+class Stage:
+    """candidates: of an iterate, in parts of M; cut: part of the rows that one cut leaves."""
+
+    candidates: float
+    cut: float
+
+
+ROUGH, FINE = Stage(2.0, 0.6), Stage(0.5, 0.95)
 
 
 @dataclass(frozen=True)
@@ -102,26 +117,28 @@ def pursue(
     open_rows  (n,) bool: rows that may be chosen
     tokens     of an iterate's rows those stay that can be paid for, largest weight first, in place of the
                first M; M then only says how many rows are considered
-    algebra    what does the products of NNLS (`nnls.Dense`, or one on a GPU)
+    algebra    what does the products of NNLS (`ridge_fit.Dense`, or one on a GPU)
     tolerance  stop when an iterate lowers the least objective by less than this part of it, or by less than
                SMALLEST of ‖b‖²
     """
     target, scale = checked_target(target, size)
     state = _Iterate.empty(target)
     best, objectives, seen = state, [], set()
-    tell = Reporter(reporter("choosing"), iterations)
+    tell, stage = Reporter(reporter("choosing"), iterations), ROUGH
     for iteration in range(1, iterations + 1):
-        found = top(state.residual, 2 * size, open_rows)
-        state = _step(state, found, iteration, size, ridge, tokens, algebra)
+        found = top(state.residual, math.ceil(stage.candidates * size), open_rows)
+        state = _step(state, found, iteration, size, stage.cut, ridge, tokens, algebra)
         tell()
         if len(state.rows) == 0:
             break
         objectives.append(state.objective)
-        gain = best.objective - state.objective
+        last, gain = best.objective, best.objective - state.objective
         if gain > 0.0:
             best = state
         key = np.sort(state.rows).tobytes()
-        if key in seen or gain < max(tolerance * best.objective, SMALLEST):
+        if stage is ROUGH and state.objective > HALVED * last:
+            stage = FINE
+        elif key in seen or gain < max(tolerance * best.objective, SMALLEST):
             break
         seen.add(key)
     return best.finished(scale, tuple(objectives))
@@ -169,6 +186,7 @@ def _step(
     found: Candidates,
     iteration: int,
     size: int,
+    cut: float,
     ridge: float,
     tokens: TokenLimit | None,
     algebra: MakeAlgebra,
@@ -185,9 +203,12 @@ def _step(
     allowed, first = np.ones(len(rows), dtype=bool), np.arange(len(rows)) < len(state.rows) + size // 2
     x = newton_nnls(products, state.target, ridge, first, allowed)
     kept = _by_weight(x, rows)
-    while (stay := _stay(rows[kept], size, tokens)) is not None:
+    while (stay := _stay(rows[kept], size, cut, tokens)) is not None:
         allowed[:] = False
         allowed[kept[stay]] = True
+        x = products.fit(allowed)
+        kept = _by_weight(x, rows)
+    if not allowed.all():
         x = newton_nnls(products, state.target, ridge, allowed, allowed)
         kept = _by_weight(x, rows)
     rows, units, norms, entered, x = rows[kept], units[kept], norms[kept], entered[kept], x[kept]
@@ -201,10 +222,10 @@ def _by_weight(x: Array, rows: Rows) -> Array:
     return np.lexsort((rows, -x))[: int((x > 0.0).sum())]
 
 
-def _stay(rows: Rows, size: int, tokens: TokenLimit | None) -> Array | None:
+def _stay(rows: Rows, size: int, cut: float, tokens: TokenLimit | None) -> Array | None:
     """(k,) positions that the next cut leaves of rows in the order of weight; None when all may stay."""
     within = np.arange(min(size, len(rows))) if tokens is None else tokens.fitting(rows)
     if len(within) == len(rows):
         return None
-    part = int(CUT * len(rows))
+    part = int(cut * len(rows))
     return within if len(within) >= part else np.arange(part)
