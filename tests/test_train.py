@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,20 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from peft import LoraConfig
 from tiny_run import Spy, arguments, coreset_config, corpus, model_folder, trainer, weights
 from tiny_tokenizer import tiny_tokenizer
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from trl import SFTTrainer
+from watched_run import names, watched
 
-from coretune.measure.settings import MeasureSettings
-from coretune.neighbors import cells
-from coretune.recording import audit
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import PreparedRows, RoundSampler, with_positions
 from coretune.training.refusals import can_weigh
-from coretune.training.row_signals import RowSignals
 from coretune.training.train import CoresetSFTTrainer
 
 needs_weights = pytest.mark.skipif(not can_weigh(version("trl")), reason="TRL < 1.16 has no loss per token")
 VERSIONS = f"transformers {version('transformers')}, trl {version('trl')}"
-
-
-class States(TrainerCallback):
-    """The state of every round, taken when its epoch has begun."""
-
-    def __init__(self) -> None:
-        self.trainer: Any = None
-        self.seen: list[Any] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if not self.seen or self.seen[-1].round != self.trainer.coreset_state.round:
-            self.seen.append(self.trainer.coreset_state)
-
-
-def watched(folder: Path, *args: Any, **settings: Any) -> tuple[Spy, list[Any]]:
-    states = States()
-    states.trainer = made = trainer(folder, *args, callbacks=[states], **settings)
-    made.train()
-    return made, states.seen
-
-
-def names(made: Spy, rows: Any) -> list[str]:
-    return [made.pool_rows.ids[row] for row in rows]
 
 
 # ------------------------------------------------------------------------------------ what is trained on
@@ -218,111 +191,6 @@ def test_weights_reach_the_loss_whatever_the_dataset_calls_its_columns(tmp_path:
         assert made.coreset_state.coreset.weights.std() > 0
 
 
-# --------------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("settings", "coreset", "message"),
-    [
-        (
-            {"packing": True, "packing_strategy": "wrapped"},
-            {},
-            "packing_strategy wrapped cuts examples in two",
-        ),
-        (
-            {"packing": True, "max_length": None},
-            {},
-            "packing fills packs of max_length tokens, and max_length is",
-        ),
-        (
-            {"packing": True, "max_length": 20},
-            {},
-            r"rows are longer than a pack of max_length 20, the longest \d+",
-        ),
-        ({"train_sampling_strategy": "sequential"}, {}, "train_sampling_strategy is 'sequential'"),
-        (
-            {"accelerator_config": {"split_batches": True}},
-            {},
-            "accelerator_config.split_batches deals rows out",
-        ),
-        ({"auto_find_batch_size": True}, {}, "auto_find_batch_size does not go with a coreset"),
-        ({"ignore_data_skip": True}, {}, "ignore_data_skip does not go with a coreset"),
-        ({"loss_type": "dft"}, {"weighted": True}, "weighted needs (loss_type nll|TRL 1.16)"),
-        ({"label_smoothing_factor": 0.1}, {"weighted": True}, "weighted needs loss_type nll"),
-        ({}, {"k": 48}, "k = 48 neighbours, but the pool has 48 rows: set k to at most 47"),
-        ({"measuring": MeasureSettings()}, {}, r"measuring is now coreset.signals: give coreset\("),
-        ({}, {"budget": "49"}, "budget of 49 rows, but only 48 are usable"),
-        ({}, {"budget": "5M tokens"}, "budget of 5000000 tokens, but the usable rows hold"),
-        (
-            {},
-            {"method": "less", "signals": MeasureSettings(last_blocks=3)},
-            "last_blocks is 3 but the model has 2 blocks",
-        ),
-    ],
-)
-def test_what_cannot_work_is_refused_before_anything_is_trained(
-    tmp_path: Path, settings: dict[str, Any], coreset: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, coreset_config(**coreset), **settings)
-
-
-def test_a_run_that_ends_in_its_warmup_is_refused(tmp_path: Path) -> None:
-    made = trainer(tmp_path, coreset_config(warmup=0.4), max_steps=5)
-    for begin in (made.train, made.select):
-        with pytest.raises(ValueError, match="max_steps is 5 and the warm-up takes 6 steps"):
-            begin()
-
-
-def test_a_method_that_measures_nothing_needs_no_neighbours(tmp_path: Path) -> None:
-    trainer(tmp_path, coreset_config("random", k=500))
-
-
-def test_a_target_method_without_a_target_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="target_cosine needs target examples and none are given"):
-        trainer(tmp_path, coreset_config("less"))
-    made = trainer(tmp_path, coreset_config("less"), target=corpus(12, 1), max_steps=2)
-    made.train()
-    assert made.ledger.by_phase()["measurement"].flops > made.cost._look(
-        made.pool_rows.length, made.pool_rows.response_length, made.cost.signals
-    )
-
-
-@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
-def test_virtual_tokens_are_refused_where_rows_are_measured(tmp_path: Path, kind: type) -> None:
-    adapter = {
-        "peft_config": kind(num_virtual_tokens=4, task_type="CAUSAL_LM"),
-        "max_steps": 1,
-        "gradient_checkpointing": False,
-    }
-    with pytest.raises(ValueError, match=f"{kind.__name__} puts virtual tokens before each row"):
-        trainer(tmp_path, **adapter)
-    trainer(tmp_path, coreset_config("random"), **adapter)
-
-
-def test_processes_that_share_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "get_total_train_batch_size", lambda self, args: 2)
-    with pytest.raises(ValueError, match="a step takes 2 rows and all processes together have 4"):
-        trainer(tmp_path)
-
-
-def test_rows_that_are_not_those_of_the_dataset_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train_dataset has 12 rows and the pool 48"):
-        trainer(tmp_path, rows=corpus(), train_dataset=corpus(12, 1).dataset)
-    stream = corpus().dataset.to_iterable_dataset()
-    with pytest.raises(ValueError, match="train_dataset is a stream"):
-        trainer(tmp_path, train_dataset=stream)
-
-
-def test_a_trainer_runs_once(tmp_path: Path) -> None:
-    made = trainer(tmp_path, coreset_config("random"), max_steps=2)
-    made.train()
-    with pytest.raises(ValueError, match="this trainer has run: make a new one"):
-        made.train()
-    with pytest.raises(ValueError, match="this trainer has run"):
-        made.select()
-
-
 # ------------------------------------------------------------------------------------------ the dataset
 
 
@@ -432,106 +300,6 @@ def test_trl_still_gives_the_loss_per_token(tmp_path: Path) -> None:
     assert (outputs.log_probs[labels != -100] < 0).all(), VERSIONS
 
 
-# ------------------------------------------------------------------------------- logs, audit, exclusions
-
-
-def test_a_selection_is_logged_for_every_logger_and_as_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = coreset_config("grace", refresh_every=2, audit_every=1, anchors="priority")
-    made = trainer(tmp_path, config, max_steps=4, logging_steps=4)
-    made.train()
-    logged = [entry for entry in made.state.log_history if "coreset/round" in entry]
-    assert [entry["coreset/round"] for entry in logged] == [0, 1]
-    assert logged[0]["coreset/rows"] == 12
-    assert logged[0]["coreset/pool"] == logged[0]["coreset/rows_measured"] == 48
-    assert "coreset/overlap" not in logged[0]
-    assert 0 <= logged[1]["coreset/overlap"] <= 1
-    assert logged[1]["coreset/approximation/spearman"] <= 1
-    # Only coreset figures and the trainer's clock: TRL's running means go on to its own next line.
-    assert {name for name in logged[1] if not name.startswith("coreset/")} <= {"step", "epoch"}
-    assert "mean_token_accuracy" in next(entry for entry in made.state.log_history if "loss" in entry)
-    shown = capsys.readouterr().out.splitlines()
-    lines = [line for line in shown if line.startswith("step ")]
-    assert lines[0].startswith("step 0: coreset of 12 of 48 rows, ")
-    assert "measured 48 rows" in lines[0]
-    assert "% of them kept; measured" in lines[1]
-    assert "against a full measurement: spearman" in lines[1]
-    assert not any("coreset/round" in line for line in shown)
-
-
-def test_the_recall_of_an_inexact_graph_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(cells, "EXACT_ROWS", 10)
-    made = trainer(tmp_path, coreset_config("grace", refresh_every="never"), max_steps=1)
-    made.train()
-    recall = made.ledger.rounds[0].approximation["graph_recall"]
-    logged = next(entry for entry in made.state.log_history if "coreset/graph_recall" in entry)
-    assert 0 < logged["coreset/graph_recall"] == recall <= 1
-    assert json.loads((tmp_path / "_coretune" / "ledger.json").read_text())["rounds"][0]["approximation"] == {
-        "graph_recall": recall
-    }
-    assert f"graph recall {recall:.3f}" in capsys.readouterr().out
-
-
-def test_the_audit_has_every_row_of_every_selection(tmp_path: Path) -> None:
-    made, states = watched(tmp_path, coreset_config("grace", refresh_every=2), max_steps=4)
-    table = audit.read(tmp_path / "_coretune" / "selection.parquet").to_pylist()
-    for state in (state for state in states if state.round == state.selected_in):
-        lines = [line for line in table if line["round"] == state.round]
-        assert sorted(line["id"] for line in lines) == sorted(made.pool_rows.ids)
-        chosen = sorted((line["rank"], line["id"]) for line in lines if line["chosen"])
-        assert [name for _, name in chosen] == names(made, state.coreset.indices)
-
-
-@pytest.mark.parametrize(("broken", "shown"), [(1, "1 row is"), (13, "13 rows are")])
-def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    broken: int,
-    shown: str,
-) -> None:
-    measurer = RowSignals.measurer
-
-    def poisoned(self: RowSignals, *args: Any) -> Any:
-        measure = measurer(self, *args)
-
-        def measured(rows: Any) -> Any:
-            found = {name: np.array(value) for name, value in measure(rows).items()}
-            found["loss"][np.isin(rows, range(broken))] = np.nan
-            return found
-
-        return measured
-
-    monkeypatch.setattr(RowSignals, "measurer", poisoned)
-    with caplog.at_level(logging.WARNING, logger="coretune"):
-        made, _ = watched(tmp_path, coreset_config("grace", refresh_every=1), max_steps=4)
-    warnings = [record.getMessage() for record in caplog.records if "excluded" in record.getMessage()]
-    named = names(made, range(min(broken, 10)))
-    more = " and 3 more" if broken == 13 else ""
-    assert warnings == [f"{shown} excluded from now on, a signal was not finite: {', '.join(named)}{more}"]
-    trained = {name for batch in made.trained for name in batch}
-    assert not trained & set(names(made, range(broken)))
-    assert len(made.trained) == 4
-    line = audit.explain(tmp_path / "_coretune" / "selection.parquet", named[0])[0]
-    assert line["excluded"] == "a signal was not finite"
-
-
-def test_evaluation_works_in_between_and_is_not_training(tmp_path: Path) -> None:
-    settings = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4}
-    config = coreset_config("grace", weighted=can_weigh(version("trl")), warmup=0.1)
-    made = trainer(tmp_path, config, eval_dataset=corpus(12, 1).dataset, max_steps=6, **settings)
-    made.train()
-    losses = [entry["eval_loss"] for entry in made.state.log_history if "eval_loss" in entry]
-    assert len(losses) == 3
-    assert losses[-1] < losses[0]
-    costs = made.ledger.by_phase()
-    assert costs["evaluation"].rows == 36
-    assert all(cost.seconds >= 0 for cost in costs.values())
-
-
 # ---------------------------------------------------------------------------------------------- select
 
 
@@ -545,9 +313,3 @@ def test_select_is_the_first_selection_of_train(tmp_path: Path, warmup: float) -
     np.testing.assert_array_equal(selected.coreset.indices, first.coreset.indices)
     for name, value in selected.pool.features.items():
         np.testing.assert_array_equal(value, first.pool.features[name], err_msg=name)
-
-
-def test_weights_are_refused_where_trl_cannot_weigh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coretune.training.refusals.version", lambda _: "1.14.2")
-    with pytest.raises(ValueError, match=r"weighted needs TRL 1\.16 or later, here is 1\.14\.2"):
-        trainer(tmp_path, coreset_config("random", weighted=True), loss_type="nll")
