@@ -202,36 +202,6 @@ def test_what_is_all_distinct_is_written_as_differences_or_byte_by_byte(tmp_path
         assert "RLE_DICTIONARY" in found[name], name
 
 
-def test_explain_shows_every_round_of_a_row(tmp_path: Path) -> None:
-    path = tmp_path / "selection.parquet"
-    pool = make_pool(30)
-    pool.usable[:] = True
-    pool.usable[4] = False
-    for round, rows in enumerate(([3, 4, 5], [5, 6, 7], [3, 4, 7])):
-        coreset = Coreset(
-            np.array([7, 3] if round == 2 else [5]),
-            np.array([0.5, 1.5] if round == 2 else [1.0]),
-            np.array([0.9, 0.4] if round == 2 else [1.0]),
-            {"importance": np.arange(30) / 4 + round} if round else {},
-        )
-        table = audit.describe(
-            pool, coreset, round=round, ids=ids_of(pool), rows=np.array(rows), excluded={4: "its loss is NaN"}
-        )
-        audit.append(path, table)
-    first, second, third = audit.explain(path, "row-3")
-    assert (first["recorded"], first["chosen"], first["components"]) == (True, False, {})
-    assert (second["round"], second["recorded"], second["chosen"], second["rank"]) == (1, False, False, None)
-    assert (third["chosen"], third["rank"], third["weight"], third["gain"]) == (True, 1, 1.5, 0.4)
-    assert third["components"] == {"importance": 2.75}
-    assert [line["excluded"] for line in audit.explain(path, "row-4")] == [
-        "its loss is NaN",
-        None,
-        "its loss is NaN",
-    ]
-    with pytest.raises(KeyError, match="row-29"):
-        audit.explain(path, "row-29")
-
-
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "selection.parquet"
     pool = make_pool(30)

@@ -176,9 +176,9 @@ def test_a_job_under_another_version_is_another(
 ) -> None:
     job = compare.job_of(config(tmp_path), "random", 0, 8, tmp_path)
     before = job.key
-    monkeypatch.setattr("coretune.storing.inputs.version", lambda name: "9" if name == package else "1")
+    monkeypatch.setattr("coretune.installed.version", lambda name: "9" if name == package else "1")
     other = job.key
-    monkeypatch.setattr("coretune.storing.inputs.version", lambda name: "1")
+    monkeypatch.setattr("coretune.installed.version", lambda name: "1")
     assert len({before, other, job.key}) == 3
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coretune.playground import BASE_MODEL, make_pool
-from coretune.playground.model import make_tokenizer, pretraining_batch
 from coretune.playground.skills import SKILLS, WORDS
 from coretune.scoring.evaluate import encode, evaluate
 
@@ -124,8 +125,15 @@ def test_making_a_pool_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_shipped_tokenizer_is_the_one_the_script_makes() -> None:
-    made, shipped = make_tokenizer(), AutoTokenizer.from_pretrained(BASE_MODEL)
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that makes the shipped model."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    return importlib.import_module("playground_model")
+
+
+def test_shipped_tokenizer_is_the_one_the_script_makes(script: Any) -> None:
+    made, shipped = script.make_tokenizer(), AutoTokenizer.from_pretrained(BASE_MODEL)
     assert made.get_vocab() == shipped.get_vocab()
     assert made.chat_template == shipped.chat_template
     assert all(len(shipped.encode(word)) == 1 for word in WORDS)
@@ -151,8 +159,10 @@ def test_template_marks_the_answer() -> None:
     assert marked["assistant_masks"] == [0] * prompt_length + [1] * (len(whole) - prompt_length)
 
 
-def test_pretraining_batches_depend_on_the_seed_alone() -> None:
-    one, two, other = (pretraining_batch(SHIPPED, np.random.default_rng(seed), 3) for seed in (0, 0, 1))
+def test_pretraining_batches_depend_on_the_seed_alone(script: Any) -> None:
+    one, two, other = (
+        script.pretraining_batch(SHIPPED, np.random.default_rng(seed), 3) for seed in (0, 0, 1)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[0][:, :9], other[0][:, :9])
 

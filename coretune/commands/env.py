@@ -7,11 +7,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from coretune import __version__
+from coretune.installed import versions_of
 from coretune.secrets import is_secret, without_secrets
 
 PACKAGES = (
@@ -41,7 +41,7 @@ def environment(config: str | None) -> dict[str, Any]:
         "coretune": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": dict(_versions()),
+        "packages": versions_of(PACKAGES),
         "devices": _devices(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
@@ -68,14 +68,6 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
         from coretune.yaml_text import write
 
         yield from ("- config:", "", "```yaml", *write(found["config"]).splitlines(), "```")
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
 
 
 def _devices() -> list[str]:

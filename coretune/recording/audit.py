@@ -3,7 +3,6 @@
     kept = rows_to_keep(pool, coreset, others=10_000, seed=0)
     table = describe(pool, coreset, round=3, ids=corpus.ids, rows=kept)
     append("run/selection.parquet", table)
-    explain("run/selection.parquet", "row-17")      # what happened to that row in every round
 
 One row group a round, rounds ascending; one line a pool row:
 
@@ -31,10 +30,10 @@ whole, with or without the new round.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -100,12 +99,10 @@ def describe(
     round: int,
     ids: Sequence[str],
     rows: Rows,
-    excluded: Mapping[int, str] | None = None,
 ) -> pa.Table:
     """One round as a table with the columns above, a line for each of `rows`.
 
-    ids       the n names of the pool's rows
-    excluded  row -> why it may not be chosen; an unusable row that is not in it gets NOT_FINITE
+    ids  the n names of the pool's rows
     Raises ValueError when ids or a component do not fit the pool, or a component has a fixed column's name.
     """
     if len(ids) != pool.n:
@@ -115,8 +112,7 @@ def describe(
     rank = rank[rows]
     chosen = rank >= 0
     measured_at = pool.measured_at[rows].astype(np.int32)
-    reasons = excluded or {}
-    why = [None if pool.usable[row] else reasons.get(int(row), NOT_FINITE) for row in rows]
+    why = [None if pool.usable[row] else NOT_FINITE for row in rows]
     nearest, closeness = stand_ins(pool, coreset)
     alone = nearest[rows] < 0
     columns = {
@@ -203,30 +199,6 @@ def read(path: str | os.PathLike[str], round: int | None = None) -> pa.Table:
     if round is not None and not len(table):
         raise KeyError(f"no round {round} in {path}; it has {round_numbers(path)}")
     return table
-
-
-def explain(path: str | os.PathLike[str], id: str) -> list[dict[str, Any]]:
-    """What is known of one row, a dict a round: the columns above and `components`, those that are not null.
-
-    All chosen rows are recorded; where a large pool's sample left the row out, `recorded` is False, and so is
-    `chosen`. KeyError when the row was never recorded.
-    """
-    schema = _schema(path)
-    lines = pq.read_table(path, filters=[("id", "=", id)], partitioning=None).to_pylist()
-    if not lines:
-        raise KeyError(f"no row {id!r} in {path}: never chosen and not in the sample, or no id of this pool")
-    absent = {**dict.fromkeys(schema.names), "id": id, "chosen": False}
-    recorded = {line["round"]: {**line, "recorded": True} for line in lines}
-    return [
-        _with_components({"recorded": False, **absent, "round": number, **recorded.get(number, {})})
-        for number in round_numbers(path)
-    ]
-
-
-def _with_components(line: dict[str, Any]) -> dict[str, Any]:
-    facts = {name: value for name, value in line.items() if name in FIXED.names or name == "recorded"}
-    parts = {name: value for name, value in line.items() if name not in facts and value is not None}
-    return {**facts, "components": parts}
 
 
 def _rounds(path: str | os.PathLike[str]) -> Iterator[pa.Table]:

@@ -10,10 +10,10 @@ import glob
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from coretune.installed import versions_of
 from coretune.storing.fingerprint import checksum, fingerprint_of_file
 
 #: Whose versions decide what a run comes to, where they are installed.
@@ -46,12 +46,7 @@ _known: dict[tuple[Path, bool], tuple[tuple[tuple[int, ...], ...], str]] = {}
 def inputs(config: Mapping[str, Any]) -> dict[str, str]:
     """`setting value` -> hex of the content, or the revision, of all that the config names; versions."""
     found = {f"{setting} {value}": content for setting, value, content in contents(config)}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | versions_of(PACKAGES)
 
 
 def contents(value: Any, setting: str = "") -> Iterator[tuple[str, str, str]]:

@@ -10,7 +10,6 @@ import json
 import tempfile
 from collections.abc import Mapping
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from coretune.data.corpus import Corpus
+from coretune.installed import versions_of
 from coretune.measure.parameters import plain_name
 from coretune.measure.snapshots import Snapshot
 from coretune.rounds.sampler import PoolRows
@@ -98,13 +98,7 @@ def _flat_config(part: Mapping[str, Any], prefix: str) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Package -> version, of those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return versions_of(PACKAGES)
 
 
 def trained_checksums(model: nn.Module) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The playground's model: `python -m coretune.playground.model OUT --seed 0` makes it in minutes on one core.
+"""The playground's model: `python bench/playground_model.py OUT --seed 0` makes it in minutes on one core.
 
 A Llama of 0.9 M parameters with its own byte-level BPE, pre-trained on the playground's skills in a notation
 that no pool uses, `of sort the: bell ant -> ant bell`: it can do the tasks and has to learn to follow the
@@ -152,9 +152,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
 
 def main() -> None:
     """Train and write the tiny model."""
-    parser = argparse.ArgumentParser(
-        prog="python -m coretune.playground.model", description="Make the model."
-    )
+    parser = argparse.ArgumentParser(description="Make the model.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
