@@ -67,7 +67,7 @@ def coreset(method: Any, *, seed: int = TRAINERS_SEED, **settings: Any) -> Cores
     """
     section = {"method": method, **settings}
     made = build_coreset(section, seed)
-    tell_idle(section, made)
+    warn_of_unused(section, made)
     return made
 
 
@@ -118,7 +118,7 @@ def spelled_out(config: CoresetConfig, section: Mapping[str, Any]) -> dict[str, 
     return written
 
 
-def tell_idle(section: Mapping[str, Any], config: CoresetConfig) -> None:
+def warn_of_unused(section: Mapping[str, Any], config: CoresetConfig) -> None:
     """One line for all settings that do nothing."""
     if unused := without_effect(section, config):
         log.warning(

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from coretune.config import PROVENANCE, ConfigError, RunConfig, at_hand
 from coretune.console import first_process
-from coretune.coreset_section import build_coreset, spelled_out, tell_idle
+from coretune.coreset_section import build_coreset, spelled_out, warn_of_unused
 from coretune.data.corpus import Corpus
 from coretune.data.raw import json_line
 from coretune.data.sources import described
@@ -166,7 +166,7 @@ def build_trainer(config: RunConfig, model: Any = None, **stock: Any) -> Coreset
     config = at_hand(config)
     coreset = build_coreset(config.coreset, config.coreset_seed)
     refuse_other_models(config.model_name_or_path)
-    tell_idle(config.coreset, coreset)
+    warn_of_unused(config.coreset, coreset)
     args = training_arguments(config)
     adapter = adapter_config(config) if model is None else None
     if model is not None:

@@ -62,7 +62,7 @@ def test_a_deferred_measurement_comes_only_where_a_response_seems_wrong() -> Non
     run.go(6)
     assert model.measured == []
     assert run.state.coreset.figures["drawn"] == 1
-    assert run.state.coreset.figures["suspects"] == 0
+    assert run.state.coreset.figures["seem_wrong"] == 0
     model.wrong = 1
     run.go(1)
     assert [len(rows) for rows in model.measured] == [N]

@@ -285,9 +285,9 @@ def test_responses_asked_about_seem_wrong_by_their_loss_and_by_the_other_prompt(
     def asked(own: Sequence[float], other: Sequence[float]) -> Pool:
         return dataclasses.replace(POOL, references=pairs_of(other, own))
 
-    assert Neighbours().suspects(asked(own, other)) == 2
-    assert Neighbours().suspects(asked([1, 1, 9], [6, 6, 90])) == 0
-    assert Neighbours().suspects(asked([], [])) == 0
+    assert Neighbours().seem_wrong(asked(own, other)) == 2
+    assert Neighbours().seem_wrong(asked([1, 1, 9], [6, 6, 90])) == 0
+    assert Neighbours().seem_wrong(asked([], [])) == 0
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM
 from trl import SFTTrainer
 
 from coretune.measure.online import ONLINE_SIGNALS, OnlineReader
-from coretune.measure.seen import Seen, load, save
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
+from coretune.measure.step_signals import StepSignals, load, save
 from coretune.rounds.sampler import EXAMPLE_ID, with_example_id
 from coretune.training.refusals import can_weigh
 from coretune.training.weighting import weighing
@@ -47,7 +47,7 @@ class Watched(SFTTrainer):
         self.measure = measurer(self.model, pool, ONLINE_SIGNALS, settings, pad_token_id=0, bos_token_id=1)
         self.reader = OnlineReader(self.model, ONLINE_SIGNALS, settings)
         self.batches: list[np.ndarray] = []
-        self.pairs: list[tuple[Seen, dict[str, np.ndarray], int]] = []
+        self.pairs: list[tuple[StepSignals, dict[str, np.ndarray], int]] = []
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

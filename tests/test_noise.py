@@ -110,8 +110,8 @@ def test_before_rows_are_measured_their_pairs_say_whether_noise_detection_is_on(
     pool, _ = noisy_pool(0.2)
     unmeasured = dataclasses.replace(pool, features={})
     assert Noise().on(unmeasured)
-    assert Noise().suspects(unmeasured) > 0
-    assert Noise().suspects(dataclasses.replace(noisy_pool(0.0)[0], features={})) == 0
+    assert Noise().seem_wrong(unmeasured) > 0
+    assert Noise().seem_wrong(dataclasses.replace(noisy_pool(0.0)[0], features={})) == 0
     few = {name: value[:1] for name, value in pool.references.items()}
     alone = dataclasses.replace(pool, references=few)
     assert not Noise().on(alone)

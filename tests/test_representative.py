@@ -41,18 +41,18 @@ def recorded(folder: Path, reasons: dict[str, Array], signal: Array | None = Non
 
 def brief_like(n: int = 16) -> dict[str, Array]:
     """Row i stands with pick i mod 3; row 3 is not usable."""
-    stands_with = CHOSEN[np.arange(n) % 3].astype(float)
-    stands_with[CHOSEN], stands_with[3] = CHOSEN, -1
+    represented_by = CHOSEN[np.arange(n) % 3].astype(float)
+    represented_by[CHOSEN], represented_by[3] = CHOSEN, -1
     represents = np.zeros(n)
-    represents[CHOSEN] = [(stands_with == row).sum() for row in CHOSEN]
-    return {"represents": represents, "distance_kn": np.arange(n) / 10, "stands_with": stands_with}
+    represents[CHOSEN] = [(represented_by == row).sum() for row in CHOSEN]
+    return {"represents": represents, "distance_kn": np.arange(n) / 10, "represented_by": represented_by}
 
 
 def test_a_method_that_says_whom_a_row_stands_with_is_believed() -> None:
     pool = fake_pool(fake_rows(16))  # with a graph, which would say otherwise
     said = brief_like()
-    nearest, closeness = representative.stand_ins(pool, coreset(said))
-    assert nearest.tolist() == said["stands_with"].tolist()
+    nearest, closeness = representative.represented(pool, coreset(said))
+    assert nearest.tolist() == said["represented_by"].tolist()
     assert np.flatnonzero(~np.isnan(closeness)).tolist() == sorted([*CHOSEN, 3])
 
 
@@ -67,7 +67,7 @@ def test_without_a_graph_the_nearest_by_the_signal_is_found(n: int, seed: int, b
     pool = Pool({"trajectory": vectors}, np.ones(n, np.int64), np.zeros(n, np.int32), usable)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(representative, "BLOCK", block)
-        nearest, closeness = representative.stand_ins(pool, Coreset(chosen, np.ones(0), np.ones(0)))
+        nearest, closeness = representative.represented(pool, Coreset(chosen, np.ones(0), np.ones(0)))
     length = np.maximum(np.linalg.norm(vectors, axis=1), 1e-20)
     for row in range(n):
         cosines = vectors[chosen] @ vectors[row] / length[chosen] / length[row]
@@ -83,7 +83,7 @@ def test_without_a_graph_the_nearest_by_the_signal_is_found(n: int, seed: int, b
 def test_a_search_that_would_take_too_long_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = replace(fake_pool(fake_rows(16), graph=False), features={"trajectory": np.ones((16, 4))})
     monkeypatch.setattr(representative, "PRODUCTS", 16 * 4 * 3 - 1)
-    nearest, _ = representative.stand_ins(pool, coreset({}))
+    nearest, _ = representative.represented(pool, coreset({}))
     assert np.flatnonzero(nearest >= 0).tolist() == sorted(CHOSEN)
 
 
@@ -127,12 +127,12 @@ def test_the_page_has_the_text_of_stand_ins_that_it_has_no_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = recorded(tmp_path, brief_like())
-    assert details.details(run).stand_ins == {}
+    assert details.details(run).representatives == {}
     monkeypatch.setattr(details, "ROWS", 4)
     found = details.details(run)
     others = {f"row-{row}" for row in CHOSEN} - set(found.rows["id"])
-    assert set(found.stand_ins) == others
-    for name, text in found.stand_ins.items():
+    assert set(found.representatives) == others
+    for name, text in found.representatives.items():
         assert text.startswith(run.pool["prompt"][run.row_of[name]].as_py())
 
 

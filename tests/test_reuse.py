@@ -11,7 +11,7 @@ from checkpoint_method import ByCheckpoints
 from fake_model import FakeModel
 from fake_run import COST, N, Run, config
 
-from coretune.filters import TellsNoise
+from coretune.filters import DetectsNoise
 from coretune.filters.neighbours import Neighbours
 from coretune.filters.noise import Noise
 from coretune.policies.reuse import Reuse, due, may_measure_once
@@ -263,7 +263,7 @@ def test_a_ranking_by_loss_does_not_stand_on_losses_of_before_training() -> None
 
 @pytest.mark.parametrize("noise", [Noise(pairs=8, min_auc=0), Neighbours(pairs=8, min_loss_ratio=0)])
 def test_a_measurement_of_before_any_training_does_not_stand_where_noise_is_on_untold(
-    noise: TellsNoise,
+    noise: DetectsNoise,
 ) -> None:
     """A filter that is always on flags rows by a model that can tell nothing yet."""
     model, settings_ = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import arguments, coreset_config, corpus, trainer
 
-from coretune.measure.seen import Seen, latest
+from coretune.measure.step_signals import StepSignals, latest
 from coretune.training.refusals import can_weigh
 from coretune.training.train import CoresetSFTTrainer, CoresetTrainer
 
@@ -37,7 +37,7 @@ def test_rows_trained_on_need_no_measurement(tmp_path):
 
 def test_online_signals_are_in_the_pool(tmp_path):
     run = online_run(tmp_path)
-    shown: list[Seen] = []
+    shown: list[StepSignals] = []
     take = run.signals.online.reader.take
     run.processes.answers("online signals", lambda: shown.append(take()) or shown[-1])
     run.train()
@@ -83,7 +83,7 @@ def test_a_run_that_was_cut_between_refreshes_goes_on_the_same(tmp_path):
 def test_several_processes_seen_together():
     def seen(rows, step):
         value = np.asarray(step, np.float32) + 0.5
-        return Seen(np.asarray(rows, np.int64), np.asarray(step, np.int64), {"loss": value})
+        return StepSignals(np.asarray(rows, np.int64), np.asarray(step, np.int64), {"loss": value})
 
     together = latest([seen([1, 4], [7, 2]), seen([], []), seen([1, 2], [3, 5])])
     assert together.rows.tolist() == [1, 2, 4]

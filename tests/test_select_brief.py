@@ -96,7 +96,7 @@ def test_four_rows_by_hand() -> None:
     assert result.weights.tolist() == [1.0, 1.0]
     assert result.gains[1] == pytest.approx(5.0, abs=1e-5)  # 10, times α(1−α) of what Eq. 28 has doubled
     assert result.reasons["represents"].tolist() == [0, 2, 2, 0]
-    assert result.reasons["stands_with"].tolist() == [1, 1, 2, 2]
+    assert result.reasons["represented_by"].tolist() == [1, 1, 2, 2]
     assert result.reasons["distance_kn"].tolist() == [1, 0, 0, 0]
     assert result.reasons["distance_if"].tolist() == [0, 0, 0, 1]
     by_hand = {
@@ -107,7 +107,7 @@ def test_four_rows_by_hand() -> None:
     assert {name: result.figures[name] for name in by_hand} == pytest.approx(by_hand, abs=1e-6)
     assert chosen(Brief(alpha=0.0), FOUR, 2).indices.tolist() == [1, 2]
     assert chosen(Brief(alpha=1.0), FOUR, 2).indices.tolist() == [0, 2]
-    assert chosen(Brief(alpha=1.0), FOUR, 2).reasons["stands_with"].tolist() == [0, 0, 2, 2]
+    assert chosen(Brief(alpha=1.0), FOUR, 2).reasons["represented_by"].tolist() == [0, 0, 2, 2]
 
 
 # the bounds
@@ -153,14 +153,14 @@ def test_the_certificate_is_what_the_formulas_say(n: int, seed: int, kind: str) 
         Brief(alpha=float(rng.uniform(0.05, 0.95)), neighbors=2, lower="graph"), pool, (n + 1) // 2
     )
     figures, weight = result.figures, result.reasons["represents"][result.indices]
-    stands_with = result.reasons["stands_with"].astype(int)
+    represented_by = result.reasons["represented_by"].astype(int)
     error = {}
     for name, short in (("kn_gradient", "KN"), ("if_gradient", "IF")):
         rows = pool.features[name].astype(np.float64)
         distance = far(pool, name)
         error[short] = rows.sum(axis=0) - weight @ rows[result.indices]
         assert figures[f"e_{short}"] == pytest.approx(np.linalg.norm(error[short]), abs=1e-6)
-        assert figures[f"S_{short}"] == pytest.approx(distance[np.arange(n), stands_with].sum(), abs=1e-6)
+        assert figures[f"S_{short}"] == pytest.approx(distance[np.arange(n), represented_by].sum(), abs=1e-6)
         nearest = distance[:, result.indices].min(axis=1).sum()
         assert figures[f"B_{short}"] == pytest.approx(nearest, abs=3e-3 * (1 + np.abs(rows).sum()))
     assert figures["e_SFT"] == pytest.approx(np.linalg.norm(error["KN"] + error["IF"]), abs=1e-6)
@@ -177,8 +177,8 @@ def test_the_coreset_is_greedy_on_the_composite_distance(n: int, seed: int, alph
     result = chosen(Brief(alpha=alpha), pool, (n + 1) // 2)
     assert result.indices.tolist() == greedy(composite, (n + 1) // 2)
     nearest = composite[:, result.indices].min(axis=1)
-    stands_with = result.reasons["stands_with"].astype(int)
-    assert composite[np.arange(n), stands_with] == pytest.approx(nearest, abs=1e-2)
+    represented_by = result.reasons["represented_by"].astype(int)
+    assert composite[np.arange(n), represented_by] == pytest.approx(nearest, abs=1e-2)
     assert (np.diff(result.gains) <= 1e-5 * result.gains[0]).all()
 
 
@@ -253,7 +253,7 @@ def test_unusable_rows_have_no_say() -> None:
     result, expected = chosen(Brief(), pool, 9), chosen(Brief(), alone, 9)
     assert result.indices.tolist() == usable[expected.indices].tolist()
     assert result.figures["represented"] == len(usable)
-    assert (result.reasons["stands_with"][~pool.usable] == -1).all()
+    assert (result.reasons["represented_by"][~pool.usable] == -1).all()
     assert not result.reasons["represents"][~pool.usable].any()
 
 

@@ -44,5 +44,5 @@ def test_the_line_says_what_filters_took_out_and_whether_noise_detection_is_on()
     del costs["noise_auc"]
     assert said(noise_on=0, **costs).endswith(f"; noise detection is off ({losses}")
     drawn = f"; drawn at random: none of the pairs' responses seems wrong ({losses}"
-    assert said(drawn=1, suspects=0, noise_on=1, **costs).endswith(drawn)
+    assert said(drawn=1, seem_wrong=0, noise_on=1, **costs).endswith(drawn)
     assert "noise" not in said()

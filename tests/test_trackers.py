@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from coretune.rounds.quota_request import parse_quota
-from coretune.training.trackers import tell_trackers, tracked
+from coretune.training.trackers import send_to_trackers, tracked
 
 
 class StandIn(TrainerCallback):
@@ -62,7 +62,7 @@ def test_the_tracker_without_a_setup_gets_them_too(tmp_path: Path) -> None:
     """TensorBoard's, which writes the arguments as JSON; its library need not be installed."""
     tracker = object.__new__(INTEGRATION_TO_CALLBACK["tensorboard"])
     tracker.logging_dir, tracker.tb_writer = str(tmp_path), (writer := Unlike())
-    tell_trackers([tracker], coreset_config("d2"))
+    send_to_trackers([tracker], coreset_config("d2"))
     tracker.on_train_begin(arguments(tmp_path), TrainerState(is_world_process_zero=True), TrainerControl())
     (name, text), _ = writer["given"][0]
     assert (name, json.loads(text)["coreset/method"]) == ("args", "d2")
@@ -74,7 +74,7 @@ def test_the_trackers_of_transformers_set_up_with_the_arguments_of_the_beginning
     tracker.setup = lambda args, *_, **__: seen.append(args.to_dict())
     tracker._initialized, tracker._auto_end_run = False, False
     tracker._wandb, tracker._trackio = Unlike(), Unlike()
-    tell_trackers([tracker], coreset_config("craig"))
+    send_to_trackers([tracker], coreset_config("craig"))
     args = arguments(Path("nowhere"))
     tracker.on_train_begin(args, TrainerState(is_world_process_zero=True), TrainerControl())
     assert seen[0]["coreset/method"] == "craig"

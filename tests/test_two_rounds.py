@@ -88,8 +88,8 @@ def test_it_comes_near_one_round_and_says_no_more_than_is_true(distance):
     counted = objective.demand > 0
     assert (two.best[counted] <= true[counted] + 1e-5).all()
     assert two.best[counted].sum() > 0.9 * true[counted].sum()
-    assert (two.stands_with[two.indices] == np.arange(30)).all()
-    assert (two.stands_with[~counted & ~candidates] == -1).all()
+    assert (two.represented_by[two.indices] == np.arange(30)).all()
+    assert (two.represented_by[~counted & ~candidates] == -1).all()
 
 
 def test_one_part_is_one_round():
@@ -97,7 +97,7 @@ def test_one_part_is_one_round():
     one = lazy_greedy(objective, Budget(9), cost, candidates)
     found = two_rounds(objective, Budget(9), cost, candidates, seed=0)
     np.testing.assert_array_equal(found.indices, one.indices)
-    assert found.stands_with is None
+    assert found.represented_by is None
 
 
 def test_the_answer_does_not_depend_on_the_order_in_which_parts_are_done():
@@ -111,7 +111,7 @@ def test_the_answer_does_not_depend_on_the_order_in_which_parts_are_done():
         for how in ({}, {"each": backwards})
     )
     np.testing.assert_array_equal(found.indices, again.indices)
-    np.testing.assert_array_equal(found.stands_with, again.stands_with)
+    np.testing.assert_array_equal(found.represented_by, again.represented_by)
 
 
 @pytest.mark.parametrize("selector", [Craig(), FacilityLocation(similarity="dense")])

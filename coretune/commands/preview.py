@@ -171,10 +171,10 @@ def _columns(corpus: Corpus, template: Any) -> list[tuple[str, str, str]]:
     columns = {name: column for column, name in ours.items()}
     lines = []
     for format, known in sorted(found.items()):
-        idle = unused(format, known, columns, template and str(template), is_verdict(known.get("label")))
+        not_used = unused(format, known, columns, template and str(template), is_verdict(known.get("label")))
         for column in known:
             name = ours.get(column, column)
-            becomes = NOT_USED if column in idle else BECOMES.get(name, "used")
+            becomes = NOT_USED if column in not_used else BECOMES.get(name, "used")
             lines.append((format, column, becomes))
     return sorted(lines, key=lambda line: (line[0], line[2] == NOT_USED, _place(line, ours)))
 

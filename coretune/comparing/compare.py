@@ -144,15 +144,15 @@ def afforded(results: Sequence[Result]) -> dict[str, int]:
     for result in results:
         by_arm.setdefault(result["arm"], []).append(result)
     flops = {arm: float(np.mean([r["flops"] for r in some])) for arm, some in by_arm.items()}
-    dearest, found = max(flops.values()), {}
+    most, found = max(flops.values()), {}
     for arm, some in by_arm.items():
         prices = {
             name: float(np.mean([r["prices"][name] for r in some])) for name in ("once", "step", "refresh")
         }
         first = some[0]
         known = Prices(**prices, warm=first["prices"]["warm"], every=first["prices"]["every"])
-        near = flops[arm] * NEAR >= dearest
-        found[arm] = first["steps"] if near else known.steps_for(dearest, first["steps"])
+        near = flops[arm] * NEAR >= most
+        found[arm] = first["steps"] if near else known.steps_for(most, first["steps"])
     return found
 
 

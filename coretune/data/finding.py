@@ -142,13 +142,13 @@ def _files(source: Source) -> tuple[list[Path], str | None]:
     """The files of an entry and the line about others; none for a hub id."""
     path = Path(source.path).expanduser()
     if named := matches(source.path) if not path.exists() else []:
-        _refuse_idle(source, "a pattern")
+        _refuse_unused_keys(source, "a pattern")
         return [file for name in named for file in files_of(name, _split(source)).read], None
     if path.is_dir():
         return _in_folder(source, path)
     read = files_of(path, _split(source))
     if read.read:
-        _refuse_idle(source, "a file")
+        _refuse_unused_keys(source, "a file")
         return read.read, read.note
     if is_data(source.path) or is_path(source.path) or not HUB_ID.fullmatch(source.path):
         raise CorpusError(
@@ -175,7 +175,7 @@ def _in_folder(source: Source, path: Path) -> tuple[list[Path], str | None]:
     return files, None
 
 
-def _refuse_idle(source: Source, what: str) -> None:
+def _refuse_unused_keys(source: Source, what: str) -> None:
     """CorpusError for keys that a file has no use for."""
     for key in ("name", "data_dir", "data_files"):
         if getattr(source, key):

@@ -144,11 +144,11 @@ def _of_split(folder: Path, data: list[Path], split: str) -> list[Path]:
         return splits[split]
     if len(splits) < 2 and split == TRAIN:
         return data
-    told = ", ".join(f"{files[0].name} ({name or 'no split'})" for name, files in splits.items())
+    splits_found = ", ".join(f"{files[0].name} ({name or 'no split'})" for name, files in splits.items())
     several = "several splits and " if len(splits) > 1 else ""
     raise CorpusError(
-        f"folder {folder} holds files of {several}none of {split}: {told}; name the file that is meant, set "
-        "split, or put its files into a folder of their own"
+        f"folder {folder} holds files of {several}none of {split}: {splits_found}; name the file that is "
+        "meant, set split, or put its files into a folder of their own"
     )
 
 
@@ -160,8 +160,8 @@ def split_of(name: str, shards: bool = False) -> str | None:
     if shards and (shard := SHARD.fullmatch(name)):
         return shard[1]
     for split, words in SPLIT_KEYWORDS.items():
-        told = rf"(^|[{NON_WORDS_CHARS}])({'|'.join(words)})[{NON_WORDS_CHARS}]"
-        if re.search(told, name, re.IGNORECASE):
+        named = rf"(^|[{NON_WORDS_CHARS}])({'|'.join(words)})[{NON_WORDS_CHARS}]"
+        if re.search(named, name, re.IGNORECASE):
             return str(split)
     return None
 

@@ -254,11 +254,11 @@ def _freeze(
     ]
     kept = [row for row, reason in enumerate(problems) if reason is None]
     ids, digests = small["id"].to_pylist(), small["digest"].to_pylist()
-    twins = [
+    repeated = [
         (_place(raw[row]), f"id {ids[row]!r} is already that of {_place(raw[first])}")
-        for first, row in _twins(ids, kept)
+        for first, row in _repeated_ids(ids, kept)
     ]
-    refuse([] if skip_bad_rows else dropped, twins)
+    refuse([] if skip_bad_rows else dropped, repeated)
     _refuse_nothing_left(kept, dropped, left_out)
     order = sorted(kept, key=lambda row: (digests[row], ids[row]))
     weights = small["weight"].to_pylist()
@@ -316,7 +316,7 @@ def _place(row: Mapping[str, Any]) -> str:
     return Row(row["file"], row["unit"], row["number"]).place
 
 
-def _twins(ids: Sequence[str], rows: Sequence[int]) -> list[tuple[int, int]]:
+def _repeated_ids(ids: Sequence[str], rows: Sequence[int]) -> list[tuple[int, int]]:
     """(first row, later row) for every later row whose id was seen before."""
     first: dict[str, int] = {}
     return [(first[ids[row]], row) for row in rows if first.setdefault(ids[row], row) != row]
@@ -353,14 +353,14 @@ def _publish(built: Path, kept: Path) -> None:
             raise
 
 
-def refuse(bad: Sequence[tuple[str, str]], twins: Sequence[tuple[str, str]] = ()) -> None:
+def refuse(bad: Sequence[tuple[str, str]], repeated: Sequence[tuple[str, str]] = ()) -> None:
     """CorpusError that names up to ten of the faults; nothing when there are none."""
     remedies = []
     if bad:
         remedies.append("correct them or leave them out with skip_bad_rows (--skip-bad-rows)")
-    if twins:
+    if repeated:
         remedies.append("give every row its own id")
-    faults = [f"{place}: {reason}" for place, reason in (*bad, *twins)]
+    faults = [f"{place}: {reason}" for place, reason in (*bad, *repeated)]
     if len(faults) == 1:
         raise CorpusError(f"{faults[0]} ({remedies[0].replace('them', 'it')})")
     if faults:

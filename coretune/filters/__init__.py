@@ -20,7 +20,7 @@ from coretune.filters.noise import Noise
 from coretune.filters.target_rows import TargetRows
 
 #: Filters that tell noise, for which pairs of a prompt and another row's response are measured.
-TellsNoise = Noise | Neighbours
+DetectsNoise = Noise | Neighbours
 
 FILTERS: dict[str, type[Duplicates | Noise | Neighbours | Cooldown | TargetRows | Narrow]] = {
     kind.name: kind for kind in (Duplicates, Noise, Neighbours, Cooldown, TargetRows, Narrow)

@@ -82,7 +82,7 @@ class Neighbours:
         medians = _medians(pool)
         return medians is not None and medians[1] > (self.min_loss_ratio or TOLD_ABOVE) * medians[0]
 
-    def suspects(self, pool: Pool) -> int:
+    def seem_wrong(self, pool: Pool) -> int:
         """How many of the pairs' responses would be flagged, were the others their neighbours, and
         have a loss hardly lower after their own prompts than after others."""
         medians = _medians(pool)

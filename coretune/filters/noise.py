@@ -96,7 +96,7 @@ class Noise:
         found = self.decision(pool)
         return found is not None and found.on(self.min_auc or TOLD)
 
-    def suspects(self, pool: Pool) -> int:
+    def seem_wrong(self, pool: Pool) -> int:
         """How many of the pairs' responses score as high after their own prompts as half of them do after
         others."""
         own, other = pair_scores(pool)

@@ -104,7 +104,7 @@ class HeadWeight:
         return Vector(whole)
 
 
-def tell_head(
+def read_head(
     head: Chosen,
     hidden: Tensor,
     batch: Batch,

@@ -24,15 +24,15 @@ from torch.nn import functional
 from coretune.measure.batches import Batch
 from coretune.measure.embeddings import finite_rows, prompt_embedding, response_embedding
 from coretune.measure.forms import Form
-from coretune.measure.head_weight import tell_head
+from coretune.measure.head_weight import read_head
 from coretune.measure.hooks import Chosen, Reader
 from coretune.measure.logits import LogitRule
 from coretune.measure.meter import SignalMeter
 from coretune.measure.parameters import Choice, decoder_of
 from coretune.measure.passes import refuse_silent
 from coretune.measure.readers import Projected, SquareNorm
-from coretune.measure.seen import Seen
 from coretune.measure.settings import SEEDED, MeasureSettings
+from coretune.measure.step_signals import StepSignals
 from coretune.types import IGNORED, Array, Rows
 
 #: What a training step shows.
@@ -99,19 +99,19 @@ class OnlineReader:
         refuse_silent(choice.hooked, seen.heard, "got no gradient in the training step")
         if choice.head is not None:
             rule = LogitRule.of(self.model)
-            tell_head(choice.head, seen.hidden, seen.batch, tied, list(readers.values()), rule)
+            read_head(choice.head, seen.hidden, seen.batch, tied, list(readers.values()), rule)
         self._keep(rows, seen, readers, step)
 
-    def take(self) -> Seen:
+    def take(self) -> StepSignals:
         """All rows kept so far, which are forgotten; without rows there are no signals either."""
         rows = np.array(sorted(self._kept), dtype=np.int64)
         kept = [self._kept[row] for row in rows.tolist()]
         names = sorted(self.names) if kept else []
         signals = {name: np.stack([signals[name] for _, signals in kept]) for name in names}
         self._kept = {}
-        return Seen(rows, np.array([step for step, _ in kept], dtype=np.int64), signals)
+        return StepSignals(rows, np.array([step for step, _ in kept], dtype=np.int64), signals)
 
-    def put(self, seen: Seen) -> None:
+    def put(self, seen: StepSignals) -> None:
         """Keep what was taken, as if it had just been seen."""
         for i, row in enumerate(seen.rows.tolist()):
             self._kept[row] = int(seen.step[i]), {name: value[i] for name, value in seen.signals.items()}

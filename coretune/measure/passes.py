@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from coretune.measure.batches import Batch
 from coretune.measure.forms import Form
 from coretune.measure.head import HeadResult, response_loss
-from coretune.measure.head_weight import tell_head
+from coretune.measure.head_weight import read_head
 from coretune.measure.hooks import Chosen, Reader, capturing
 from coretune.measure.logits import LogitRule
 from coretune.measure.parameters import Choice, decoder_of
@@ -149,7 +149,7 @@ def forward_backward(
             torch.autograd.backward(hidden, result.hidden_gradient)
         refuse_silent(hooked, got.backward | got_tied.backward, "got no gradient in the backward pass")
     if choice.head is not None:
-        tell_head(choice.head, hidden.detach(), batch, tied, readers, rule)
+        read_head(choice.head, hidden.detach(), batch, tied, readers, rule)
     return hidden.detach(), result
 
 

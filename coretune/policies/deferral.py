@@ -5,8 +5,8 @@ responses after their own and after other prompts ─► noise detection is on �
                                                      it does not ─► the next rows of the draw
 
 [choice] A measurement that was deferred costs more of the training that is left, so it comes only where there
-seems to be somebody to find: where one at least of the pairs' responses seems wrong by itself (`suspects` of
-the filter).
+seems to be something to find: where at least one of the pairs' responses seems wrong by itself (`seem_wrong`
+of the filter).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def draw(config: CoresetConfig, pool: Pool, measurement: Measurement, number: in
     budget = config.with_quota(pool, config.budget.resolve(pool))
     rows = take_in_order(order[trainable(config, pool)[order]], pool.cost, budget)
     assert config.noise is not None  # without it nothing is deferred
-    nobody = {} if noise_is_off(config, pool) else {"suspects": 0}
+    nobody = {} if noise_is_off(config, pool) else {"seem_wrong": 0}
     figures = {"drawn": 1, **nobody, **config.noise.figures(pool)}
     return coreset(rows, luck[rows], {"draw": luck}, figures=figures)
 

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from coretune.filters import TellsNoise
+from coretune.filters import DetectsNoise
 from coretune.policies.anchors import Planned, some
 from coretune.rounds.coreset_config import CoresetConfig
 from coretune.rounds.measurement import NO_ROWS
@@ -92,7 +92,7 @@ class Reuse:
         noise = noise_sought(self.config)
         if noise is None or not self._may_defer:
             return False
-        return noise_is_off(self.config, pool) or (self.state.selections > 0 and noise.suspects(pool) == 0)
+        return noise_is_off(self.config, pool) or (self.state.selections > 0 and noise.seem_wrong(pool) == 0)
 
     @property
     def _may_defer(self) -> bool:
@@ -179,7 +179,7 @@ def may_measure_once(config: CoresetConfig, online: bool) -> bool:
     )
 
 
-def noise_sought(config: CoresetConfig) -> TellsNoise | None:
+def noise_sought(config: CoresetConfig) -> DetectsNoise | None:
     """The noise filter, where candidates are measured to know which of them are noisy.
 
     [choice] Of GRACE, for what it covers changes little while a model is trained (docs/results.md), and of a

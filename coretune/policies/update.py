@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coretune.filters import TellsNoise
+from coretune.filters import DetectsNoise
 from coretune.neighbors.graph import build
 from coretune.policies import paper
 from coretune.policies.anchors import edges_of
@@ -27,7 +27,7 @@ def update(
     rows: Rows,
     fresh: Mapping[str, Array],
     round: int,
-    noise: TellsNoise | None = None,
+    noise: DetectsNoise | None = None,
 ) -> Pool:
     """The pool after `rows` were measured: {signal: (m, ...)}, row r of it describes rows[r]. A new Pool.
 

@@ -40,7 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coretune.files import atomic_write
-from coretune.recording.representative import STANDS_WITH, stand_ins
+from coretune.recording.representative import REPRESENTED_BY, represented
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
 WHOLE_POOL = 20_000  # pools up to this size are recorded whole
@@ -113,7 +113,7 @@ def describe(
     chosen = rank >= 0
     measured_at = pool.measured_at[rows].astype(np.int32)
     why = [None if pool.usable[row] else NOT_FINITE for row in rows]
-    nearest, closeness = stand_ins(pool, coreset)
+    nearest, closeness = represented(pool, coreset)
     alone = nearest[rows] < 0
     columns = {
         "round": np.full(len(rows), round, dtype=np.int32),
@@ -132,7 +132,7 @@ def describe(
     }
     schema = FIXED
     for name, values in coreset.reasons.items():
-        if name == STANDS_WITH:  # the column `representative`
+        if name == REPRESENTED_BY:  # the column `representative`
             continue
         if name in FIXED.names:
             raise ValueError(f"the component {name!r} has the name of an audit column: rename the component")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: No quantities: the verdict of a row says them.
-CODES = ("stands_with", "serves", "for_target")
+CODES = ("represented_by", "serves", "for_target")
 #: Known of chosen rows alone, 0 of the others.
 OF_CHOSEN = ("represents", "pursuit_weight", "iteration", "deflation", "step")
 

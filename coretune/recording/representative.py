@@ -7,12 +7,13 @@ import numpy as np
 from coretune.neighbors.graph import symmetric_csr
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
-STANDS_WITH = "stands_with"  # component of methods that say themselves whom a row stands with; -1 = nobody
+#: Component of methods that say themselves which row represents a row; -1 = none.
+REPRESENTED_BY = "represented_by"
 PRODUCTS = 2e11  # of numbers, that a search among all chosen rows may take: about ten seconds
 BLOCK = 2**24  # cosines held at once
 
 
-def stand_ins(pool: Pool, coreset: Coreset) -> tuple[Array, Array]:
+def represented(pool: Pool, coreset: Coreset) -> tuple[Array, Array]:
     """(n,) int32 the chosen row that represents each row, -1 = none; (n,) float32 the cosine with it, else 0.
 
     What the method says, and then no cosine (NaN), for it goes by distances of its own; else the nearest
@@ -20,8 +21,8 @@ def stand_ins(pool: Pool, coreset: Coreset) -> tuple[Array, Array]:
     takes at most PRODUCTS [choice]. A chosen row represents itself, at 1.
     """
     chosen = coreset.indices
-    if STANDS_WITH in coreset.reasons:
-        nearest = coreset.reasons[STANDS_WITH].astype(np.int32)
+    if REPRESENTED_BY in coreset.reasons:
+        nearest = coreset.reasons[REPRESENTED_BY].astype(np.int32)
         closeness = np.where(nearest < 0, np.float32(0), np.float32(np.nan))
     elif pool.graph is None and len(chosen) and (vectors := _vectors(pool, len(chosen))) is not None:
         nearest, closeness = nearest_of(vectors, chosen, pool.usable)

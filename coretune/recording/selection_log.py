@@ -102,7 +102,7 @@ def _filters(found: Mapping[str, float]) -> list[str]:
         f"median loss {found['matched_loss']:.2f} nats, after another prompt {found['mismatched_loss']:.2f}"
     )
     drawn = "drawn at random: " if "drawn" in found else ""
-    if "suspects" in found:
+    if "seem_wrong" in found:
         parts.append(f"{drawn}none of the pairs' responses seems wrong ({costs})")
     elif not found["noise_on"]:
         parts.append(f"{drawn}noise detection is off ({_why_off(found)}{costs})")

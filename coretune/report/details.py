@@ -18,7 +18,7 @@ ROWS = 3000  # with their text, on the map and in the table
 REFRESHES = 24  # shown in detail, evenly spaced, the first and the last among them
 TEXT = 240  # characters of a prompt or a response
 BINS = 30
-STAND_INS = 3000  # rows that represent others, with their text beside the sampled ones
+REPRESENTATIVES = 3000  # rows that represent others, with their text beside the sampled ones
 BRIEFLY = 120  # characters of their text
 
 
@@ -31,7 +31,7 @@ class Details:
     states      a dict a refresh: rank (S,) -1 = not chosen, null = not recorded; measured; why; components
     components  a dict a refresh: name -> {"edges", "chosen", "other"}: shares of rows a bin
     coverage    {"share", "mean"}: (R,) of rows not chosen; "edges" and a histogram a refresh, "near"
-    stand_ins   id -> a short text, of rows that represent sampled ones and are not sampled themselves
+    representatives   id -> a short text, of rows that represent sampled ones and are not sampled themselves
     left_out    a sentence when not all rows are there
     """
 
@@ -41,7 +41,7 @@ class Details:
     states: list[dict[str, Any]] = field(default_factory=list)
     components: list[dict[str, Any]] = field(default_factory=list)
     coverage: dict[str, Any] = field(default_factory=dict)
-    stand_ins: dict[str, str] = field(default_factory=dict)
+    representatives: dict[str, str] = field(default_factory=dict)
 
 
 def details(run: RunFiles) -> Details:
@@ -62,21 +62,21 @@ def details(run: RunFiles) -> Details:
             counts = np.histogram(np.clip(closeness, 0, 1), coverage["edges"])[0]
             coverage["near"].append(_numbers(counts / max(len(closeness), 1)))
     found.coverage = coverage
-    found.stand_ins = _stand_ins(run, found)
+    found.representatives = _representatives(run, found)
     return found
 
 
 def _by_cosine(table: pa.Table) -> bool:
-    """Whether rows stand with others by cosine, and not by distances of the method's own."""
+    """Whether rows are represented by cosine, and not by distances of the method's own."""
     return bool(table["representative"].null_count == table["closeness"].null_count)
 
 
-def _stand_ins(run: RunFiles, found: Details) -> dict[str, str]:
-    """Those that represent most, STAND_INS of them."""
+def _representatives(run: RunFiles, found: Details) -> dict[str, str]:
+    """Those that represent most, REPRESENTATIVES of them."""
     times = Counter(name for state in found.states for name in state["representative"] if name is not None)
     for name in found.rows["id"]:
         times.pop(name, None)
-    names = [name for name, _ in times.most_common(STAND_INS)]
+    names = [name for name, _ in times.most_common(REPRESENTATIVES)]
     facts = run.pool.take(pa.array([run.row_of[name] for name in names], pa.int64()))
     prompts, responses = facts["prompt"].to_pylist(), facts["response"].to_pylist()
     return {

@@ -43,7 +43,7 @@ def gather(run: RunFiles, history: Sequence[Mapping[str, Any]] | None = None) ->
         "filtered": taken,
         "targets": served(run, found.rounds[-1]),
         "filters": examples(run, found.rounds[-1], list(taken[-1])),
-        "stand_ins": found.stand_ins,
+        "representatives": found.representatives,
         "meaning": dict(MEANING),
         "codes": list(CODES),
         "of_chosen": list(OF_CHOSEN),

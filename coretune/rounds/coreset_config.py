@@ -9,7 +9,7 @@ import numpy as np
 
 from coretune.cluster.selection import refuse_on_ray, select_on_ray
 from coretune.engines.covering import WITHIN_LIMITS, select_within
-from coretune.filters import TellsNoise, chain
+from coretune.filters import DetectsNoise, chain
 from coretune.filters.narrow import Narrow
 from coretune.filters.target_rows import TargetRows
 from coretune.measure.settings import MeasureSettings
@@ -112,7 +112,7 @@ class CoresetConfig:
         names = [each.name for each in self.filters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"filters has {twice[0]} twice: give each filter once")
-        if sum(isinstance(each, TellsNoise) for each in self.filters) > 1:
+        if sum(isinstance(each, DetectsNoise) for each in self.filters) > 1:
             raise ValueError("filters has noise and neighbours: give one of them")
         self._refuse_combinations()
         self._refuse_engines()
@@ -245,9 +245,9 @@ class CoresetConfig:
         return tuple(dict.fromkeys(name for each in first for name in each.needs))
 
     @property
-    def noise(self) -> TellsNoise | None:
+    def noise(self) -> DetectsNoise | None:
         """The filter that takes out noisy rows, where there is one."""
-        return next((each for each in self.filters if isinstance(each, TellsNoise)), None)
+        return next((each for each in self.filters if isinstance(each, DetectsNoise)), None)
 
 
 def seeded(config: CoresetConfig, args: Any) -> CoresetConfig:

@@ -81,7 +81,7 @@ def task_metrics(
     model.eval()
     try:
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size="auto")
-        told = simple_evaluate(
+        found = simple_evaluate(
             harness,
             tasks=section.tasks,
             limit=section.task_rows,
@@ -93,7 +93,7 @@ def task_metrics(
         model.train(was_training)
     return {
         f"{task}/{name.removesuffix(',none')}": float(value)
-        for task, figures in told["results"].items()
+        for task, figures in found["results"].items()
         for name, value in figures.items()
         if isinstance(value, float) and "stderr" not in name
     }

@@ -68,8 +68,8 @@ class Brief:
         checkpoints_from: "warmup", or a folder of checkpoints.
         checkpoints: 1, the last.
 
-    Reasons: represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that the row
-        stands with; stands_with, that pick's row.
+    Reasons: represents = w_j, 0 for a row not chosen; distance_kn, distance_if to the pick that
+        represents the row; represented_by, that pick's row.
 
     Figures: alpha, E, the curve [[α, E], …], the lower level, its guarantee and recall, the certificate
         (`certificate.py`), represented = N.
@@ -157,8 +157,8 @@ class Brief:
         alpha, curve, picked = self._upper_level(kn, if_, level, task)
         least = self._least(kn, if_, picked)
         mix = _mix(alpha) if alpha is not None else np.ones(1)
-        stands_with = picked.nearest(mix[None])[0][0]
-        certificate = certify(kn, if_, picked.rows, stands_with, least)
+        represented_by = picked.nearest(mix[None])[0][0]
+        certificate = certify(kn, if_, picked.rows, represented_by, least)
         figures = {
             **({"alpha": alpha, "curve": [list(point) for point in curve]} if alpha is not None else {}),
             "E": float(least.sum(dtype=np.float64) / len(rows)),
@@ -168,7 +168,7 @@ class Brief:
             "represented": len(rows),
             **certificate.figures(alpha),
         }
-        return _coreset(pool, rows, picked, stands_with, certificate, figures)
+        return _coreset(pool, rows, picked, represented_by, certificate, figures)
 
     def _planned(self, kn: Space, if_: Space, memory: int, deadline: float | None) -> Plan:
         """The kind of the lower level, announced before it is built."""
@@ -230,23 +230,23 @@ def _coreset(
     pool: Pool,
     rows: Array,
     picked: Picked,
-    stands_with: Array,
+    represented_by: Array,
     certificate: Certificate,
     figures: dict[str, Any],
 ) -> Coreset:
     """The answer in rows of the pool; what is not usable has reasons of 0, and no representative, -1."""
     chosen = rows[picked.rows]
-    clusters = np.bincount(stands_with, minlength=len(chosen))
+    clusters = np.bincount(represented_by, minlength=len(chosen))
     represents, far_kn, far_if = np.zeros(pool.n), np.zeros(pool.n), np.zeros(pool.n)
     representative = np.full(pool.n, -1.0)
     represents[chosen] = clusters
     far_kn[rows], far_if[rows] = certificate.distance_kn, certificate.distance_if
-    representative[rows] = chosen[stands_with]
+    representative[rows] = chosen[represented_by]
     reasons = {
         "represents": represents,
         "distance_kn": far_kn,
         "distance_if": far_if,
-        "stands_with": representative,
+        "represented_by": representative,
     }
     return coreset(chosen, picked.gains, reasons, weights=clusters, figures=figures)
 

@@ -1,6 +1,6 @@
 """What is certain of a coreset's gradient error, whatever way it was chosen: BRIEF, Section 4 and Eqs. 12–20.
 
-With a(i) the pick that row i stands with, w_j = #{i : a(i) = j} and d^KN, d^IF true distances
+With a(i) the pick that represents row i, w_j = #{i : a(i) = j} and d^KN, d^IF true distances
 
     S_KN = Σ_i d^KN_{i,a(i)}     S_IF likewise        of the assignment
     B_KN = Σ_i min_{j∈C} d^KN_ij B_IF likewise        each space for itself; B <= S
@@ -56,16 +56,16 @@ class Certificate:
         return found
 
 
-def certify(kn: Space, if_: Space, chosen: Rows, stands_with: Array, least: Array) -> Certificate:
+def certify(kn: Space, if_: Space, chosen: Rows, represented_by: Array, least: Array) -> Certificate:
     """The certificate of an assignment, from the features themselves.
 
     chosen       (K,)    rows of the spaces
-    stands_with  (n,)    position in `chosen` of each row's a(i)
+    represented_by  (n,)    position in `chosen` of each row's a(i)
     least        (2, n)  each row's distance to its nearest pick in KN and in IF
     """
-    picks = chosen[stands_with]
+    picks = chosen[represented_by]
     distance_kn, distance_if = paired(kn, picks), paired(if_, picks)
-    represents = np.bincount(stands_with, minlength=len(chosen))
+    represents = np.bincount(represented_by, minlength=len(chosen))
     error_kn, error_if = (_error(space, chosen, represents) for space in (kn, if_))
     e_kn, e_if = float(np.linalg.norm(error_kn)), float(np.linalg.norm(error_if))
     cosine = float(error_kn @ error_if) / (e_kn * e_if) if e_kn > 0.0 and e_if > 0.0 else 0.0

@@ -215,7 +215,7 @@ def _parted(n: int, dimensions: int, count: int, memory: int, k: int, runs: int)
         )
     guarantee = (
         f"Two rounds over parts of at most {PART_ROWS:,} rows: a weaker guarantee, of each round's F alone; "
-        "a row stands with its part's pick, so the errors reported are upper bounds"
+        "a row is represented by its part's pick, so the errors reported are upper bounds"
     )
     return Plan("partitions", guarantee, held, n * size * min(dimensions, SEARCH_DIMENSIONS * count) / 2)
 

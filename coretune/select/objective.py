@@ -55,20 +55,20 @@ class Picks:
     indices  (K,) int64    in the order chosen
     gains    (K,) float64  F(S ∪ {i}) − F(S) of each when it was picked
     best     (n,) float32  each row's similarity to its nearest pick
-    stands_with  (n,) int64  position of the pick each row stands with, -1 = none, where the engine decides
-                 that (`two_rounds.py`); None = its nearest
+    represented_by  (n,) int64  position of the pick that represents each row, -1 = none, where the solver
+                 decides that (`two_rounds.py`); None = its nearest
     rest     gives the gains of now at less cost than the objective's own similarity; None: nothing does
     """
 
     indices: Rows
     gains: Array
     best: Array
-    stands_with: Array | None = None
+    represented_by: Array | None = None
     rest: Similarity | None = None
 
     def nearest(self, similarity: Similarity) -> Array:
-        """(n,) int64 position of the pick each row stands with, -1 = none."""
-        return similarity.nearest(self.indices) if self.stands_with is None else self.stands_with
+        """(n,) int64 position of the pick that represents each row, -1 = none."""
+        return similarity.nearest(self.indices) if self.represented_by is None else self.represented_by
 
 
 def coverage_worth(objective: Objective, picks: Picks, usable: Array) -> Array:
@@ -79,7 +79,7 @@ def coverage_worth(objective: Objective, picks: Picks, usable: Array) -> Array:
     """
     worth = np.zeros(objective.similarity.n)
     rows = np.flatnonzero(usable)
-    if picks.stands_with is None:
+    if picks.represented_by is None:
         source = objective.similarity if picks.rest is None else picks.rest
         worth[rows] = objective.scale * source.gains(picks.best, objective.demand, rows)
     worth[picks.indices] = picks.gains - objective.modular[picks.indices]

@@ -78,7 +78,7 @@ def part_level(spaces: tuple[Space, ...], k: int, seed: int, number: int) -> Lev
 
 
 def first_round(level: Level, mix: Array, task: Task) -> tuple[Rows, Array]:
-    """(u,) a part's picks among its own m rows; (m,) int64 which of them each row stands with."""
+    """(u,) a part's picks among its own m rows; (m,) int64 which of them represents each row."""
     picked = level.pick(mix, task)
     return picked.rows, picked.nearest(mix[None])[0][0]
 
@@ -103,7 +103,7 @@ class PartedLevel:
         return self.inside.recall
 
     def pick(self, mix: Array, task: Task) -> Picked:
-        union, stands_with, demand = self._first_round(mix, task)
+        union, represented_by, demand = self._first_round(mix, task)
         spaces = tuple(space.at(union) for space in self.spaces)
         rng = np.random.default_rng(self.seed)
         level = build(spaces, _plan(spaces, self.k), self.k, rng)
@@ -111,7 +111,7 @@ class PartedLevel:
         chosen = union[second.rows]
 
         def nearest(mixes: Array) -> tuple[Array, Array]:
-            position = second.nearest(mixes)[0][:, stands_with]
+            position = second.nearest(mixes)[0][:, represented_by]
             position[:, chosen] = np.arange(len(chosen))
             return position, self._far(mixes, chosen[position])
 
@@ -124,12 +124,12 @@ class PartedLevel:
             for rows in self.parts
         ]
         union: list[Rows] = []
-        stands_with = np.zeros(len(task.cost), dtype=np.int64)
+        represented_by = np.zeros(len(task.cost), dtype=np.int64)
         for rows, (picks, nearest) in zip(self.parts, self.inside.pick(mix, tasks), strict=True):
-            stands_with[rows] = sum(map(len, union)) + nearest
+            represented_by[rows] = sum(map(len, union)) + nearest
             union.append(rows[picks])
-        demand = np.bincount(stands_with, weights=task.demand)
-        return np.concatenate(union), stands_with, demand
+        demand = np.bincount(represented_by, weights=task.demand)
+        return np.concatenate(union), represented_by, demand
 
     def _far(self, mixes: Array, picks: Array) -> Array:
         """(q, n) float32 composite distance of each row to its pick (q, n)."""

@@ -8,7 +8,7 @@ Elements in Massive Data" (GreeDi), NeurIPS 2013. Two things are ours [choice], 
 picks SPARE times its share of the budget, not all of it, and the second round covers the picks, each with the
 demand of the rows it represents, not the pool. The guarantee is weaker than one greedy's: each round's greedy
 has its factor for its own F, and no factor is proven of the pool's. What a row is similar to is the pick that
-its part's pick stands with, which need not be its nearest, so the coverage reported is a lower bound.
+represents its part's pick, which need not be its nearest, so the coverage reported is a lower bound.
 
 Parts depend on the pool and the seed alone, never on how many workers there are: neither does the answer.
 """
@@ -51,7 +51,7 @@ class Part:
     candidates: Array
 
     def pick(self) -> tuple[Rows, Array]:
-        """(k,) int64 picks among these rows; (m,) int64 which of them each row stands with, -1 = none."""
+        """(k,) int64 picks among these rows; (m,) int64 which of them represents each row, -1 = none."""
         picks = lazy_greedy(self.objective, self.budget, self.cost, self.candidates, memory=PART_MEMORY)
         return picks.indices, self.objective.similarity.nearest(picks.indices)
 
@@ -75,7 +75,7 @@ def two_rounds(
     each: Each = one_by_one,
     part_rows: int = PART_ROWS,
 ) -> Picks:
-    """S of a dense objective, and which pick each row stands with. Arguments and errors as `lazy_greedy`.
+    """S of a dense objective, and which pick represents each row. Arguments and errors as `lazy_greedy`.
 
     Rows of demand 0 that are no candidates take part in nothing. One part is one round: `lazy_greedy`.
     ValueError: similarities along a graph, whose edges random parts would cut.
@@ -97,17 +97,17 @@ def two_rounds(
         Part(_within(objective, source, rows), share, cost[rows], candidates[rows])
         for rows, share in zip(parts, shares, strict=True)
     )
-    union, stands_with = _gathered(len(cost), parts, each(asked))
-    held = stands_with >= 0
-    demand = np.bincount(stands_with[held], objective.demand[held], minlength=len(union))
+    union, represented_by = _gathered(len(cost), parts, each(asked))
+    held = represented_by >= 0
+    demand = np.bincount(represented_by[held], objective.demand[held], minlength=len(union))
     second = _within(objective, source, union, demand)
     picks = lazy_greedy(second, budget, cost[union], np.ones(len(union), dtype=bool))
     nearest = second.similarity.nearest(picks.indices)
-    stands_with[held] = nearest[stands_with[held]]
+    represented_by[held] = nearest[represented_by[held]]
     chosen = union[picks.indices]
-    stands_with[chosen] = np.arange(len(chosen))
-    best = _covered(source, chosen, stands_with)
-    return Picks(chosen, picks.gains, best, stands_with)
+    represented_by[chosen] = np.arange(len(chosen))
+    best = _covered(source, chosen, represented_by)
+    return Picks(chosen, picks.gains, best, represented_by)
 
 
 def _parts(rows: Rows, candidates: Array, seed: int, part_rows: int) -> list[Rows]:
@@ -140,22 +140,22 @@ def _within(
 
 
 def _gathered(n: int, parts: Sequence[Rows], found: Sequence[tuple[Rows, Array]]) -> tuple[Rows, Array]:
-    """(u,) all picks; (n,) position among them of the pick each row stands with, -1 = none."""
+    """(u,) all picks; (n,) position among them of the pick that represents each row, -1 = none."""
     union: list[Rows] = []
-    stands_with = np.full(n, -1, dtype=np.int64)
+    represented_by = np.full(n, -1, dtype=np.int64)
     first = 0
     for rows, (picks, nearest) in zip(parts, found, strict=True):
-        stands_with[rows] = np.where(nearest >= 0, first + nearest, -1)
+        represented_by[rows] = np.where(nearest >= 0, first + nearest, -1)
         union.append(rows[picks])
         first += len(picks)
-    return np.concatenate(union), stands_with
+    return np.concatenate(union), represented_by
 
 
-def _covered(source: DenseSimilarity, chosen: Rows, stands_with: Array) -> Array:
-    """(n,) float32 similarity of each row to the pick it stands with; 0 with none."""
-    best = np.zeros(len(stands_with), dtype=np.float32)
-    order = np.argsort(stands_with, kind="stable")
-    ends = np.searchsorted(stands_with[order], np.arange(len(chosen) + 1))
+def _covered(source: DenseSimilarity, chosen: Rows, represented_by: Array) -> Array:
+    """(n,) float32 similarity of each row to the pick that represents it; 0 with none."""
+    best = np.zeros(len(represented_by), dtype=np.float32)
+    order = np.argsort(represented_by, kind="stable")
+    ends = np.searchsorted(represented_by[order], np.arange(len(chosen) + 1))
     for pick, (begin, end) in enumerate(pairwise(ends)):
         rows = order[begin:end]
         pair = source.at(np.append(rows, chosen[pick]))

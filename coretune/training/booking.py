@@ -17,7 +17,7 @@ from coretune.recording import selection_log
 from coretune.recording.run_files import SPIKES
 from coretune.recording.spikes import record_spike, spike, usual
 from coretune.rounds.sampler import PoolRows, row_lengths
-from coretune.training.finite import tell_broken_evaluation
+from coretune.training.finite import warn_of_broken_evaluation
 from coretune.training.model_cost import ModelCost
 from coretune.training.processes import Processes
 from coretune.training.run_signals import RunSignals
@@ -94,5 +94,5 @@ class BookingTrainer(SavingTrainer):
             self._evaluated = np.zeros(3)  # of several datasets each is booked by its own call
         torch.set_rng_state(random)
         if self.is_world_process_zero():
-            tell_broken_evaluation(metrics, self.state.global_step)
+            warn_of_broken_evaluation(metrics, self.state.global_step)
         return metrics

@@ -36,7 +36,7 @@ def refuse_broken_weights(model: nn.Module, step: int, output_dir: str) -> None:
         )
 
 
-def tell_broken_evaluation(metrics: Mapping[str, float], step: int) -> None:
+def warn_of_broken_evaluation(metrics: Mapping[str, float], step: int) -> None:
     """A warning for figures that are not finite, by which no checkpoint is the best and no training stops
     early. The run goes on: a step's loss is checked by itself."""
     for name, value in metrics.items():

@@ -49,7 +49,7 @@ from coretune.training.finite import refuse_broken_loss, refuse_broken_weights
 from coretune.training.first_pool import first_pool
 from coretune.training.model_kind import refuse_other_models
 from coretune.training.processes import Processes
-from coretune.training.record_selection import record, tell_excluded
+from coretune.training.record_selection import record, warn_of_excluded
 from coretune.training.refusals import (
     refuse_arguments,
     refuse_dataset,
@@ -64,13 +64,13 @@ from coretune.training.refusals import (
 from coretune.training.resume import Resumed, Resumption
 from coretune.training.row_checks import (
     refuse_strange,
-    tell_dropped,
+    warn_of_dropped,
     with_response,
 )
 from coretune.training.run_schedule import batch_of, schedule_of
 from coretune.training.run_signals import Live, RunSignals
 from coretune.training.saving import side_product
-from coretune.training.trackers import tell_trackers
+from coretune.training.trackers import send_to_trackers
 from coretune.training.warmup_run import Setup
 from coretune.training.weighting import loss_weights
 from coretune.training.without_effect import settings_without_effect
@@ -164,7 +164,7 @@ class CoresetMixin(BookingTrainer, ABC):
         )
         self.cost, self.measurement = self.signals.cost, self.signals.measurement
         self.ledger.counts_flops = self.cost.counted
-        if self._rows_are_told:
+        if self._batches_name_rows:
             if rows is None:
                 self.train_dataset = with_positions(self.train_dataset)
             self.data_collator = with_example_id(self.data_collator)
@@ -190,7 +190,7 @@ class CoresetMixin(BookingTrainer, ABC):
         """Those of train_dataset of which the loss counts a token; the others leave it, if the stock trainer
         has not left them out of those `given` yet."""
         tell = log.warning if self.is_world_process_zero() else log.debug
-        tell_dropped(len(given), len(self.train_dataset), self.args, tell)
+        warn_of_dropped(len(given), len(self.train_dataset), self.args, tell)
         rows = with_response(PreparedRows.of(self.train_dataset), tell)
         self.train_dataset = rows.dataset
         return rows
@@ -228,7 +228,7 @@ class CoresetMixin(BookingTrainer, ABC):
                 self._prepare()
             else:
                 self._go_on(found)
-            tell_trackers(self.callback_handler.callbacks, self.coreset_config)
+            send_to_trackers(self.callback_handler.callbacks, self.coreset_config)
             with self.ledger.phase("training") as visit, self.own_rotation(), self.processes.exchanging():
                 visit.flops = 0.0  # every step is booked by itself
                 result = super().train(found.folder if found is not None else None, *args, **kwargs)
@@ -299,7 +299,7 @@ class CoresetMixin(BookingTrainer, ABC):
                 now = refresh.start(config, pool, *run)
             else:
                 now = refresh.advance(config, before, *run)
-        tell_excluded(before, now, rows.ids)
+        warn_of_excluded(before, now, rows.ids)
         if now.selections > (before.selections if before else 0):
             # Not TRL's log: it would hand out, and forget, the means that it gathers for its own next line.
             folder, say = Path(self.args.output_dir), partial(Trainer.log, self)
@@ -345,11 +345,11 @@ class CoresetMixin(BookingTrainer, ABC):
     def _set_signature_columns_if_needed(self) -> None:
         """Keep `example_id` through the removal of unused columns when the loss needs to know the row."""
         super()._set_signature_columns_if_needed()
-        if self._rows_are_told and EXAMPLE_ID not in self._signature_columns:
+        if self._batches_name_rows and EXAMPLE_ID not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, EXAMPLE_ID]
 
     @property
-    def _rows_are_told(self) -> bool:
+    def _batches_name_rows(self) -> bool:
         """Whether a batch says which rows of the pool it holds."""
         return self._weighs or self.signals.online is not None
 

@@ -108,24 +108,24 @@ class ModelCost:
     def measurement(self, rows: Rows, snapshots: int = 1) -> float:
         """One measurement of `rows` at so many checkpoints; 1: the model under training alone."""
         responses = self.rows.response_length[rows]
-        flops = self.references + self._look(self.rows.length[rows], responses, self.signals)
+        flops = self.references + self._flops(self.rows.length[rows], responses, self.signals)
         if self.trajectory:
-            flops += snapshots * (self.pursued + self._look(self.rows.length[rows], responses, {"gradient"}))
-        return flops + self.tuned * self._look(self.rows.length[rows], responses, {"loss"})
+            flops += snapshots * (self.pursued + self._flops(self.rows.length[rows], responses, {"gradient"}))
+        return flops + self.tuned * self._flops(self.rows.length[rows], responses, {"loss"})
 
     def pairs(self, count: int) -> float:
         """The losses of so many average responses after two prompts and, if it is a signal, an empty one."""
         length = self.rows.length
         response = self.rows.response_length
         empty = self.signals & {EMPTY_PROMPT_LOSS}
-        whole = 2 * self._look(length, response, {"loss"}) + self._look(length, response, empty)
+        whole = 2 * self._flops(length, response, {"loss"}) + self._flops(length, response, empty)
         return whole * count / len(length)
 
     def evaluation(self, lengths: Array) -> float:
         """One forward pass over sequences of these lengths, every token through the head."""
         return forward_flops(self.shape, lengths)
 
-    def _look(self, lengths: Array, responses: Array, signals: Collection[str]) -> float:
+    def _flops(self, lengths: Array, responses: Array, signals: Collection[str]) -> float:
         return measurement_flops(
             self.shape,
             lengths,
@@ -143,7 +143,7 @@ class ModelCost:
         if "target_cosine" in self.signals and target is not None:
             references += self._gradients(target)
         if TARGET_SIMILARITY in self.signals and target is not None:
-            references += 2 * self._look(target.length, target.response_length, {TARGET_SIMILARITY})
+            references += 2 * self._flops(target.length, target.response_length, {TARGET_SIMILARITY})
         return replace(
             self,
             references=references,
@@ -152,7 +152,7 @@ class ModelCost:
 
     def _gradients(self, rows: PoolRows) -> float:
         """One gradient pass over all of them."""
-        return self._look(rows.length, rows.response_length, {"gradient"})
+        return self._flops(rows.length, rows.response_length, {"gradient"})
 
 
 def has_formulas(model: Any) -> bool:

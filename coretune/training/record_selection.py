@@ -24,7 +24,7 @@ from coretune.training.saving import side_product
 log = logging.getLogger("coretune")
 
 
-def tell_excluded(before: State | None, now: State, ids: Sequence[str]) -> None:
+def warn_of_excluded(before: State | None, now: State, ids: Sequence[str]) -> None:
     """Name the rows that are not usable any more in the log."""
     usable = before.pool.usable if before else np.ones(now.pool.n, bool)
     warning = selection_log.excluded(usable, now.pool.usable, ids)

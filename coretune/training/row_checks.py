@@ -22,7 +22,7 @@ Tell = Callable[..., object]  # of one process alone
 NAMED = 10  # rows named in a warning
 
 
-def tell_dropped(given: int, prepared: int, args: Any, tell: Tell) -> None:
+def warn_of_dropped(given: int, prepared: int, args: Any, tell: Tell) -> None:
     """A warning of how many rows TRL has left out of train_dataset, which it does silently.
 
     ValueError where no row is left.

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from coretune.measure.online import OnlineReader
-from coretune.measure.seen import Seen, latest, load, save
 from coretune.measure.settings import MeasureSettings
+from coretune.measure.step_signals import StepSignals, latest, load, save
 from coretune.rounds.sampler import EXAMPLE_ID
 from coretune.training.processes import Processes
 from coretune.types import Array, Rows
@@ -62,5 +62,5 @@ class RunOnlineSignals:
             self.reader.put(latest(found or [_nothing()]))
 
 
-def _nothing() -> Seen:
-    return Seen(np.zeros(0, np.int64), np.zeros(0, np.int64), {})
+def _nothing() -> StepSignals:
+    return StepSignals(np.zeros(0, np.int64), np.zeros(0, np.int64), {})

@@ -49,7 +49,7 @@ class _WithCoreset:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def tell_trackers(callbacks: Iterable[Any], config: CoresetConfig) -> None:
+def send_to_trackers(callbacks: Iterable[Any], config: CoresetConfig) -> None:
     """Have every tracker among the callbacks write the coreset's settings too."""
     settings = tracked(config)
     trackers: tuple[Any, ...] = (*INTEGRATION_TO_CALLBACK.values(), Tracker)  # TensorBoard's has no `setup`

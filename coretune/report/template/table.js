@@ -24,7 +24,7 @@ function verdict(i) {
 function standIn(i) {
   const name = isIn(R.states[shown], i) ? null : R.states[shown].representative[i], there = PLACE.get(name);
   if (!name) return null;
-  const text = there === undefined ? own(R.stand_ins, name) : brief(R.rows.prompt[there]) + " → " + brief(R.rows.response[there]);
+  const text = there === undefined ? own(R.representatives, name) : brief(R.rows.prompt[there]) + " → " + brief(R.rows.response[there]);
   return text ? `${name}: ${text}` : null;
 }
 function parts(i) {
@@ -63,7 +63,7 @@ function card(i) {
 }
 function tell(i) {
   const home = document.getElementById("row"), block = (name, value) => { const p = el("p", "text"); p.append(el("b", "", name), document.createTextNode(value)); return p; };
-  home.replaceChildren(el("h3", "", R.rows.id[i]), el("p", "meta", meta(i)), block("prompt", R.rows.prompt[i]), block("response", R.rows.response[i]), block("this selection", verdict(i)), ...(standIn(i) ? [block("stands for it", standIn(i))] : []), parts(i), dots(i));
+  home.replaceChildren(el("h3", "", R.rows.id[i]), el("p", "meta", meta(i)), block("prompt", R.rows.prompt[i]), block("response", R.rows.response[i]), block("this selection", verdict(i)), ...(standIn(i) ? [block("represented by", standIn(i))] : []), parts(i), dots(i));
 }
 
 const ORDERS = { "rank, then times chosen": i => (isIn(R.states[shown], i) ? R.states[shown].rank[i] : 1e9 - TIMES[i]), "times chosen": i => -TIMES[i], "tokens, most first": i => -R.rows.tokens[i], id: i => i };
