@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 from coretune.comparing.arms import arm_section
+from coretune.comparing.compute import most
 from coretune.config import ConfigError, RunConfig, check_config
 from coretune.files import write_json
 from coretune.storing.inputs import inputs
@@ -123,11 +124,7 @@ class Prices:
 
     def steps_for(self, flops: float, at_least: int) -> int:
         """The most steps that cost no more than that, and never fewer than `at_least`."""
-        low, high = at_least, max(2 * at_least, math.ceil(flops / self.step) + self.warm + 1)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.of(middle) <= flops else (low, middle)
-        return low
+        return max(at_least, most(self.of, flops))
 
 
 def counted(results: Sequence[Result]) -> bool:
@@ -144,15 +141,15 @@ def afforded(results: Sequence[Result]) -> dict[str, int]:
     for result in results:
         by_arm.setdefault(result["arm"], []).append(result)
     flops = {arm: float(np.mean([r["flops"] for r in some])) for arm, some in by_arm.items()}
-    most, found = max(flops.values()), {}
+    largest, found = max(flops.values()), {}
     for arm, some in by_arm.items():
         prices = {
             name: float(np.mean([r["prices"][name] for r in some])) for name in ("once", "step", "refresh")
         }
         first = some[0]
         known = Prices(**prices, warm=first["prices"]["warm"], every=first["prices"]["every"])
-        near = flops[arm] * NEAR >= most
-        found[arm] = first["steps"] if near else known.steps_for(most, first["steps"])
+        near = flops[arm] * NEAR >= largest
+        found[arm] = first["steps"] if near else known.steps_for(largest, first["steps"])
     return found
 
 
