@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import cost_peer
 import numpy as np
 from cost_row import TUNINGS, Asked, Figure, section
 from transformers import PrinterCallback, TrainerCallback
@@ -32,6 +33,7 @@ SCANS: tuple[tuple[str, tuple[str, ...], str, float, int | None, int], ...] = (
     ("gradients to 1,024, all blocks", ("gradient",), "LoRA", 0.75, None, 1024),
 )
 PADDING_GOAL = 0.05
+PEER = "gradients, 256 numbers a matrix, LoRA"
 
 
 class Prompts:
@@ -87,6 +89,12 @@ class Bench:
         measure(self.rows)
         return (time.process_time() - began) / len(self.rows)
 
+    def peer(self) -> float:
+        """A peer's gradients of the same rows, in the batches that ours would have."""
+        batches = pack(self.corpus.length[self.rows], MeasureSettings().batch_tokens)
+        tokens, labels = self.corpus.tokens(self.rows), self.corpus.labels(self.rows)
+        return cost_peer.seconds(self.trainer.model, tokens, labels, batches)
+
 
 def bench_of(asked: Asked, tuning: str) -> Bench:
     from trl import SFTTrainer
@@ -141,6 +149,8 @@ def arms_of(bench: Bench, tuning: str) -> dict[str, Callable[[], float]]:
             arms[what] = lambda names=names, blocks=blocks, dim=dim: bench.signals(
                 bench.corpus, names, blocks, dim
             )
+    if tuning == "LoRA" and cost_peer.installed():
+        arms[PEER] = bench.peer
     return arms
 
 
@@ -160,6 +170,12 @@ def figures(asked: Asked) -> list[Figure]:
         if unit is not best["step"]:
             of += f"; in full steps, of a LoRA step {best[what] / best['step']:.2f}"
         found.append(Figure(f"{what}, {tuning}", best[what] / unit, goal, measured=of))
+    if PEER in benches["LoRA"].best:
+        took, ours = benches["LoRA"].best[PEER], benches["LoRA"].best["gradients to 1,024, all blocks"]
+        of = f"{1e3 * took:.0f} ms; {took / ours:.2f} times ours"
+        found.append(
+            Figure(f"{PEER}, {cost_peer.installed()}", took / benches["full"].best["step"], measured=of)
+        )
     for tuning, bench in benches.items():
         of = f"a step's row takes {1e3 * bench.best['step']:.0f} ms"
         share = bench.best["floor"] / bench.best["step"]
