@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tiny_run import (
-    Spy,
-    coreset_config,
-    trainer,
-)
+from tiny_run import Spy, coreset_config, trainer
 from tiny_tokenizer import tiny_tokenizer
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}

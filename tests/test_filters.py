@@ -21,17 +21,7 @@ from coretune.select.copies import copy_groups
 from coretune.select.random import Random
 from coretune.testing import synthetic_pool
 from coretune.training.first_pool import with_folded
-from coretune.types import (
-    EQUAL_TO,
-    FOLDED_TO,
-    TRAINED_AT,
-    TRAINED_TIMES,
-    Array,
-    Budget,
-    Pool,
-    Quota,
-    Verdict,
-)
+from coretune.types import EQUAL_TO, FOLDED_TO, TRAINED_AT, TRAINED_TIMES, Array, Budget, Pool, Quota, Verdict
 
 POOL = synthetic_pool(60, 6, 2, unusable=0.1)
 

@@ -12,16 +12,7 @@ from hypothesis import strategies as st
 
 from coretune.neighbors import cells
 from coretune.neighbors import graph as graph_module
-from coretune.neighbors.graph import (
-    TIE,
-    build,
-    check_k,
-    drifted,
-    near_copies,
-    recall,
-    repair,
-    symmetric_csr,
-)
+from coretune.neighbors.graph import TIE, build, check_k, drifted, near_copies, recall, repair, symmetric_csr
 from coretune.types import Array, NeighborGraph
 
 few = settings(deadline=None, max_examples=30)

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from measure_oracle import (
-    BOS,
-    PAD,
-    assert_close,
-    oracle,
-    random_rows,
-    stacked,
-    tiny_model,
-)
+from measure_oracle import BOS, PAD, assert_close, oracle, random_rows, stacked, tiny_model
 
 from coretune.measure import passes
 from coretune.measure.kept import Kept

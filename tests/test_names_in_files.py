@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 from four_steps import TOKENIZER, a_trainer
-from tiny_run import (
-    corpus,
-    weights,
-)
+from tiny_run import corpus, weights
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,

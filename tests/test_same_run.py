@@ -16,19 +16,9 @@ from typing import Any
 import pytest
 import torch
 from four_steps import SAVING, TOKENIZER, a_trainer
-from tiny_run import (
-    Spy,
-    arguments,
-    coreset_config,
-    model_folder,
-    records,
-    trainer,
-    write_jsonl,
-)
+from tiny_run import Spy, arguments, coreset_config, model_folder, records, trainer, write_jsonl
 from tiny_tokenizer import tiny_tokenizer
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 from coretune.data.corpus import Corpus

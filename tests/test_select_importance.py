@@ -8,11 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from coretune.select.importance import (
-    IMPORTANCES,
-    importance,
-    scaled,
-)
+from coretune.select.importance import IMPORTANCES, importance, scaled
 from coretune.testing import KEPT, synthetic_pool
 from coretune.types import Array, Pool
 

@@ -22,11 +22,7 @@ from hypothesis.extra import numpy as hnp
 from stored_rows import BLOCK, PARTS, ROWS, SIGNALS, damage, filled, measure, opened
 
 from coretune.storing import store as store_module
-from coretune.storing.fingerprint import (
-    fingerprint_of_file,
-    fingerprint_of_folder,
-    store_folder,
-)
+from coretune.storing.fingerprint import fingerprint_of_file, fingerprint_of_folder, store_folder
 from coretune.storing.manifest import DTYPES, MANIFEST, Manifest, StoreError
 from coretune.storing.store import Store, fill
 from coretune.types import Array, Rows

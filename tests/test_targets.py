@@ -23,16 +23,7 @@ from coretune.select.by_target import NEAREST_OWN, NEAREST_POOL, nearness, turns
 from coretune.select.loss_drop import LossDrop
 from coretune.select.rds import Rds
 from coretune.testing import synthetic_pool
-from coretune.types import (
-    SERVES,
-    SHARE,
-    TARGET_NUMBER,
-    TARGET_OF,
-    TARGET_SIMILARITY,
-    Budget,
-    Pool,
-    Quota,
-)
+from coretune.types import SERVES, SHARE, TARGET_NUMBER, TARGET_OF, TARGET_SIMILARITY, Budget, Pool, Quota
 
 TARGETED = ["gtp", "less", "loss_drop", "rds"]
 RNG = np.random.default_rng(0)

@@ -14,9 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from coretune import run
 from coretune.config import ConfigError, check_config
-from coretune.training.sections import (
-    training_arguments,
-)
+from coretune.training.sections import training_arguments
 from coretune.training.tokenizers import READ, load_tokenizer, longest_row, read_here, row_tokenizer
 
 # ------------------------------------------------------------------------------------ the tokenizer's keys

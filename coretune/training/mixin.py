@@ -62,11 +62,7 @@ from coretune.training.refusals import (
     unnamed_rows,
 )
 from coretune.training.resume import Resumed, Resumption
-from coretune.training.row_checks import (
-    refuse_strange,
-    warn_of_dropped,
-    with_response,
-)
+from coretune.training.row_checks import refuse_strange, warn_of_dropped, with_response
 from coretune.training.run_schedule import batch_of, schedule_of
 from coretune.training.run_signals import Live, RunSignals
 from coretune.training.saving import side_product
@@ -271,11 +267,9 @@ class CoresetMixin(BookingTrainer, ABC):
 
         On process 0 with all that is known of the pool; on the others with the coreset.
         """
-        before = self.coreset_state
-        now = self.processes.decide(
-            lambda: self._decide(global_step // self.schedule.steps),
-            lambda decided: state.broadcast_parts(decided, before),
-        )
+        before, number = self.coreset_state, global_step // self.schedule.steps
+        share = partial(state.broadcast_parts, before=before)
+        now = self.processes.decide(lambda: self._decide(number), share)
         if not self.processes.first:
             now = state.from_broadcast(now, before, transitions.empty_pool(self.pool_rows.length))
         self.coreset_state = now
@@ -324,9 +318,8 @@ class CoresetMixin(BookingTrainer, ABC):
         """The round as far as training goes: transformers asks for max_steps only after a step, so that a run
         that is resumed at its end would make one step more."""
         if self.coreset_state is None:  # a batch to read, before there is a coreset: of the whole pool
-            return round_order(
-                transitions.whole_pool(self.pool_rows.length), self.schedule, self.coreset_config.seed
-            )
+            everything = transitions.whole_pool(self.pool_rows.length)
+            return round_order(everything, self.schedule, self.coreset_config.seed)
         before = self.coreset_state.round * self.schedule.steps
         return self._order.first((self.args.max_steps - before) * self.schedule.batch)
 

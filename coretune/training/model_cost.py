@@ -8,13 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coretune.ledger import (
-    GRADIENT_SIGNALS,
-    ModelShape,
-    forward_flops,
-    measurement_flops,
-    training_flops,
-)
+from coretune.ledger import GRADIENT_SIGNALS, ModelShape, forward_flops, measurement_flops, training_flops
 from coretune.measure.parameters import choose, decoder_blocks, decoder_of, full_shape
 from coretune.measure.settings import MeasureSettings
 from coretune.rounds.sampler import PoolRows
