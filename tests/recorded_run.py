@@ -11,8 +11,8 @@ import yaml
 
 from coretune.ledger import Ledger, Round
 from coretune.neighbors.graph import build
-from coretune.recording import run_record
-from coretune.recording.run_files import CONFIG, LEDGER
+from coretune.recording import audit, run_record
+from coretune.recording.run_files import CONFIG, LEDGER, SELECTION
 from coretune.rounds.state import State
 from coretune.types import Array, Coreset, NeighborGraph, Pool, Rows
 
@@ -138,3 +138,8 @@ def make_run(
     config = {"coreset": {"method": "grace"}, "provenance": {"round_steps": 10}, **options.get("config", {})}
     (folder / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder
+
+
+def recorded_lines(folder: Path, id: str) -> list[dict[str, Any]]:
+    """What selection.parquet says of a row, a dict a selection."""
+    return [line for line in audit.read(folder / SELECTION).to_pylist() if line["id"] == id]

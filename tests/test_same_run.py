@@ -276,7 +276,7 @@ def test_a_store_of_signals_is_of_config_and_versions_too(
     plain = parts(str(model_folder()))
     other = parts(str(another_config(tmp_path / "model", rms_norm_eps=1e-2)))
     assert {name for name in plain if plain[name] != other[name]} == {"config"}
-    monkeypatch.setattr(identity, "version", lambda name: "9.9" if name == "peft" else version(name))
+    monkeypatch.setattr("coretune.installed.version", lambda name: "9.9" if name == "peft" else version(name))
     newer = parts(str(model_folder()))
     assert {name for name in plain if plain[name] != newer[name]} == {"peft"}
 

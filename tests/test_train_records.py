@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded_run import recorded_lines
 from tiny_run import coreset_config, corpus, trainer
 from watched_run import names, watched
 
@@ -101,8 +102,7 @@ def test_a_row_with_a_nan_is_named_and_the_run_goes_on(
     trained = {name for batch in made.trained for name in batch}
     assert not trained & set(names(made, range(broken)))
     assert len(made.trained) == 4
-    line = audit.explain(tmp_path / "_coretune" / "selection.parquet", named[0])[0]
-    assert line["excluded"] == "a signal was not finite"
+    assert recorded_lines(tmp_path, named[0])[0]["excluded"] == "a signal was not finite"
 
 
 def test_evaluation_works_in_between_and_is_not_training(tmp_path: Path) -> None:
