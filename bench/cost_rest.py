@@ -15,7 +15,7 @@ from scale_graph import compiled
 from scale_row import best, measured
 from scale_select import config_of, given_signals
 
-ROWS, QUICK = 100_000, 5_000
+ROWS, QUICK = 100_000, 1_000
 GOAL, END_GOAL = 6.0, 2.0  # 3 s on two cores; the end: a second, and one for each 100,000 rows
 WORK = ("graph", "selection", "other")
 
