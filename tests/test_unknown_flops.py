@@ -29,7 +29,7 @@ from transformers import (
 from coretune import run
 from coretune.comparing.compare_command import run_comparison
 from coretune.config import RunConfig, check_config
-from coretune.ledger import Cost, Ledger
+from coretune.ledger import Cost, Ledger, table_of
 from coretune.measure.settings import MeasureSettings
 from coretune.measure.signals import measurer
 from coretune.planning import plan
@@ -126,7 +126,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def test_a_run_its_page_and_its_plan_say_unknown(settings: RunConfig) -> None:
     planned = make_plan(settings)
-    assert plan.table(planned)[-1][-1] == "unknown"
+    assert table_of(planned.phases)[-1][-1] == "unknown"
     assert plan.verdict(planned)[0].startswith("FLOPs are unknown, for there is no formula")
     assert planned.total.seconds > 0
     plan.write(planned, settings.output_dir)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_configs import TRAINING, raw_config
 from safetensors.torch import load_file
-from test_run import TRAINING, raw_config
 from tiny_run import records, write_jsonl
 
 from coretune import run
