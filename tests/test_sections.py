@@ -13,8 +13,8 @@ import peft
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from run_configs import TRAINING, config
 from section_config import made
-from test_run import TRAINING, config
 from tiny_run import model_folder, records, trainer, write_jsonl
 from transformers import AutoModelForCausalLM, TrainingArguments
 from trl import SFTConfig

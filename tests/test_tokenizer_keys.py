@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_configs import CORESET, TRAINING, config, raw_config
 from section_config import made
-from test_run import CORESET, TRAINING, config, raw_config
 from tiny_run import model_folder, records, write_jsonl
 from tiny_tokenizer import TEMPLATE, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from measure_oracle import BOS, PAD, random_rows
-from test_run import raw_config
+from run_configs import raw_config
 from tiny_run import coreset_config, corpus, model_folder, records, trainer, write_jsonl
 from tiny_tokenizer import tiny_tokenizer
 from transformers import (
