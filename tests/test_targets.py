@@ -217,7 +217,7 @@ def test_a_target_becomes_easier_by_its_own_warm_up_and_its_cost_is_booked(dropp
     assert (costs["warm-up"].rows, costs["warm-up"].tokens) == (2 * 44, 2 * lengths.sum())
     assert costs["warm-up"].flops == pytest.approx(2 * made.cost.training_of(lengths))
     everyone = np.arange(48)
-    loss = made.cost._look(made.pool_rows.length, made.pool_rows.response_length, {"loss"})
+    loss = dataclasses.replace(made.cost, signals=frozenset({"loss"}), tuned=0).measurement(everyone)
     assert costs["measurement"].flops == made.measurement.first.flops(everyone) > 3 * loss
 
 

@@ -1,7 +1,8 @@
 """Twelve word and number skills with exact answers: what the playground's pools and its model are made of.
 
 A skill draws its arguments, solves them, and asks for the answer in plain English. The shipped model has met
-the same operations only in another notation (`model.py`), so that fine-tuning has to teach the instructions.
+the same operations only in another notation (`bench/playground_model.py`), so that fine-tuning has to teach
+the instructions.
 """
 
 from __future__ import annotations
