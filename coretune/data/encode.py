@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from coretune.data.answers import marked
+from coretune.data.beginnings import tokenised
 from coretune.data.formats import identity, interpret, source_of, weight_of
 from coretune.data.raw import BadRow, LeftOut
 from coretune.data.render import Loss, Rendered, Tokenizer, render
@@ -100,26 +101,34 @@ EMPTY: Mapping[str, Any] = {
 
 
 def _tokenise(rendered: list[Rendered], tokenizer: Tokenizer) -> list[Tokens]:
-    """One call a kind of text."""
-    ids: dict[tuple[int, int], list[int]] = {}
+    """A call a kind of text."""
+    found: dict[int, Tokens] = {}
     for special in (False, True):
-        wanted = [
-            (index, part, text)
-            for index, row in enumerate(rendered)
-            for part, text in enumerate((row.whole, row.prompt, *row.earlier))
-            if row.adds == special and text is not None
-        ]
-        if wanted:
-            texts = [text for _, _, text in wanted]
-            encoded = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-            after = _appended(tokenizer) if special else 0
-            for (index, part, text), tokens in zip(wanted, encoded["input_ids"], strict=True):
-                tokens = tokens[: len(tokens) - after]
-                ids[index, part] = _one_bos(text, tokens, tokenizer) if special else tokens
-    return [
-        Tokens(ids[at, 0], ids.get((at, 1)), [ids[at, 2 + part] for part in range(len(row.earlier))])
-        for at, row in enumerate(rendered)
-    ]
+        rows = {at: row for at, row in enumerate(rendered) if row.adds == special}
+        wholes = [row.whole for row in rows.values()]
+        parts = [([] if row.prompt is None else [row.prompt]) + row.earlier for row in rows.values()]
+        made = _with_special(wholes, parts, tokenizer) if special else tokenised(wholes, parts, tokenizer)
+        for (at, row), ids, beginnings in zip(rows.items(), *made, strict=True):
+            prompt = None if row.prompt is None else beginnings.pop(0)
+            found[at] = Tokens(ids, prompt, beginnings)
+    return [found[at] for at in range(len(rendered))]
+
+
+def _with_special(
+    wholes: Sequence[str], beginnings: Sequence[Sequence[str]], tokenizer: Tokenizer
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Ids of the wholes and of each one's beginnings, with the tokenizer's BOS."""
+    texts = [text for whole, parts in zip(wholes, beginnings, strict=True) for text in (whole, *parts)]
+    if not texts:
+        return [], []
+    encoded = tokenizer(texts, add_special_tokens=True, return_attention_mask=False, verbose=False)
+    after = _appended(tokenizer)
+    ids = iter(
+        _one_bos(text, tokens[: len(tokens) - after], tokenizer)
+        for text, tokens in zip(texts, encoded["input_ids"], strict=True)
+    )
+    made = [[next(ids) for _ in range(1 + len(parts))] for parts in beginnings]
+    return [row[0] for row in made], [row[1:] for row in made]
 
 
 def _appended(tokenizer: Tokenizer) -> int:
