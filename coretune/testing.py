@@ -25,12 +25,14 @@ from coretune.types import (
     TARGET_SIMILARITY,
     TRAINED_AT,
     TRAINED_TIMES,
+    AlongGraph,
     Array,
     Budget,
     Coreset,
     Filter,
     NeighborGraph,
     Pool,
+    ReadsGraph,
     Selector,
 )
 
@@ -93,8 +95,9 @@ def check_selector(selector: Selector, *, filters: Sequence[Filter] = (), seed: 
     warning in the log "coretune" that has both numbers; never more tokens than a budget of tokens;
     weights >= 0, finite, mean 1; one finite gain a pick; each reason (n,); figures that JSON can hold,
     none NaN or infinite; the same coreset for the same seed; the pool left as it was; only features it
-    names in `needs` are read; no row that a filter took out is chosen, and fewer rows than the budget asks
-    for only with a warning that has both numbers.
+    names in `needs` are read, and the graph only where it is `AlongGraph` or a filter `ReadsGraph`; no row
+    that a filter took out is chosen, and fewer rows than the budget asks for only with a warning that has
+    both numbers.
     Cases: budgets from one row to all; copies, all rows equal, unusable rows holding NaN, fewer rows than
     neighbours.
     """
@@ -105,7 +108,8 @@ def check_selector(selector: Selector, *, filters: Sequence[Filter] = (), seed: 
         _require(
             not unknown, f"needs {sorted(unknown)}, which are no signals; there are {sorted(pool.features)}"
         )
-        visible = _read_only(pool, (*selector.needs, *(name for each in filters for name in each.needs)))
+        needs = (*selector.needs, *(name for each in filters for name in each.needs))
+        visible = _read_only(pool, needs, isinstance(selector, AlongGraph) or any(map(_reads_graph, filters)))
         for budget in _budgets(pool, bool(filters)):
             _examine(selector, filters, visible, budget, seed, f"{case}, {budget.amount} {budget.unit}")
 
@@ -115,7 +119,7 @@ def check_filter(filter: Filter, *, seed: int = 0) -> None:
 
     Promises: a frozen dataclass with `name` and `says`; keep (n,) bool; score (n,) float32, finite or NaN;
     figures that JSON can hold; the same verdict each time; the pool left as it was; only features it names in
-    `needs` are read. Cases: as for selectors.
+    `needs` are read, and the graph only where it is `ReadsGraph`. Cases: as for selectors.
     """
     kind = type(filter).__name__
     _require(dataclasses.is_dataclass(filter), f"{kind} is no dataclass")
@@ -125,7 +129,7 @@ def check_filter(filter: Filter, *, seed: int = 0) -> None:
     for case, pool in _cases(seed):
         unknown = set(filter.needs) - set(pool.features)
         _require(not unknown, f"needs {sorted(unknown)}, which are no signals")
-        visible = _read_only(pool, filter.needs)
+        visible = _read_only(pool, filter.needs, _reads_graph(filter))
         for budget in _budgets(pool, True):
             _examine_filter(filter, visible, budget, f"{case}, {budget.amount} {budget.unit}")
 
@@ -313,18 +317,22 @@ def _exact_graph(embedding: Array, usable: Array, k: int) -> NeighborGraph:
     return NeighborGraph(neighbors, similarity, unit)
 
 
-def _read_only(pool: Pool, needs: tuple[str, ...]) -> Pool:
+def _reads_graph(filter: Filter) -> bool:
+    return isinstance(filter, ReadsGraph) and filter.reads_graph
+
+
+def _read_only(pool: Pool, needs: tuple[str, ...], graph: bool) -> Pool:
     """The pool as the exam shows it: only what is needed, and nothing that can be written to."""
     features = {name: pool.features[name] for name in {*needs, *KEPT}}
-    shown = dataclasses.replace(pool, features=features)
+    shown = dataclasses.replace(pool, features=features, graph=pool.graph if graph else None)
     for value in _arrays(shown).values():
         value.setflags(write=False)
     return shown
 
 
 def _arrays(pool: Pool) -> dict[str, Array]:
-    assert pool.graph is not None
-    graph = {"graph.neighbors": pool.graph.neighbors, "graph.similarity": pool.graph.similarity}
+    names = ("neighbors", "similarity") if pool.graph is not None else ()
+    graph = {f"graph.{name}": getattr(pool.graph, name) for name in names}
     return {
         **pool.features,
         "cost": pool.cost,

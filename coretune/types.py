@@ -270,6 +270,16 @@ class Filter(Protocol):
 
 
 @runtime_checkable
+class ReadsGraph(Protocol):
+    """A filter that may compare a row with its neighbours in the pool's graph."""
+
+    @property
+    def reads_graph(self) -> bool:
+        """Whether it does; then `refresh.embedding` is measured, and the graph is made of it."""
+        ...
+
+
+@runtime_checkable
 class RefreshPolicy(Protocol):
     """Whom one refresh measures, and how the selection after it sees the pool. Made anew for each refresh.
 

@@ -19,6 +19,8 @@ from transformers import Trainer
 from trl import SFTTrainer
 from watched_run import names, watched
 
+from coretune.filters.cooldown import Cooldown
+from coretune.filters.neighbours import Neighbours
 from coretune.rounds.order import Order, round_order
 from coretune.rounds.sampler import PreparedRows, RoundSampler, with_positions
 from coretune.training.refusals import can_weigh
@@ -61,6 +63,15 @@ def test_a_random_coreset_changes_too_and_full_is_the_whole_pool(tmp_path: Path)
     everyone = sorted(made.pool_rows.ids)
     assert sorted(name for batch in made.trained[:12] for name in batch) == everyone
     assert sorted(name for batch in made.trained[12:] for name in batch) == everyone
+
+
+def test_filters_that_compare_neighbours_have_a_graph_with_a_method_that_reads_none(tmp_path: Path) -> None:
+    filters = (Neighbours(pairs=8, min_loss_ratio=0.0), Cooldown(by="loss"))
+    config = coreset_config("random", filters=filters)
+    _, states = watched(tmp_path, config, max_steps=6)
+    assert config.needs == ("loss", config.refresh.embedding)
+    assert states[-1].pool.graph is not None
+    assert states[-1].coreset.figures["filtered_cooldown"] > 0
 
 
 def test_what_is_done_once_an_epoch_is_done_once_a_coreset(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class Cooldown:
     def needs(self) -> tuple[str, ...]:
         return ("loss",) if self.by == "loss" else ()
 
+    @property
+    def reads_graph(self) -> bool:
+        """Whether a row's share is that of its neighbours' loss."""
+        return self.by == "loss"
+
     def judge(self, pool: Pool, budget: Budget) -> Verdict:
         trained_at, times = pool.feature(TRAINED_AT), pool.feature(TRAINED_TIMES)
         newest = int(trained_at[pool.usable].max())

@@ -44,6 +44,7 @@ class Neighbours:
 
     name: ClassVar[str] = "neighbours"
     says: ClassVar[str] = "flagged as noisy: its loss is far above that of rows that ask alike"
+    reads_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.pairs < 1:

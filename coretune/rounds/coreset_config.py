@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from coretune.types import (
     Filter,
     KeepsQuota,
     Pool,
+    ReadsGraph,
     Selector,
     TrainersSeed,
     UsesCheckpoints,
@@ -211,7 +213,7 @@ class CoresetConfig:
     @property
     def needs(self) -> tuple[str, ...]:
         """Signals to measure; none for a selector that needs none."""
-        asked = (*self.selector.needs, *(name for each in self.filters for name in each.needs))
+        asked = (*self.selector.needs, *self._needs_of(self.filters))
         if not asked:
             return ()
         audited = (
@@ -241,8 +243,14 @@ class CoresetConfig:
         """Signals to measure of all rows: all, or those of the filters up to `narrow`."""
         if not self.narrows_at:
             return self.needs
-        first = self.filters[: self.narrows_at]
-        return tuple(dict.fromkeys(name for each in first for name in each.needs))
+        return tuple(dict.fromkeys(self._needs_of(self.filters[: self.narrows_at])))
+
+    def _needs_of(self, filters: Sequence[Filter]) -> Iterator[str]:
+        """Signals that these filters read, and the graph's embedding where one compares neighbours."""
+        for each in filters:
+            yield from each.needs
+            if isinstance(each, ReadsGraph) and each.reads_graph:
+                yield self.refresh.embedding
 
     @property
     def noise(self) -> DetectsNoise | None:
