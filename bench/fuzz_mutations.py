@@ -16,7 +16,7 @@ import yaml
 
 from coretune.config import RunConfig
 from coretune.coreset_section import build_coreset, spelled_out
-from coretune.other_tools import LEAVE, WRITE
+from coretune.other_tools_keys import LEAVE, WRITE
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.stock_fields import LORA, SFT, field_types
 
@@ -214,7 +214,7 @@ BESIDE = [
     *(["env"], ["env", "CONFIG"], ["env", "nowhere.yaml"], ["env", "--json"], ["env", "CONFIG", "--json"]),
     *(["env", "."], ["env", "/dev/null"], ["env", "\0"], ["env", "CONFIG", "x"]),
 ]
-FOREIGN = sorted({*WRITE, *LEAVE})  # keys of other tools
+FOREIGN = sorted(key.replace("*", "x") for key in {*WRITE, *LEAVE})  # keys of other tools
 COMPARE = [
     *(
         ["--arms", ","],

@@ -108,7 +108,8 @@ def load_present(path: str | Path, overrides: Sequence[str] | None) -> RunConfig
 
 def check_config(raw: Mapping[str, Any]) -> RunConfig:
     """A RunConfig of plain values, every section's keys and values checked."""
-    if said := answer([key for key in raw if key not in RunConfig.model_fields], field_types(SFT)):
+    unknown = {key: value for key, value in raw.items() if key not in RunConfig.model_fields}
+    if said := answer(unknown, field_types(SFT), [*_below(), *RunConfig.model_fields]):
         raise ConfigError(said)
     refuse_unknown("", raw, RunConfig.model_fields, _below())
     if raw.get(PROVENANCE) and isinstance(raw.get("coreset"), Mapping):
@@ -184,7 +185,10 @@ def _check_stock(config: RunConfig) -> None:
     if config.peft is not None and str(config.peft.get("peft_type", "LORA")).upper() == "LORA":
         sections["peft"] = (LORA, config.peft)
     for name, (classes, section) in sections.items():
-        refuse_unknown(f"{name}.", section, field_types(classes))
+        known = field_types(classes)
+        if said := answer({key: value for key, value in section.items() if key not in known}, ()):
+            raise ConfigError(f"{name}: {said}")
+        refuse_unknown(f"{name}.", section, known)
         if wrong := first_wrong(classes, section):
             key, remedy = wrong
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")

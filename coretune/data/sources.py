@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from coretune.data.raw import CorpusError, is_data
-from coretune.other_tools import OF_AN_ENTRY
+from coretune.other_tools import answer_entry
 
 BUILDERS = ("json", "csv", "parquet", "arrow")  # `path` of load_dataset where data_files names the files
 TRAIN = "train"
@@ -110,10 +110,10 @@ def _sources_of(entry: Any) -> list[Source]:
     if not isinstance(entry, Mapping):
         raise CorpusError(f"{entry!r:.80} is no data: give a path, or {{path: ..., split: ...}}")
     known = [each.name for each in fields(Source)]
+    if said := answer_entry(str(key) for key in entry if key not in known):
+        raise CorpusError(f"{entry!r:.80} has keys of another tool: {said} (docs/coming-from.md)")
     for key in entry:
         if key not in known:
-            if key in OF_AN_ENTRY:
-                raise CorpusError(f"{entry!r:.80} has the key {key!r} of another tool: {OF_AN_ENTRY[key]}")
             near = get_close_matches(str(key), known, 1)
             hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
             raise CorpusError(f"{entry!r:.80} has the unknown key {key!r}{hint}")
