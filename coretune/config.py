@@ -34,7 +34,7 @@ from coretune.keys import put, refuse_unknown
 from coretune.other_tools import answer
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
-from coretune.stock_fields import LORA, SFT, field_types, first_wrong
+from coretune.stock_fields import LORA, SFT, dead_value, field_types, first_wrong
 from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
@@ -189,6 +189,9 @@ def _check_stock(config: RunConfig) -> None:
         if said := answer({key: value for key, value in section.items() if key not in known}, ()):
             raise ConfigError(f"{name}: {said}")
         refuse_unknown(f"{name}.", section, known)
+        for key, value in section.items() if name == "training" else ():
+            if why := dead_value(key, value):
+                raise ConfigError(f"training.{key} is {_shown(key, value)}, which has no effect here: {why}")
         if wrong := first_wrong(classes, section):
             key, remedy = wrong
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")

@@ -1,6 +1,6 @@
 """Keys of TRL's command, Axolotl and LLaMA-Factory that have another name here, and what to write for them.
 
-A `*` in a name stands for any letters. docs/coming-from.md has the same tables.
+A `*` in a name matches any letters. docs/coming-from.md has the same tables.
 """
 
 from __future__ import annotations
@@ -136,7 +136,6 @@ WRITE: Mapping[str, str] = _by_key(
         "training.warmup_steps: below 1 it is a share": "warmup_ratio",
         "training.neftune_noise_alpha": "noisy_embedding_alpha",
         "training.loss_type: dft": "use_dft_loss",
-        "training.loss_type: chunked_nll": "chunked_cross_entropy* cut_cross_entropy",
         "training.train_sampling_strategy: group_by_length": "group_by_length",
         "training.gradient_checkpointing: false": "disable_gradient_checkpointing",
         "training.gradient_checkpointing_kwargs: {use_reentrant: …}": (
@@ -203,7 +202,7 @@ LEAVE: Mapping[str, str] = _by_key(
             "unfrozen_parameters freeze_trainable_layers freeze_trainable_modules freeze_extra_modules "
             "use_llama_pro lisa_* relora*"
         ),
-        "loss_type has nll, chunked_nll and dft": "use_eaft* eaft_* use_asft_loss asft_alpha",
+        "training.loss_type has nll and dft": "use_eaft* eaft_* use_asft_loss asft_alpha",
         "rows are tokenised and kept here": (
             "skip_prepare_dataset dataset_kwargs dataset_keep_in_memory dataset_shard_idx dataset_shard_num "
             "num_dataset_shards_to_save data_shared_file_system preprocessing_batch_size preprocess_iterable "
@@ -249,7 +248,8 @@ LEAVE: Mapping[str, str] = _by_key(
         "peft sets it": "lora_fan_in_fan_out peft_autocast_adapter_dtype",
         "peft loads it where the model is": "lora_on_cpu",
         "layers and weights are as transformers has them": (
-            "lora_*_kernel *_kernels fused_attn_kernel use_unsloth* use_kt kt_* tiled_mlp* flash_attn_* "
+            "lora_*_kernel *_kernels fused_attn_kernel use_unsloth* use_kt kt_* tiled_mlp* "
+            "chunked_cross_entropy* cut_cross_entropy flash_attn_* "
             "flash_optimum sage_attention sdpa_varlen xformers_attention s2_attention shift_attn "
             "gemma4_hybrid_attn_impl large_head_attention scaling_softmax* mixture_of_depths "
             "use_scattermoe use_sonicmoe use_onebitllms llama4_linearized_experts quantize_moe_experts "
@@ -325,7 +325,7 @@ LEAVE_IN_AN_ENTRY: Mapping[str, str] = _by_key(
         "the chat template says it": (
             "drop_system_message field_thinking template_thinking_key split_thinking"
         ),
-        "no teacher is read": "logprobs_field temperature",
+        "labels alone are learnt, no probabilities": "logprobs_field temperature",
         "this is sft": "field_rejected",
         "rows are read as they are": "input_transform",
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,8 @@ LORA = (
     ("peft", "config.py", "PeftConfig"),
     ("peft", "tuners/lora/config.py", "LoraConfig"),
 )
+#: Files of transformers with the enumerations whose words its fields take.
+ENUMERATIONS = ("trainer_utils.py", "training_args.py")
 #: Fields that take more than their annotations say (transformers 5.23, peft 0.21).
 WIDER = {"fsdp": "bool | str | list[str] | None", "lora_alpha": "int | float"}
 #: Whole numbers below which a run fails later, or does what nobody meant.
@@ -41,6 +44,22 @@ LEAST = {
     "neftune_noise_alpha": 0,
     "max_grad_norm": 0,
     "r": 1,
+}
+#: Key of SFTConfig -> (values that say what is done anyway, why no other is taken and what to do).
+ELSEWHERE: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "dataset_text_field": (("text",), "texts are read from `text`: write columns: {text: …} at the top"),
+    "dataset_kwargs": ((None, {}, {"skip_prepare_dataset": True}), "rows are tokenised here: leave it out"),
+    "truncation_mode": (("keep_start",), "prompts are cut from the left, responses never: leave it out"),
+    "shuffle_dataset": ((False,), "the coreset has an order of its own, which seed changes: leave it out"),
+    "eval_packing": ((None, False), "evaluation rows are not packed: leave it out"),
+    "length_column_name": (("length",), "lengths are those of the tokenised rows: leave it out"),
+    "do_train": ((True,), "`coretune train` trains, `coretune select` does not: leave it out"),
+    "do_eval": ((True,), "eval_data and eval_strategy say what is evaluated and when: leave it out"),
+    "do_predict": ((False,), "nothing is predicted; the section `evaluate` generates answers: leave it out"),
+    "include_for_metrics": ((), "no metric of your own can be given here: leave it out"),
+    "batch_eval_metrics": ((False,), "no metric of your own can be given here: leave it out"),
+    "parallelism_config": ((None,), "YAML cannot hold such an object: write it into accelerate's file"),
+    "local_rank": ((-1,), "the launcher (torchrun, accelerate) says it: leave it out"),
 }
 WORDS = {
     "int": "a whole number",
@@ -113,9 +132,7 @@ def _written_out(classes: Classes, word: str) -> Iterator[tuple[str, Any]]:
 
 def _fields(classes: Classes) -> Iterator[tuple[str, ast.AnnAssign]]:
     for package, file, name in classes:
-        path = package_folder(package) / file
-        if path.is_file():
-            yield from _fields_of(path, name)
+        yield from _fields_of(package_folder(package) / file, name)
 
 
 def package_folder(name: str) -> Path:
@@ -125,13 +142,37 @@ def package_folder(name: str) -> Path:
 
 
 def _fields_of(path: Path, name: str) -> Iterator[tuple[str, ast.AnnAssign]]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for line in node.body:
-                if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
-                    continue
-                if "ClassVar" not in ast.unparse(line.annotation):
-                    yield line.target.id, line
+    for line in _body(path, name):
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+            continue
+        if "ClassVar" not in ast.unparse(line.annotation):
+            yield line.target.id, line
+
+
+@cache
+def _classes(path: Path) -> Mapping[str, ast.ClassDef]:
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+def _body(path: Path, name: str) -> list[ast.stmt]:
+    found = _classes(path).get(name)
+    return found.body if found else []
+
+
+def _words_of(name: str) -> list[str]:
+    """The values of an enumeration of transformers; none of another class."""
+    for file in ENUMERATIONS:
+        lines = _body(package_folder("transformers") / file, name)
+        if found := [ast.literal_eval(line.value) for line in lines if isinstance(line, ast.Assign)]:
+            return found
+    return []
+
+
+def dead_value(key: str, value: Any) -> str | None:
+    """Why a value of a key of `training` would do nothing, and what to do; None where it does something."""
+    same, why = ELSEWHERE.get(key, ((value,), ""))
+    return None if value in same else why
 
 
 def first_wrong(classes: Classes, section: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -166,4 +207,14 @@ def wrong_value(annotation: ast.expr, value: Any) -> str | None:
             word for name, word in WORDS.items() if name in names - ({"int"} if "float" in names else set())
         ]
         return f"give {' or '.join(words)}" if words else "give a value of its type"
-    return None
+    return _wrong_word(annotation, value)
+
+
+def _wrong_word(annotation: ast.expr, value: Any) -> str | None:
+    """What to give instead of a text that the annotation's enumeration has not."""
+    names = [part.id for part in ast.walk(annotation) if isinstance(part, ast.Name) and part.id not in _NAMES]
+    known = [word for name in names for word in _words_of(name)]
+    if not isinstance(value, str) or not known or value in known:
+        return None
+    near = get_close_matches(value, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)}"

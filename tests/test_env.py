@@ -15,7 +15,18 @@ import coretune
 from coretune.cli import app
 from coretune.commands.env import environment
 
-HEAVY = ("accelerate", "datasets", "peft", "torch", "transformers", "trl")
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "faiss",
+    "peft",
+    "pyarrow",
+    "scipy.linalg",
+    "scipy.sparse",
+    "torch",
+    "transformers",
+    "trl",
+)
 
 
 def test_versions_devices_and_the_config_without_its_secrets_are_printed(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 HOME = Path(__file__).parents[1]
 PLACES = ("coretune", "docs", "bench", "examples", "tests", "dev")
-OTHERS = ("training_args.py", "base_config.py", "sft_config.py", "rows.py", "tool.py")  # of transformers, TRL
+OF_TRANSFORMERS, OF_TRL = ("training_args.py", "trainer_utils.py"), ("base_config.py", "sft_config.py")
+OTHERS = (*OF_TRANSFORMERS, *OF_TRL, "rows.py", "tool.py")
 NAMED = re.compile(r"\b\w+\.py\b")
 
 

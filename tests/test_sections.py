@@ -23,10 +23,10 @@ from coretune import run
 from coretune.config import ConfigError, load_config
 from coretune.coreset_section import coreset
 from coretune.measure.settings import MeasureSettings
+from coretune.stock_fields import ELSEWHERE
 from coretune.training.adapter_names import refuse_unmatched
 from coretune.training.refusals import refuse_arguments, refuse_sft_arguments
 from coretune.training.sections import (
-    ELSEWHERE,
     PEFT_REFUSED,
     PEFT_TYPES_REFUSED,
     SFT_KEYS,

@@ -21,9 +21,9 @@ Pairs made to be wrong: after the decoys of Elias and Gygi, Nature Methods 2007.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from coretune.types import Array
 
@@ -62,7 +62,7 @@ def decide(scores: Array, own: Array, pairs: Array) -> Decision:
     share = min(1.0, 2.0 * float((scores > centre).mean()))
     auc = _auc(own, pairs, share)
     missed = np.linspace(MISSED, 0.5, 100)
-    cuts = centre + spread * ndtri(missed)  # a smooth curve: of few pairs the quantiles themselves jump
+    cuts = centre + spread * _quantile(missed)  # a smooth curve: of few pairs the quantiles themselves jump
     flagged = 1.0 - np.searchsorted(np.sort(scores), cuts, side="left") / len(scores)
     right = flagged - share * (1.0 - missed)
     error = 2.0 * share / np.sqrt(len(pairs))  # two standard errors of the share, whose pairs are few
@@ -78,7 +78,14 @@ def centre_and_spread(pairs: Array) -> tuple[float, float]:
     if len(pairs) < 2:
         return 0.0, 1.0
     low, middle = np.quantile(pairs, [0.1, 0.5])
-    return float(middle), max(float(middle - low) / float(-ndtri(0.1)), 1e-6)
+    return float(middle), max(float(middle - low) / float(-_quantile(0.1)), 1e-6)
+
+
+def _quantile(share: Any) -> Any:
+    """Of the standard normal distribution."""
+    from scipy.special import ndtri  # late: a mistake in a config is reported without it
+
+    return ndtri(share)
 
 
 def _auc(own: Array, pairs: Array, share: float) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from coretune.neighbors.near_lists import empty, grouped, offer, offer_back
@@ -50,6 +49,8 @@ def cut(embedding: Array, directed: Rows, k: int, seed: int) -> Cells:
     d = embedding.shape[1]
     if len(directed) <= EXACT_ROWS:
         return Cells(np.zeros((1, d), np.float32), 1)
+    import faiss  # late: a mistake in a config is reported without it
+
     rng = np.random.default_rng(seed)
     count = int(2 ** round(np.log2(4 * np.sqrt(len(directed)))))  # filling cells and asking them cost alike
     learnt = np.sort(rng.choice(directed, min(len(directed), 32 * count), replace=False))
@@ -116,5 +117,7 @@ def exact_neighbours(embedding: Array, directed: Rows, sample: Rows, k: int) -> 
 
 
 def _knn(queries: Array, base: Array, count: int) -> tuple[Array, Array]:
+    import faiss
+
     similarity, position = faiss.knn(queries, base, count, metric=faiss.METRIC_INNER_PRODUCT)
     return similarity, position

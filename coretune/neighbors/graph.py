@@ -9,8 +9,6 @@ Cosine is the inner product of unit rows. A row of zeros has no direction: it li
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
 from coretune.neighbors import cells
 from coretune.neighbors.cells import Cells, meet
@@ -211,9 +209,12 @@ def near_copies(graph: NeighborGraph, threshold: float = 0.999) -> Array:
 
     Groups are the connected components along edges of cosine >= threshold: a chain of copies is one group.
     """
+    from scipy.sparse import csr_matrix  # late: a mistake in a config is reported without it
+    from scipy.sparse.csgraph import connected_components
+
     tight = (graph.neighbors >= 0) & (graph.similarity >= threshold)
     start = np.nonzero(tight)[0]
-    edges = sparse.csr_matrix((np.ones(len(start), np.int8), (start, graph.neighbors[tight])), (graph.n,) * 2)
+    edges = csr_matrix((np.ones(len(start), np.int8), (start, graph.neighbors[tight])), (graph.n,) * 2)
     _, label = connected_components(edges, directed=False)
     _, lowest = np.unique(label, return_index=True)
     return lowest[label].astype(np.int32)

@@ -13,9 +13,10 @@ arXiv:2604.11810, 2026. [paper] is stated there; [choice] is ours where it says 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numba import njit
-from scipy import sparse
 
 from coretune.neighbors import graph
 from coretune.neighbors.graph import Csr
@@ -23,10 +24,13 @@ from coretune.progress_reports import reporter
 from coretune.select.importance import scaled
 from coretune.types import Array, NeighborGraph, Rows
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 SHORT = np.float32(1e-6)  # a vector of at most this length has no direction
 
 
-def priority(score: Array, staleness: Array, alpha: sparse.csr_matrix, usable: Array, beta: float) -> Array:
+def priority(score: Array, staleness: Array, alpha: csr_matrix, usable: Array, beta: float) -> Array:
     """(n,) float64 in [0, 1]: p_i = β·staleness_i + (1−β)·|g_i − Σ_j α_ij g_j| [paper]; 0 for unusable rows.
 
     Both parts are brought to [0, 1] [choice]: staleness, in rounds since a measurement, by its maximum;
@@ -45,14 +49,16 @@ def highest(priority: Array, candidates: Rows, count: int) -> Rows:
     return np.sort(candidates[np.argsort(-priority[candidates], kind="stable")[:count]])
 
 
-def propagation_weights(edges: Csr, rows: Rows, usable: Array) -> sparse.csr_matrix:
+def propagation_weights(edges: Csr, rows: Rows, usable: Array) -> csr_matrix:
     """(m, n) float32 α of `rows`: α_ij = max(cos_ij, 0) / Σ_j max(cos_ij, 0) over usable neighbours j.
 
     A row without such a neighbour is empty. Work is proportional to the edges of `rows`.
     """
+    from scipy.sparse import csr_matrix  # late: a mistake in a config is reported without it
+
     indptr, indices, similarity = edges
     n = len(indptr) - 1
-    weight = sparse.csr_matrix((similarity, indices, indptr), shape=(n, n))[rows]
+    weight = csr_matrix((similarity, indices, indptr), shape=(n, n))[rows]
     weight.data = np.where(usable[weight.indices], weight.data, np.float32(0))
     weight.eliminate_zeros()
     total = np.asarray(weight.sum(axis=1)).ravel()
@@ -76,7 +82,7 @@ def _beside(indptr: Array, indices: Array, anchors: Rows) -> Array:
     return beside
 
 
-def eq21_step(values: Array, weights: sparse.csr_matrix, rows: Rows) -> Array:
+def eq21_step(values: Array, weights: csr_matrix, rows: Rows) -> Array:
     """One synchronous step of `rows`: the z that minimises E(z) = ½(z − z_old)² + ½ Σ_j w_j (z − z_j)².
 
     z ← (z_old + Σ_j w_j z_j) / (1 + Σ_j w_j). [paper, Eq. 21] states z ← ½ z_old + ½ Σ_j α_ij z_j, which is

@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from coretune.select.columns import project_rows
 from coretune.types import Array, Rows
@@ -50,6 +48,9 @@ def copy_ranks(features: Array, norms: Array, cosine: float) -> Array:
         for one, other in _near(place, rows, _hashed(cells), 4.0 * far):
             same = _cosines(features, norms, one, other) >= cosine
             pairs.append(np.stack([one[same], other[same]], axis=1))
+    from scipy.sparse import coo_matrix  # late: a mistake in a config is reported without it
+    from scipy.sparse.csgraph import connected_components
+
     joined = np.concatenate(pairs)
     graph = coo_matrix((np.ones(len(joined), dtype=np.int8), (joined[:, 0], joined[:, 1])), shape=(n, n))
     _, group = connected_components(graph, directed=False)

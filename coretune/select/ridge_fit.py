@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from coretune.select.columns import combination, inner_products
 from coretune.types import Array, Rows
@@ -117,10 +116,12 @@ def solved(matrix: Array, ridge: float, missing: Callable[[Array], Array]) -> Ar
     matrix   (p, p) float32 or float64; overwritten
     missing  v -> right − (matrix + ρI) v (p,) float64, computed in float64 from what the matrix is made of
     """
+    from scipy.linalg import cho_factor, cho_solve  # late: a mistake in a config is reported without it
+
     matrix[np.diag_indices(len(matrix))] += ridge
     try:
         factor = cho_factor(matrix, overwrite_a=True, check_finite=False)
-    except LinAlgError:
+    except np.linalg.LinAlgError:
         return None
     found = np.zeros(len(matrix))
     left = missing(found)

@@ -1,7 +1,7 @@
 """The sections of a config that are the stock libraries' own: `training` and `peft`.
 
 The rows are tokenised here, not by TRL (`data/`). So a key of SFTConfig that shapes rows is honoured here
-too, or named in an error: none is taken and left without effect.
+too, or named in an error (`stock_fields.py`): none is taken and left without effect.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from trl import SFTConfig
 
 from coretune.config import ConfigError, RunConfig
 from coretune.keys import nearest, refuse_unknown
+from coretune.stock_fields import ELSEWHERE
 from coretune.training.few_bits import quantization
 
 #: Keys that SFTConfig has beyond TrainingArguments and that are honoured, here or by TRL's trainer.
@@ -33,22 +34,6 @@ BY_ROWS = (
 BY_MODEL = ("activation_offloading", "loss_type", "model_init_kwargs", "pad_token", "router_aux_loss_coef")
 BY_BATCHES = ("max_length", "packing", "packing_strategy", "padding_free", "pad_to_multiple_of")
 SFT_KEYS = frozenset((*BY_ROWS, *BY_MODEL, *BY_BATCHES, "trust_remote_code"))
-#: Key -> (values that say what is done anyway, why no other is taken and what to do).
-ELSEWHERE: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "dataset_text_field": (("text",), "texts are read from `text`: write columns: {text: …} at the top"),
-    "dataset_kwargs": ((None, {}, {"skip_prepare_dataset": True}), "rows are tokenised here: leave it out"),
-    "truncation_mode": (("keep_start",), "prompts are cut from the left, responses never: leave it out"),
-    "shuffle_dataset": ((False,), "the coreset has an order of its own, which seed changes: leave it out"),
-    "eval_packing": ((None, False), "evaluation rows are not packed: leave it out"),
-    "length_column_name": (("length",), "lengths are those of the tokenised rows: leave it out"),
-    "do_train": ((True,), "`coretune train` trains, `coretune select` does not: leave it out"),
-    "do_eval": ((True,), "eval_data and eval_strategy say what is evaluated and when: leave it out"),
-    "do_predict": ((False,), "nothing is predicted; the section `evaluate` generates answers: leave it out"),
-    "include_for_metrics": ((), "no metric of your own can be given here: leave it out"),
-    "batch_eval_metrics": ((False,), "no metric of your own can be given here: leave it out"),
-    "parallelism_config": ((None,), "YAML cannot hold such an object: write it into accelerate's file"),
-    "local_rank": ((-1,), "the launcher (torchrun, accelerate) says it: leave it out"),
-}
 #: Left to the rows: TRL would judge them by a dataset that it did not prepare.
 ROWS_ONLY = ("assistant_only_loss", "completion_only_loss")
 MAPPINGS = ("_kwargs", "liger_kernel_config")  # ends of the names of mappings
@@ -82,7 +67,7 @@ PEFT_TYPES_REFUSED: Mapping[str, str] = {
 def training_arguments(config: RunConfig) -> SFTConfig:
     """The stock SFTConfig of the `training` section; ConfigError for a key that would do nothing."""
     for name, value in config.training.items():
-        _refuse_dead(name, value)
+        _refuse_later(name, value)
     given = {"output_dir": config.output_dir, "seed": config.seed, **config.training}
     given = {name: value for name, value in given.items() if name not in ROWS_ONLY}
     if not torch.accelerator.is_available():
@@ -101,16 +86,10 @@ def training_arguments(config: RunConfig) -> SFTConfig:
     return args
 
 
-def _refuse_dead(name: str, value: Any) -> None:
-    """ConfigError for a key that shapes rows, or says what is done, and is not read anywhere."""
-    if name in ELSEWHERE:
-        same, why = ELSEWHERE[name]
-        if value not in same:
-            raise ConfigError(f"training.{name} is {value!r}, which has no effect here: {why}")
-        return
-    if name in TrainingArguments.__dataclass_fields__ or name in SFT_KEYS:
-        return
-    if value != _default(SFTConfig, name):  # a key that a later TRL has
+def _refuse_later(name: str, value: Any) -> None:
+    """ConfigError for a key that a later TRL has, and that shapes rows: it is not read anywhere."""
+    known = name in ELSEWHERE or name in SFT_KEYS or name in TrainingArguments.__dataclass_fields__
+    if not known and value != _default(SFTConfig, name):
         raise ConfigError(f"training.{name} is {value!r}, and rows are prepared without it: leave it out")
 
 
