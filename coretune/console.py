@@ -56,6 +56,12 @@ def guarded(work: Callable[[], None], traceback: bool) -> None:
             raise
         print_error(error)
         raise typer.Exit(1) from None
+    except ImportError as error:
+        if traceback:
+            raise
+        ours = (error.name or "").partition(".")[0] == "coretune"
+        print_error(error if ours else ValueError(f"a package is missing: {error}"), unforeseen=ours)
+        raise typer.Exit(1) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # a fault of ours or of a library, which no message was written for

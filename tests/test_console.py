@@ -172,6 +172,11 @@ def test_json_holds_no_number_that_json_has_not(capsys: pytest.CaptureFixture[st
         (ValueError("a library\nspeaks\n\nlong"), "coretune: a library speaks long\n"),
         (OSError("no file\n  of that name"), "coretune: no file of that name\n"),
         (ValueError(), "coretune: ValueError:\n"),
+        (ImportError("install galore"), "coretune: a package is missing: install galore\n"),
+        (
+            ImportError("no x", name="coretune.x"),
+            "coretune: unforeseen error, whose place --traceback shows: ImportError: no x\n",
+        ),
         (KeyError("x"), "coretune: unforeseen error, whose place --traceback shows: KeyError: 'x'\n"),
     ],
 )

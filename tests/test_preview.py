@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from coretune.cli import app
 from coretune.commands.layout import Turn, turns_of
 from coretune.commands.pieces import pieces
 from coretune.commands.preview import Preview, histogram, preview
-from coretune.commands.preview_text import TRAINED, show, text_of
+from coretune.commands.preview_text import TRAINED, show, summary, text_of
 from coretune.config import check_config
 from coretune.data.corpus import Corpus
 from coretune.recording.row_account import by_reason
@@ -96,6 +97,11 @@ def test_every_row_that_is_left_out_is_counted_with_its_reason(found: Preview) -
     assert sum(found.left_out.values()) == 1
     assert found.read == 25
     assert len(found.lengths) == 21
+    for skipped, does in (
+        (False, "refuses them, or leaves them out with --skip-bad-rows"),
+        (True, "leaves them out"),
+    ):
+        assert f"3 rows are bad: training {does}:" in list(summary(replace(found, skipped=skipped)))
 
 
 def test_what_was_cut_is_shown_at_the_turn_that_lost_it(found: Preview) -> None:

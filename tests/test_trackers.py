@@ -11,8 +11,9 @@ from tiny_run import arguments, coreset_config, trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from coretune.config import ConfigError
 from coretune.rounds.quota_request import parse_quota
-from coretune.training.trackers import send_to_trackers, tracked
+from coretune.training.trackers import refuse_missing_trackers, send_to_trackers, tracked
 
 
 class StandIn(TrainerCallback):
@@ -35,6 +36,18 @@ def test_a_tracker_is_given_the_settings_of_the_coreset_with_the_stock_arguments
         assert written["coreset/method"] == "random"
         assert written["learning_rate"] == made.args.learning_rate
     assert "coreset/method" not in made.args.to_dict()  # what is saved is the stock class's own
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = "coretune.training.trackers.get_available_reporting_integrations"
+    monkeypatch.setattr(module, lambda: ["mlflow"])
+    refuse_missing_trackers(["mlflow", "flyte"])
+    with pytest.raises(
+        ConfigError, match="report_to is wandb, whose package is not installed: install it, or take mlflow"
+    ):
+        refuse_missing_trackers(["mlflow", "wandb"])
 
 
 def test_settings_are_numbers_texts_and_booleans() -> None:

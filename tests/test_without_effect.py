@@ -92,6 +92,7 @@ def test_a_key_of_training_that_is_read_with_another_is_named_without_it() -> No
         load_best_model_at_end=False,
         packing=False,
         gradient_checkpointing=False,
+        use_liger_kernel=False,
         push_to_hub=False,
     )
     lines = list(arguments_without_effect(given, none, False))
@@ -99,6 +100,7 @@ def test_a_key_of_training_that_is_read_with_another_is_named_without_it() -> No
     assert lines[0] == "training.eval_steps has no effect without eval_strategy: steps"
     assert lines[-1].endswith("has no effect without eval_data or eval_fraction")
     every = {"eval_strategy": "steps", "load_best_model_at_end": True, "save_steps": 500, "push_to_hub": True}
+    every["use_liger_kernel"] = True
     args = SFTConfig("o", use_cpu=True, packing=True, gradient_checkpointing=True, **every)
     assert not list(arguments_without_effect(given, args, True))
     assert not list(arguments_without_effect({}, TrainingArguments("o", use_cpu=True), False))

@@ -68,7 +68,8 @@ class Row:
 @dataclass(frozen=True)
 class Preview:
     """read: rows that were read, all of them if `complete`; columns: (format, column, what it became);
-    dropped: (rows, the first one's place, its reason) for each kind of reason; left_out: reason -> rows that
+    dropped: (rows, the first one's place, its reason) for each kind of reason, which the run leaves out if
+    `skipped` and else refuses; left_out: reason -> rows that
     say themselves that they are not to be trained on; lengths, trained: (n,) tokens of each usable row, and
     how many of them are trained on."""
 
@@ -80,6 +81,7 @@ class Preview:
     complete: bool
     columns: list[tuple[str, str, str]]
     dropped: list[tuple[int, str, str]]
+    skipped: bool
     left_out: dict[str, int]
     truncated: int
     notes: list[str]
@@ -131,6 +133,7 @@ def preview(config: RunConfig, rows: int, first: int | None) -> Preview:
         complete=first is None or read < first,
         columns=_columns(corpus, tokenizer.chat_template),
         dropped=by_reason(corpus.dropped),
+        skipped=config.skip_bad_rows,
         left_out=corpus.left_out,
         truncated=corpus.truncated,
         notes=[*corpus.notes, *(_absent(config, name) for name in corpus.absent)],

@@ -85,7 +85,10 @@ def summary(found: Preview) -> Iterator[str]:
         f"({share:.0%}) are trained on"
     )
     if bad:
-        yield f"{bad:,} rows are bad: training refuses them, or leaves them out with --skip-bad-rows:"
+        left_out = (
+            "leaves them out" if found.skipped else "refuses them, or leaves them out with --skip-bad-rows"
+        )
+        yield f"{bad:,} rows are bad: training {left_out}:"
     for rows, place, reason in found.dropped:
         yield f"  {rows:,}: {reason} (first: {place})"
     for reason, rows in found.left_out.items():

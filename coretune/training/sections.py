@@ -22,6 +22,7 @@ from coretune.config import ConfigError, RunConfig
 from coretune.keys import nearest, refuse_unknown
 from coretune.stock_fields import ELSEWHERE
 from coretune.training.few_bits import quantization
+from coretune.training.trackers import refuse_missing_trackers
 
 #: Keys that SFTConfig has beyond TrainingArguments and that are honoured, here or by TRL's trainer.
 BY_ROWS = (
@@ -81,6 +82,7 @@ def training_arguments(config: RunConfig) -> SFTConfig:
             getattr(args, name), str
         ):  # the stock class reads text that is a JSON object
             raise ConfigError(f"training.{name} is a text that is no JSON object: give a mapping")
+    refuse_missing_trackers(args.report_to)
     if few := quantization(config, args):
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "quantization_config": few}
     return args

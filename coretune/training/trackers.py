@@ -12,13 +12,19 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
+from coretune.config import ConfigError
 from coretune.rounds.coreset_config import CoresetConfig
 from coretune.select import SELECTORS
 from coretune.training.card import budget_of, public_settings
 
 PREFIX = "coreset/"
+#: Trackers that transformers does not list as available where they are.
+NOT_LISTED = ("azure_ml", "flyte")
 
 
 @runtime_checkable
@@ -47,6 +53,17 @@ class _WithCoreset:
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
+
+
+def refuse_missing_trackers(names: Iterable[str]) -> None:
+    """ConfigError for a tracker of `report_to` whose package is not installed."""
+    here = get_available_reporting_integrations()
+    for name in names:
+        if name in INTEGRATION_TO_CALLBACK and name not in (*here, *NOT_LISTED):
+            raise ConfigError(
+                f"training.report_to is {name}, whose package is not installed: install it, or take "
+                f"{' or '.join([*here, 'none'])}"
+            )
 
 
 def send_to_trackers(callbacks: Iterable[Any], config: CoresetConfig) -> None:

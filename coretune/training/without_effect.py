@@ -28,6 +28,7 @@ READ_WITH: Mapping[tuple[str, ...], tuple[str, Callable[[Any], Any]]] = {
             or args.lr_scheduler_type == "reduce_lr_on_plateau"
         ),
     ),
+    ("liger_kernel_config",): ("use_liger_kernel: true", lambda args: args.use_liger_kernel),
     ("packing_strategy",): ("packing: true", lambda args: args.packing),
     ("gradient_checkpointing_kwargs",): (
         "gradient_checkpointing: true",
