@@ -36,6 +36,8 @@ def no_notes_of_libraries() -> None:
     warnings.filterwarnings("ignore", message=NOISE)
     # As PEFT imports it, it names a kernel for 4 bits that it has not, which layers in training cannot use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # At every product with weights of 8 bits it says that it computes them from float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def first_process() -> bool:

@@ -22,6 +22,7 @@ from coretune.adapter_folder import ADAPTER, base_of
 from coretune.cli import app
 from coretune.commands.trained_model import load
 from coretune.config import ConfigError, check_config
+from coretune.console import no_notes_of_libraries
 
 FILE = "adapter_model.safetensors"
 TRAINING = {
@@ -188,10 +189,20 @@ def test_without_bitsandbytes_few_bits_are_one_line(tmp_path: Path, monkeypatch:
         run.build_trainer(given)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a fault of bitsandbytes on CPUs")
+def test_dora_on_weights_of_eight_bits_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    given = check_config(raw(tmp_path, model_folder(), load_in_8bit=True, peft={"use_dora": True}))
+    with pytest.raises(ConfigError, match=r"use_dora fails at the second pass over 8-bit .* load_in_4bit"):
+        run.build_trainer(given)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 @pytest.mark.parametrize(("bits", "layer"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
-def test_an_adapter_is_trained_on_weights_of_few_bits(tmp_path: Path, bits: int, layer: str) -> None:
+def test_an_adapter_is_trained_on_weights_of_few_bits(
+    tmp_path: Path, bits: int, layer: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """With a method that reads its gradients; what is saved fits the base as it is."""
+    no_notes_of_libraries()
     section = {"r": 2, "target_modules": ["q_proj", "o_proj"]}
     top = {"peft": section, f"load_in_{bits}bit": True, "eval_fraction": 0.2}
     made = run.train(check_config(raw(tmp_path, model_folder(), **top)))
@@ -203,5 +214,6 @@ def test_an_adapter_is_trained_on_weights_of_few_bits(tmp_path: Path, bits: int,
     assert all(bool(value.any()) for value in moved)
     pool = made.coreset_state.pool
     assert (pool.features["gradient_norm"] > 0).all()
+    assert not [line for line in caplog.messages if "MatMul8bitLt" in line]
     merged, _ = load(tmp_path / "run")
     assert type(merged.get_decoder().layers[0].self_attn.q_proj.base_layer) is torch.nn.Linear

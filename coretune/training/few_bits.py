@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from coretune.config import ConfigError, RunConfig
 
 
@@ -17,6 +19,11 @@ def quantization(config: RunConfig, args: Any) -> dict[str, Any] | None:
     if not (config.load_in_4bit or config.load_in_8bit):
         return None
     name = "load_in_4bit" if config.load_in_4bit else "load_in_8bit"
+    if config.load_in_8bit and (config.peft or {}).get("use_dora") and not torch.accelerator.is_available():
+        raise ConfigError(
+            "peft.use_dora fails at the second pass over 8-bit weights on a CPU (bitsandbytes 0.50): take "
+            "load_in_4bit"
+        )
     if find_spec("bitsandbytes") is None:
         raise ConfigError(f'{name} needs bitsandbytes: pip install "coretune[quantization]"')
     if config.load_in_8bit:
