@@ -59,6 +59,9 @@ def test_the_page_draws_all_plots_without_an_error_or_a_request(browser: Browser
     assert browser.evaluate(empty) == []
     wide = f"{plots}.filter(n => n.querySelector('.main-svg').clientWidth > n.clientWidth + 1).map(n => n.id)"
     assert browser.evaluate(wide) == []
+    lines = "(r = document.createRange(), r.selectNodeContents(n), r.getClientRects().length)"
+    names = f"var r; [...document.querySelectorAll('td.word')].map(n => [n.textContent, {lines}])"
+    assert browser.evaluate(names) == [["duplicates", 1], ["noise", 1]]  # whole words on one line
     assert browser.evaluate("document.title") == f"{page.parents[1].name} · coretune"
 
 
