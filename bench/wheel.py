@@ -1,6 +1,7 @@
 """Does what is published run where nothing else is? `make wheel`, before a release.
 
     python bench/wheel.py     dist/: wheel and sdist; each installed, the demo run; about 2 GB, some minutes
+    python bench/wheel.py --demo-real     and half of demo-real: ten minutes more
 
 An empty environment in a temporary folder, the versions of constraints.txt, a working directory with nothing
 in it. Installed is the wheel with `[real]`, by pip; then the sdist over it, without its dependencies.
@@ -31,6 +32,7 @@ print(f"demo-real: {len(make_real_pool(0).records):,} rows")
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where wheel and sdist go")
+    parser.add_argument("--demo-real", action="store_true", help="run half of demo-real too")
     asked = parser.parse_args()
     wheel, sdist = build(asked.dist.resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +44,9 @@ def main() -> None:
         timed("wheel installed", [*pip, f"{wheel}[real]"], nowhere)
         timed("coretune demo", [python.with_name("coretune"), "demo"], nowhere)
         timed("what demo-real needs", [python, "-c", REAL], nowhere)
+        if asked.demo_real:
+            short = [python.with_name("coretune"), "demo-real", "--epochs", "0.5", "--quiet"]
+            timed("coretune demo-real", short, nowhere)
         timed("sdist installed", [*pip, "--no-deps", "--force-reinstall", sdist], nowhere)
         timed("coretune --help", [python.with_name("coretune"), "--help"], nowhere)
 

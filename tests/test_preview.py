@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,23 @@ def test_trained_tokens_are_green_and_without_colour_in_brackets(found: Preview)
     assert "\x1b" not in plain.getvalue()
     assert "2: empty response: `completion` holds no text (first: pool.jsonl line 22)" in plain.getvalue()
     assert "1 prompts are cut from the left to 96 tokens" in plain.getvalue()
+
+
+def test_the_picture_in_the_documentation_has_the_words_of_today(found: Preview) -> None:
+    console = Console(
+        file=io.StringIO(), record=True, force_terminal=True, color_system="truecolor", width=104
+    )
+    show(found, console)
+    picture = (Path(__file__).parents[1] / "docs" / "preview.svg").read_text(encoding="utf-8")
+    for text in (console.export_svg(), picture):
+        shown = unescape(text).replace("\xa0", " ")
+        for words in (
+            "each second token is underlined, green: trained on",
+            "rows are bad: training refuses them, or leaves them out with --skip-bad-rows:",
+            ": columns that are not used: score",
+            "tokens a row: median ",
+        ):
+            assert words in shown
 
 
 def test_the_histogram_holds_every_row_once() -> None:
