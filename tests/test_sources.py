@@ -270,7 +270,7 @@ def test_a_config_takes_entries_and_names_what_is_not_there(folder: Path) -> Non
     for missing in ({"path": "./gone"}, str(folder / "*.gz"), "gone.jsonl.gz"):
         with pytest.raises(ConfigError, match=r"train_data is .*, and there is no such file or folder"):
             refuse_absent(check_config({**raw, "train_data": [entry, missing]}))
-    with pytest.raises(ConfigError, match="datasets is written as train_data"):
+    with pytest.raises(ConfigError, match="datasets → train_data"):
         check_config({**raw, "datasets": [entry]})
 
 
