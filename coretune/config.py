@@ -30,11 +30,11 @@ from coretune.adapter_folder import holds_adapter, located, may_be_hub_id
 from coretune.coreset_section import build_coreset, nested, top_keys
 from coretune.data.raw import CorpusError
 from coretune.data.sources import absent, is_path, sources_of
-from coretune.keys import put, refuse_unknown
+from coretune.keys import nearest, put, refuse_unknown
 from coretune.other_tools import answer
 from coretune.scoring.evaluate_section import EvaluateSection
 from coretune.secrets import HIDDEN, is_secret, without_secrets
-from coretune.stock_fields import LORA, SFT, dead_value, field_types, first_wrong
+from coretune.stock_fields import LORA, SFT, Classes, adapters, dead_value, field_types, first_wrong
 from coretune.yaml_text import ConfigError, read_file, read_text
 
 PROVENANCE = "provenance"  # versions and fingerprints, written by a run into its own config.yaml
@@ -181,12 +181,13 @@ def _check_stock(config: RunConfig) -> None:
     for name in TOP_ONLY:
         if name in config.training:
             raise ConfigError(f"training.{name} belongs at the top of the config: write {name} there")
-    sections = {"training": (SFT, config.training)}
-    if config.peft is not None and str(config.peft.get("peft_type", "LORA")).upper() == "LORA":
-        sections["peft"] = (LORA, config.peft)
+    sections: dict[str, tuple[Classes, Mapping[str, Any]]] = {"training": (SFT, config.training)}
+    if config.peft is not None:
+        sections["peft"] = (_adapter_classes(config.peft), config.peft)
     for name, (classes, section) in sections.items():
         known = field_types(classes)
-        if said := answer({key: value for key, value in section.items() if key not in known}, ()):
+        unknown = {key: value for key, value in section.items() if key not in known}
+        if classes in (SFT, LORA) and (said := answer(unknown, ())):
             raise ConfigError(f"{name}: {said}")
         refuse_unknown(f"{name}.", section, known)
         for key, value in section.items() if name == "training" else ():
@@ -195,6 +196,17 @@ def _check_stock(config: RunConfig) -> None:
         if wrong := first_wrong(classes, section):
             key, remedy = wrong
             raise ConfigError(f"{name}.{key} is {_shown(key, section[key])}: {remedy}")
+
+
+def _adapter_classes(section: Mapping[str, Any]) -> Classes:
+    kind = section.get("peft_type", "LORA")
+    name = str(getattr(kind, "value", kind)).upper()
+    if name == "LORA":
+        return LORA
+    if name not in adapters():
+        known = ", ".join(sorted(adapters()))
+        raise ConfigError(f"peft.peft_type is {kind!r:.80}{nearest(name, adapters())}; there are {known}")
+    return adapters()[name]
 
 
 def at_hand(config: RunConfig) -> RunConfig:

@@ -7,6 +7,7 @@ at once.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
@@ -29,6 +30,7 @@ LORA = (
     ("peft", "config.py", "PeftConfig"),
     ("peft", "tuners/lora/config.py", "LoraConfig"),
 )
+TYPE_OF_ADAPTER = re.compile(r"self\.peft_type = PeftType\.(\w+)")
 #: Files of transformers with the enumerations whose words its fields take.
 ENUMERATIONS = ("trainer_utils.py", "training_args.py")
 #: Fields that take more than their annotations say (transformers 5.23, peft 0.21).
@@ -150,6 +152,27 @@ def _fields_of(path: Path, name: str) -> Iterator[tuple[str, ast.AnnAssign]]:
 
 
 @cache
+def adapters() -> Mapping[str, Classes]:
+    """Type of adapter -> the classes of its config in peft, which names the type itself."""
+    home = package_folder("peft")
+    files = [
+        home / "config.py",
+        *sorted((home / "tuners").glob("*.py")),
+        *sorted((home / "tuners").glob("*/config.py")),
+    ]
+    where = {name: (path, node) for path in files for name, node in _classes(path).items()}
+
+    def line(name: str) -> Classes:
+        path, node = where[name]
+        above = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in where]
+        own = ("peft", str(path.relative_to(home)), name)
+        return (*(one for base in above for one in line(base)), own)
+
+    found = {name: TYPE_OF_ADAPTER.search(ast.unparse(node)) for name, (_, node) in where.items()}
+    return {match[1]: line(name) for name, match in found.items() if match}
+
+
+@cache
 def _classes(path: Path) -> Mapping[str, ast.ClassDef]:
     nodes = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
     return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
@@ -177,8 +200,10 @@ def dead_value(key: str, value: Any) -> str | None:
 
 def first_wrong(classes: Classes, section: Mapping[str, Any]) -> tuple[str, str] | None:
     """The first key of a section whose value its field does not take, and what to give; None: all do."""
-    types = field_types(classes)
+    types, default = field_types(classes), defaults(classes)
     for key, value in section.items():
+        if key in default and (type(value), value) == (type(default[key]), default[key]):
+            continue  # some are null, or 0, though their annotations do not say so
         if key in types and (remedy := wrong_value(types[key], value)):
             return key, remedy
         if key in LEAST and value is not None and value < LEAST[key]:
@@ -201,13 +226,23 @@ def wrong_value(annotation: ast.expr, value: Any) -> str | None:
             kind_of(annotation), config=ConfigDict(strict=True, arbitrary_types_allowed=True)
         ).validate_python(value)
     except ValidationError:
-        names = {ast.unparse(part) for part in ast.walk(annotation)}
+        names = set(_outer(annotation))
         names |= {"str"} if "Literal" in names else set()
         words = [
             word for name, word in WORDS.items() if name in names - ({"int"} if "float" in names else set())
         ]
         return f"give {' or '.join(words)}" if words else "give a value of its type"
     return _wrong_word(annotation, value)
+
+
+def _outer(annotation: ast.expr) -> Iterator[str]:
+    """The names and constants of an annotation, without those of what a list or a mapping holds."""
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("list", "dict", "tuple"):
+        yield ast.unparse(annotation.value)
+        return
+    yield ast.unparse(annotation)
+    for part in ast.iter_child_nodes(annotation):
+        yield from _outer(part) if isinstance(part, ast.expr) else ()
 
 
 def _wrong_word(annotation: ast.expr, value: Any) -> str | None:

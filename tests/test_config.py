@@ -284,6 +284,8 @@ TOLD = {
     ("training.optim=adamw_torh",): "training.optim is 'adamw_torh': did you mean 'adamw_torch'?",
     ("training.save_strategy=sometimes",): "'sometimes': give one of no, steps, epoch, best",
     ("training.dataset_text_field=q",): "texts are read from `text`: write columns: {text: …} at the top",
+    ("peft.peft_type=LOAR",): "peft.peft_type is 'LOAR', did you mean 'LORA'?; there are",
+    ("peft.peft_type=ia3", "peft.r=2"): "unknown key peft.r",
     ("training.max_steps=many",): "training.max_steps is 'many': give a whole number",
     ("model_name_or_path=./nowhere",): "model_name_or_path is ./nowhere, and there is no such folder",
     ("model_name_or_path=hub/name",): "train_data is pool.jsonl, and there is no such file or folder",

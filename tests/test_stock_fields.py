@@ -8,19 +8,22 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as MAPPING
 from trl import SFTConfig
 
-from coretune.stock_fields import LORA, SFT, defaults, field_types, first_wrong, wrong_value
+from coretune.stock_fields import LORA, SFT, adapters, defaults, field_types, first_wrong, wrong_value
+
+STOCK = [(SFTConfig, SFT), *((made, adapters().get(str(kind.value))) for kind, made in MAPPING.items())]
 
 
-@pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
+@pytest.mark.parametrize(("stock", "classes"), STOCK)
 def test_every_field_is_known_and_takes_its_own_default(stock: Any, classes: Any) -> None:
     types = field_types(classes)
     assert set(types) == set(stock.__dataclass_fields__)
     for field in fields(stock):
         value = field.default if field.default_factory is MISSING else field.default_factory()
         if value is not MISSING:
-            assert wrong_value(types[field.name], value) is None, field.name
+            assert first_wrong(classes, {field.name: value}) is None, field.name
 
 
 @pytest.mark.parametrize(("stock", "classes"), [(SFTConfig, SFT), (LoraConfig, LORA)])
