@@ -108,7 +108,8 @@ def test_bad_rows_may_be_skipped_from_the_command_line(data: Path, tmp_path: Pat
         (["model_name_or_path=/nowhere/m"], "model_name_or_path is /nowhere/m, and there is no such folder"),
         (["train_data=/nowhere/pool.jsonl"], "/nowhere/pool.jsonl"),
         (["coreset"], "'coreset' is not an override; write key=value"),
-        (["training.eval_strategy=often"], "training: "),
+        (["training.eval_strategy=often"], "training.eval_strategy is 'often': give one of no, steps, epoch"),
+        (["training.fp16=true", "training.bf16=true"], "training: "),
         (["resume_from_checkpoint=true"], "no checkpoint in"),
     ],
 )
