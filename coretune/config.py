@@ -41,6 +41,9 @@ PROVENANCE = "provenance"  # versions and fingerprints, written by a run into it
 TOP_ONLY = ("output_dir", "seed", "resume_from_checkpoint")  # not in `training`
 PLACES = ("model_name_or_path", "train_data", "eval_data", "output_dir", "corpus_dir", "signals_dir")
 _NO_PATHS = ("columns", PROVENANCE)  # sections whose texts name no files
+#: Keys of `training` that may name a file, and how such a name ends, or else it is something else.
+FILES_OF_TRAINING = ("accelerator_config", "chat_template_path", "deepspeed", "fsdp_config")
+ENDS_OF_FILES = (".jinja", ".j2", ".json")
 #: Keys of `training` with a value that YAML 1.1 reads as false: what is meant.
 _NO = {"eval_strategy": "no", "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
@@ -155,6 +158,13 @@ def refuse_absent(config: RunConfig) -> None:
             raise ConfigError(
                 f"{key} is {missing}, and there is no such file or folder; check its name, and the "
                 "working directory"
+            )
+    given = {f"training.{key}": config.training.get(key) for key in FILES_OF_TRAINING}
+    for key, file in [*given.items(), ("resume_from_checkpoint", config.resume_from_checkpoint)]:
+        named = isinstance(file, str) and (is_path(file) or file.endswith(ENDS_OF_FILES))
+        if named and not Path(str(file)).exists():
+            raise ConfigError(
+                f"{key} is {file}, which is not there: check its name, and the working directory"
             )
 
 
@@ -328,7 +338,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _first(error: ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # without kinds of a union
     if first["type"] == "missing":
         return f"{key} is missing from the config"
     return f"{key} is {first['input']!r:.80}: {first['msg'].lower()}"

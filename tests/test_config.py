@@ -279,6 +279,7 @@ def test_a_wrong_kind_of_value_is_refused_before_anything_is_loaded(
     assert len(message({**SMALL, **section})) < 300
 
 
+HUB = ("model_name_or_path=hub/name", "train_data=hub/rows", "eval_data=null")
 TOLD = {
     ("quixotic=1",): "unknown key quixotic",
     ("training.optim=adamw_torh",): "training.optim is 'adamw_torh': did you mean 'adamw_torch'?",
@@ -289,11 +290,17 @@ TOLD = {
     ("training.max_steps=many",): "training.max_steps is 'many': give a whole number",
     ("model_name_or_path=./nowhere",): "model_name_or_path is ./nowhere, and there is no such folder",
     ("model_name_or_path=hub/name",): "train_data is pool.jsonl, and there is no such file or folder",
+    (*HUB, "eval_data=/no/rows"): "eval_data is /no/rows, and",
     (
-        "model_name_or_path=hub/name",
-        "train_data=hub/rows",
-        "eval_data=/no/rows",
-    ): "eval_data is /no/rows, and",
+        *HUB,
+        "training.chat_template_path=no.jinja",
+    ): "training.chat_template_path is no.jinja, which is not there",
+    (*HUB, "training.deepspeed=./no"): "training.deepspeed is ./no, which is not there",
+    (*HUB, "resume_from_checkpoint=runs/no/checkpoint-3"): "checkpoint-3, which is not there",
+    (
+        *HUB,
+        "evaluate.metric=exat_match",
+    ): "evaluate.metric is 'exat_match': input should be 'loss', 'exact_match'",
 }
 
 
