@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,6 +191,25 @@ def test_a_model_without_a_template_continues_each_line_by_itself(
     assert told.exit_code == 1
     assert "--system needs a chat template, and the tokenizer has none" in told.stderr
     assert len(asked) == 2
+
+
+def test_an_answer_is_shown_while_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer, seen = tiny_tokenizer(), []
+    prompt = tokenizer("say", return_tensors="pt")
+    ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
+
+    def generate(input_ids: Any, streamer: Any, **_: Any) -> torch.Tensor:
+        streamer.put(input_ids)
+        for one in ids:
+            streamer.put(torch.tensor([one]))
+            seen.append(capsys.readouterr().out)
+        streamer.end()
+        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+    model = SimpleNamespace(device="cpu", generate=generate)
+    assert chat._answer(model, tokenizer, prompt, 9) == "one two three"
+    assert "one " in "".join(seen[:-1])  # before the last token was there
+    assert "".join(seen) + capsys.readouterr().out == "one two three\n"
 
 
 def test_text_that_would_steer_the_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
