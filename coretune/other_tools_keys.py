@@ -147,7 +147,7 @@ WRITE: Mapping[str, str] = _by_key(
         "training.save_strategy and save_steps (below 1 a share of the steps)": "saves_per_epoch",
         "training.load_best_model_at_end": "load_best_model",
         "training.use_liger_kernel": "enable_liger_kernel liger_fused_linear_cross_entropy",
-        "training.liger_kernel_config: {…}": "liger_*",
+        "training.use_liger_kernel: true, with liger_kernel_config: {…}": "liger_*",
         "resume_from_checkpoint: true": "auto_resume_from_checkpoints",
         "the section evaluate": (
             "compute_accuracy predict_with_generate generate_samples num_generation_samples generation_* "
