@@ -54,6 +54,7 @@ from coretune.types import (
     UNPROMPTED,
     Array,
     Budget,
+    NeighborGraph,
     Pool,
 )
 
@@ -80,7 +81,7 @@ def scores_of(scan: Scan) -> dict[str, Array]:
         "empty prompt": loss / scan["empty"],
         "total": tokens * (loss - scan["empty"]),
         SCORE: scores(_pool(scan, np.arange(2))),
-        "neighbours": (loss + 0.02) / (scan["around"] + 0.02),
+        "neighbours": (loss + 0.02) / (np.median(loss[scan["neighbors"]], axis=1) + 0.02),
     }
     for name, kind in (("other", "others"), ("near other", "near")):
         if kind in scan:
@@ -119,7 +120,11 @@ def _pool(scan: Scan, pairs: Array) -> Pool:
     }
     features = {"loss": scan["loss"], EMPTY_PROMPT_LOSS: scan["empty"], RESPONSE_TOKENS: tokens}
     references = {name: value[pairs] for name, value in known.items()}
-    return Pool(features, scan["length"], np.zeros(n, np.int32), np.ones(n, bool), references=references)
+    no_vectors, ones = np.zeros((n, 0), np.float32), np.ones(scan["neighbors"].shape, np.float32)
+    near = NeighborGraph(scan["neighbors"], ones, no_vectors)
+    return Pool(
+        features, scan["length"], np.zeros(n, np.int32), np.ones(n, bool), near, references=references
+    )
 
 
 def decided(scan: Scan, seed: int) -> dict[str, Any]:

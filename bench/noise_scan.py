@@ -3,7 +3,7 @@
 One .npz file a pool, model, tuning, seed and step: (n,) arrays unless said otherwise
 
     loss, unconditional, empty   of the response after its own prompt, the bos token, what all prompts end in
-    around                       median loss of the rows with the NEIGHBOURS nearest prompts
+    neighbors                    (n, NEIGHBOURS) the rows with the nearest prompts; -1 = none
     others, near                 (1 to OTHERS, n) after other rows' prompts, drawn at random and the nearest
     length, prompt_length        tokens of the whole row, of its prompt
     ending                       (1,) tokens of what all prompts end with
@@ -134,7 +134,7 @@ def scanned(model: Any, tokenizer: Any, known: Known, asked: argparse.Namespace)
         "loss": found["loss"],
         "unconditional": found["unconditional_loss"],
         "empty": found[EMPTY_PROMPT_LOSS],
-        "around": np.median(found["loss"][np.maximum(graph.neighbors, 0)], axis=1),
+        "neighbors": graph.neighbors,
         "others": after_others((rng.permutation(n) for _ in everyone), OTHERS if wrong else 1),
         "length": rows.length,
         "prompt_length": rows.prompt_length,

@@ -149,7 +149,7 @@ def test_a_noise_filter_behind_it_scores_what_was_measured_for_it() -> None:
     cheap, expensive = FakeModel(40), FakeModel(40, seed=1)
     source = dataclasses.replace(
         cheap.measurement("weighted_embedding"),
-        rest=expensive.measurement("loss", "empty_prompt_loss", "gradient"),
+        rest=expensive.measurement("loss", "empty_prompt_loss", "prompt_embedding", "gradient"),
     )
     state = refresh.start(config, empty_pool(np.arange(5, 45)), schedule, source, ledger)
     for age in (1, 2):

@@ -17,6 +17,7 @@ from coretune.types import (
     UNPROMPTED,
     Array,
     Budget,
+    NeighborGraph,
     Pool,
 )
 
@@ -28,7 +29,10 @@ POOL = synthetic_pool(60, 6, 2, unusable=0.1)
 def noisy_pool(
     wrong: float, n: int = 2000, m: int = 64, told: float = 4.0, seed: int = 0
 ) -> tuple[Pool, Array]:
-    """Responses of 5 to 60 tokens whose prompts save 1 to 3 nats a token, and which are wrong."""
+    """Responses of 5 to 60 tokens whose prompts save 1 to 3 nats a token, and which are wrong.
+
+    A row's neighbours are drawn at random.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(5, 60, n)
     is_wrong = rng.random(n) < wrong
@@ -43,8 +47,14 @@ def noisy_pool(
         "pair_tokens": tokens[some],
     }
     features = {"loss": empty - saved, EMPTY_PROMPT_LOSS: empty, RESPONSE_TOKENS: tokens}
-    nobody = np.zeros(n, np.int32)
-    return Pool(features, tokens + 9, nobody, np.ones(n, bool), references=known), is_wrong
+    pool = Pool(features, tokens + 9, np.zeros(n, np.int32), np.ones(n, bool), references=known)
+    return with_neighbours(pool, rng.integers(0, n, (n, 10))), is_wrong
+
+
+def with_neighbours(pool: Pool, neighbours: Array) -> Pool:
+    lists = neighbours.astype(np.int32)
+    graph = NeighborGraph(lists, np.ones(lists.shape, np.float32), np.zeros((pool.n, 1), np.float32))
+    return dataclasses.replace(pool, graph=graph)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.02, 0.05, 0.2, 0.4])
@@ -59,6 +69,35 @@ def test_wrong_responses_are_flagged_whatever_their_share_and_hardly_any_right_o
         right.append((~verdict.keep)[~is_wrong].mean())
     assert np.mean(flagged) >= 0.85
     assert np.mean(right) <= 0.02
+
+
+def test_a_kind_of_prompt_that_the_model_has_not_learnt_is_not_taken_for_noise() -> None:
+    """Its responses score as wrong ones do, but so do their neighbours'."""
+    pool, is_wrong = noisy_pool(0.2)
+    unlearnt, rng = np.arange(pool.n) < 300, np.random.default_rng(1)
+    loss = np.where(unlearnt, pool.feature(EMPTY_PROMPT_LOSS), pool.feature("loss"))
+    near = np.where(
+        unlearnt[:, None], rng.integers(0, 300, (pool.n, 10)), rng.integers(300, pool.n, (pool.n, 10))
+    )
+    learning = with_neighbours(dataclasses.replace(pool, features={**pool.features, "loss": loss}), near)
+    taken = ~Noise().judge(learning, Budget(5)).keep
+    assert taken[unlearnt].mean() < 0.02
+    assert taken[~unlearnt & is_wrong].mean() > 0.85
+    mixed = with_neighbours(learning, rng.integers(0, pool.n, (pool.n, 10)))
+    assert (~Noise().judge(mixed, Budget(5)).keep)[unlearnt].mean() > 0.85
+
+
+def test_neighbours_without_a_score_do_not_count() -> None:
+    pool, is_wrong = noisy_pool(0.2)
+    unmeasured = np.arange(pool.n) >= 500
+    pool.usable[unmeasured] = False
+    near = np.random.default_rng(1).integers(500, pool.n, (pool.n, 10))
+    near[:, 0] = np.arange(pool.n) % 500
+    taken = ~Noise().judge(with_neighbours(pool, near), Budget(5)).keep[:500]
+    assert not taken[is_wrong[:500]].any()  # each is its own only neighbour with a score
+    near[:, 0] = 501
+    taken = ~Noise().judge(with_neighbours(pool, near), Budget(5)).keep[:500]
+    assert taken[is_wrong[:500]].mean() > 0.85  # none has one
 
 
 def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() -> None:

@@ -25,6 +25,7 @@ from coretune.types import (
     Verdict,
 )
 
+LEARNT = 0.3  # [choice] of a row's neighbours, settled on the skills, seeds 0-2, and on mixed instructions
 TOLD = 0.9  # [choice] clean and wrong rows are distinguished
 
 
@@ -53,6 +54,7 @@ class Noise:
     min_auc: float = TOLD
 
     name: ClassVar[str] = "noise"
+    reads_graph: ClassVar[bool] = True
     says: ClassVar[str] = "flagged as noisy: its prompt does not make its response likelier"
 
     def __post_init__(self) -> None:
@@ -69,7 +71,8 @@ class Noise:
         found, score = self.decision(pool), scores(pool)
         if found is None:
             return Verdict(pool.usable.copy(), score)
-        keep = pool.usable & ~(score >= found.cut) if self._is_on(found) else pool.usable.copy()
+        flagged = (score >= found.cut) & _learnt(pool, score, found.cut)
+        keep = pool.usable & ~flagged if self._is_on(found) else pool.usable.copy()
         return Verdict(keep, score, self._figures(pool, found))
 
     def figures(self, pool: Pool) -> dict[str, Any]:
@@ -141,6 +144,22 @@ def scores(pool: Pool) -> Array:
     """
     found = pool.feature(NOISE_SCORE) if NOISE_SCORE in pool.features else _against_pairs(pool)
     return np.where(pool.usable, found, np.nan).astype(np.float32)
+
+
+def _learnt(pool: Pool, score: Array, cut: float) -> Array:
+    """(n,) bool: of a row's neighbours with a score at least LEARNT are below the cut; true without any.
+
+    [choice] What the model has not learnt yet scores like noise, but so do all rows that ask alike.
+    """
+    if pool.graph is None:
+        raise ValueError(
+            "noise compares rows along the k-NN graph, but the pool has none: build the graph first"
+        )
+    neighbors = pool.graph.neighbors
+    counted = (neighbors >= 0) & np.isfinite(score)[neighbors]
+    below = counted & (score[neighbors] < cut)
+    found: Array = below.sum(axis=1) >= LEARNT * counted.sum(axis=1)
+    return found
 
 
 def _against_pairs(pool: Pool) -> Array:
