@@ -75,16 +75,17 @@ def test_a_kind_of_prompt_that_the_model_has_not_learnt_is_not_taken_for_noise()
     """Its responses score as wrong ones do, but so do their neighbours'."""
     pool, is_wrong = noisy_pool(0.2)
     unlearnt, rng = np.arange(pool.n) < 300, np.random.default_rng(1)
-    loss = np.where(unlearnt, pool.feature(EMPTY_PROMPT_LOSS), pool.feature("loss"))
+    other = pool.feature(EMPTY_PROMPT_LOSS) + rng.normal(0, 0.5 / np.sqrt(pool.feature(RESPONSE_TOKENS)))
+    loss = np.where(unlearnt, other, pool.feature("loss"))
     near = np.where(
         unlearnt[:, None], rng.integers(0, 300, (pool.n, 10)), rng.integers(300, pool.n, (pool.n, 10))
     )
     learning = with_neighbours(dataclasses.replace(pool, features={**pool.features, "loss": loss}), near)
     taken = ~Noise().judge(learning, Budget(5)).keep
     assert taken[unlearnt].mean() < 0.02
-    assert taken[~unlearnt & is_wrong].mean() > 0.85
+    assert taken[~unlearnt & is_wrong].mean() > 0.8
     mixed = with_neighbours(learning, rng.integers(0, pool.n, (pool.n, 10)))
-    assert (~Noise().judge(mixed, Budget(5)).keep)[unlearnt].mean() > 0.85
+    assert (~Noise().judge(mixed, Budget(5)).keep)[unlearnt].mean() > 0.8
 
 
 def test_neighbours_without_a_score_do_not_count() -> None:
@@ -97,7 +98,7 @@ def test_neighbours_without_a_score_do_not_count() -> None:
     assert not taken[is_wrong[:500]].any()  # each is its own only neighbour with a score
     near[:, 0] = 501
     taken = ~Noise().judge(with_neighbours(pool, near), Budget(5)).keep[:500]
-    assert taken[is_wrong[:500]].mean() > 0.85  # none has one
+    assert taken[is_wrong[:500]].mean() > 0.8  # none has one
 
 
 def test_noise_detection_is_off_where_a_prompt_says_nothing_of_its_response() -> None:

@@ -25,7 +25,7 @@ from coretune.types import (
     Verdict,
 )
 
-LEARNT = 0.3  # [choice] of a row's neighbours, settled on the skills, seeds 0-2, and on mixed instructions
+LEARNT, CLEARLY = 0.3, -2.0  # [choice] of a row's neighbours; their score at most (docs/filters.md)
 TOLD = 0.9  # [choice] clean and wrong rows are distinguished
 
 
@@ -147,7 +147,7 @@ def scores(pool: Pool) -> Array:
 
 
 def _learnt(pool: Pool, score: Array, cut: float) -> Array:
-    """(n,) bool: of a row's neighbours with a score at least LEARNT are below the cut; true without any.
+    """(n,) bool: of a row's neighbours with a score at least LEARNT are clearly right; true without any.
 
     [choice] What the model has not learnt yet scores like noise, but so do all rows that ask alike.
     """
@@ -157,8 +157,8 @@ def _learnt(pool: Pool, score: Array, cut: float) -> Array:
         )
     neighbors = pool.graph.neighbors
     counted = (neighbors >= 0) & np.isfinite(score)[neighbors]
-    below = counted & (score[neighbors] < cut)
-    found: Array = below.sum(axis=1) >= LEARNT * counted.sum(axis=1)
+    right = counted & (score[neighbors] < min(cut, CLEARLY))
+    found: Array = right.sum(axis=1) >= LEARNT * counted.sum(axis=1)
     return found
 
 
