@@ -83,9 +83,9 @@ def test_a_kind_of_prompt_that_the_model_has_not_learnt_is_not_taken_for_noise()
     learning = with_neighbours(dataclasses.replace(pool, features={**pool.features, "loss": loss}), near)
     taken = ~Noise().judge(learning, Budget(5)).keep
     assert taken[unlearnt].mean() < 0.02
-    assert taken[~unlearnt & is_wrong].mean() > 0.8
+    assert taken[~unlearnt & is_wrong].mean() > 0.7
     mixed = with_neighbours(learning, rng.integers(0, pool.n, (pool.n, 10)))
-    assert (~Noise().judge(mixed, Budget(5)).keep)[unlearnt].mean() > 0.8
+    assert (~Noise().judge(mixed, Budget(5)).keep)[unlearnt].mean() > 0.7
 
 
 def test_neighbours_without_a_score_do_not_count() -> None:
