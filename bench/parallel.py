@@ -125,6 +125,10 @@ def launched(home: Path, ways: Sequence[str], console: Console) -> list[str]:
         run = home / f"launched-{name}"
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", ROOT / "examples" / "accelerate" / f"{name}.yaml"]
+        if (
+            CONFIGURATIONS[name] in ZERO
+        ):  # transformers takes bfloat16 for a setting of GPUs; DeepSpeed asks for one
+            command += ["--mixed_precision", "no"]
         command += ["--main_process_port", "0", ROOT / "bench" / "on_cpus.py", ROOT / "examples" / "train.py"]
         command += ["--max-steps", "3", "--output-dir", run]
         known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

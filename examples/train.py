@@ -50,7 +50,7 @@ def main() -> None:
             max_steps=options.max_steps,
             per_device_train_batch_size=8,
             learning_rate=1e-3,
-            bf16=False,
+            bf16=torch.accelerator.is_available(),  # as examples/accelerate asks for
             use_cpu=not torch.accelerator.is_available(),  # else processes on CPUs do not find together
             save_steps=20,
             logging_steps=20,

@@ -46,11 +46,19 @@ def test_every_configuration_is_named_here_and_in_the_documentation() -> None:
 
 
 @pytest.mark.xdist_group("processes")
-def test_two_processes_of_the_script_on_cpus_make_one_run(tmp_path: Path) -> None:
-    """As the page says: accelerate's launcher, which is torchrun's, the configuration and the script."""
-    config, script = EXAMPLES / "accelerate" / "ddp_cpu.yaml", EXAMPLES / "train.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    command += ["--main_process_port", "0", script, "--max-steps", "3", "--output-dir", tmp_path / "run"]
+@pytest.mark.parametrize(
+    ("config", "around"), [("ddp_cpu", ()), ("fsdp", (EXAMPLES.parent / "bench" / "on_cpus.py",))]
+)
+def test_two_processes_of_the_script_on_cpus_make_one_run(
+    tmp_path: Path, config: str, around: tuple[Path, ...]
+) -> None:
+    """As the page says: accelerate's launcher, which is torchrun's, the configuration and the script.
+
+    fsdp.yaml asks for bfloat16: steps train in it although weights are frozen while the pool is measured.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", EXAMPLES / "accelerate" / f"{config}.yaml", "--main_process_port", "0"]
+    command += [*around, EXAMPLES / "train.py", "--max-steps", "3", "--output-dir", tmp_path / "run"]
     known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     told = subprocess.run(list(map(str, command)), env=known, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr[-3000:]

@@ -20,7 +20,7 @@ from coretune.measure.hooks import Chosen, Reader, capturing
 from coretune.measure.logits import LogitRule
 from coretune.measure.parameters import Choice, decoder_of
 from coretune.measure.project import MatrixProjection
-from coretune.measure.split import take_apart
+from coretune.measure.split import note_dtypes, take_apart
 
 Used = TypeVar("Used")
 LARGE = 100.0  # of a logit: caps in use are of 15 to 50
@@ -46,6 +46,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module.training = mode
         take_apart(model)  # else the next training step takes the frozen whole weights, and has no gradient
         torch.clear_autocast_cache()
+    note_dtypes(model)  # not after an exception, which other processes may not have
 
 
 def autocasting(device: torch.device, dtype: str | None) -> AbstractContextManager[Any]:

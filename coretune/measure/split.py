@@ -37,6 +37,22 @@ def take_apart(model: Any) -> None:
             module.reshard()
 
 
+def note_dtypes(model: Any) -> None:
+    """Let FSDP 2 note anew which dtype the gradients of its weights have; all processes have to ask.
+
+    It notes that at its first forward pass, of the weights that are trained. Where all were frozen then, no
+    step could train under mixed precision. Gathers the weights, one group after the other.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def most(count: int, device: torch.device) -> int:
     """The largest `count` of all processes; every one of them has to ask."""
     largest = torch.tensor(count, device=device)
