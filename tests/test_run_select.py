@@ -69,7 +69,10 @@ def test_select_goes_with_settings_that_only_training_needs(data: Path, tmp_path
     ("top", "message"),
     [
         ({"training": {"max_step": 5}}, "unknown key training.max_step, did you mean 'training.max_steps'"),
-        ({"training": {"save_strategy": "often"}}, "training: often is not a valid SaveStrategy"),
+        (
+            {"training": {"save_strategy": "often"}},
+            "training.save_strategy is 'often': give one of no, steps, epoch",
+        ),
         ({"training": {"output_dir": "x"}}, "training.output_dir belongs at the top of the config"),
         ({"training": {"seed": 1}}, "training.seed belongs at the top of the config"),
         ({"training": {"resume_from_checkpoint": "x"}}, "training.resume_from_checkpoint belongs at the top"),
