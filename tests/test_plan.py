@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from coretune import run
 from coretune.cli import app
 from coretune.config import RunConfig, check_config
+from coretune.filters.duplicates import Duplicates
+from coretune.filters.target_rows import TargetRows
 from coretune.ledger import Cost, Ledger, table_of
 from coretune.neighbors.graph import build
 from coretune.planning import plan, rehearsal
@@ -148,6 +150,12 @@ def test_a_rehearsal_measures_the_rows_that_the_settings_ask_for() -> None:
 
 
 ONE = Choosing(1.0, 2.0, 100.0, 2.0)
+
+
+def test_rows_of_the_target_do_not_stop_a_rehearsal() -> None:
+    """The filter is there where the pool holds examples of the target, which the sample does not mark."""
+    settings = replace(coreset_config("loss"), filters=(TargetRows(), Duplicates()))
+    assert rehearsal.rehearse(settings, sample_pool(), np.full(60, 9)).first.rows == 60
 
 
 def test_refreshes_that_measure_nothing_only_choose() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coretune.filters.target_rows import TargetRows
 from coretune.ledger import Ledger
 from coretune.refresh import advance, start
 from coretune.rounds.coreset_config import CoresetConfig
@@ -68,7 +69,9 @@ def rehearse(
     cost    (n,) tokens of the rows
     """
     n = len(cost)
-    config = replace(config, audit_every=None, quota=None, defer_first_measurement=False)
+    # Which rows are the target's only the run's own pool knows; they are few.
+    filters = tuple(each for each in config.filters if not isinstance(each, TargetRows))
+    config = replace(config, audit_every=None, quota=None, defer_first_measurement=False, filters=filters)
     if n <= MOST:
         return _play(config, sample, cost, seed, clock)
     half, whole = (_play(config, sample, _thinned(cost, m), seed, clock) for m in (MOST // 2, MOST))
